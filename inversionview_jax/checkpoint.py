@@ -1,0 +1,193 @@
+"""Training state in Orbax, finished models as safetensors + JSON. No pickle is ever read or written.
+
+A finished model is a folder with `model.safetensors` (float32 parameters, named by their path in the tree) and `model.json`
+(what they are: kind, configuration, tokenizer, where they came from). Both appear whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+
+from inversionview_jax.errors import InversionViewError
+
+FORMAT_VERSION = 1
+
+
+def flatten(tree) -> dict[str, np.ndarray]:
+  """A pytree of nested dicts -> {"blocks_0/attn/q/kernel": float32 array}."""
+  flat = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    flat["/".join(str(key.key) for key in path)] = np.asarray(leaf)
+  return flat
+
+
+def unflatten(flat: dict) -> dict:
+  """The inverse of `flatten`."""
+  tree: dict = {}
+  for name, leaf in flat.items():
+    *parents, last = name.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = leaf
+  return tree
+
+
+def fingerprint(tree) -> str:
+  """A short name for these very parameters: 16 hex digits of the SHA-256 over names, shapes and bytes."""
+  digest = hashlib.sha256()
+  for name, leaf in sorted(flatten(tree).items()):
+    digest.update(f"{name}{leaf.shape}{leaf.dtype}".encode())
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def write_whole(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file that appears whole or not at all; raises `InversionViewError` if it cannot be written."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+      with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+      os.chmod(temporary, 0o644)
+      os.replace(temporary, path)
+    except BaseException:
+      os.unlink(temporary)
+      raise
+  except OSError as error:
+    raise InversionViewError(f"cannot write {path}: {error.strerror or error}; choose a folder that can be written") from None
+
+
+def save_model(folder: str | os.PathLike, params, description: dict) -> None:
+  """Writes a finished model.
+
+  Args:
+    folder: made if it is not there.
+    params: nested dicts of arrays.
+    description: plain data that says what the parameters are; `format_version` and `fingerprint` are added.
+  """
+  import safetensors.numpy
+
+  folder = pathlib.Path(folder)
+  flat = {name: np.ascontiguousarray(leaf) for name, leaf in flatten(params).items()}
+  write_whole(folder / "model.safetensors", safetensors.numpy.save(flat))
+  # The description last: a folder with a model.json is a whole model.
+  described = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint(params), **description}
+  write_whole(folder / "model.json", (json.dumps(described, indent=1) + "\n").encode())
+
+
+def read_description(folder: str | os.PathLike) -> dict:
+  """The `model.json` of a finished model; raises `InversionViewError` if there is none or it cannot be read."""
+  path = pathlib.Path(folder) / "model.json"
+  try:
+    description = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise InversionViewError(f"no model in {folder}: {path.name} is missing") from None
+  except (OSError, ValueError) as error:
+    raise InversionViewError(f"cannot read {path}: {error}; the file is damaged or not a model description") from None
+  if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
+    version = description.get("format_version") if isinstance(description, dict) else None
+    raise InversionViewError(f"{path} is of format version {version!r}; this version of the package reads {FORMAT_VERSION}")
+  return description
+
+
+def load_model(folder: str | os.PathLike, expected=None) -> tuple[dict, dict]:
+  """Reads a finished model.
+
+  Args:
+    folder: as given to `save_model`.
+    expected: a function from the description to a pytree of shapes that the parameters must have, or None.
+
+  Returns:
+    ``(params, description)``, the parameters as NumPy arrays.
+
+  Raises:
+    InversionViewError: missing, truncated or corrupt files, or parameters of other names, shapes or content than described.
+  """
+  description = read_description(folder)
+  path = pathlib.Path(folder) / "model.safetensors"
+  flat = read_safetensors(path)
+  if expected is not None:
+    check_shapes(flat, expected(description), path)
+  params = unflatten(flat)
+  if fingerprint(params) != description.get("fingerprint"):
+    raise InversionViewError(f"{path} is damaged or not the file that model.json describes: its fingerprint differs")
+  return params, description
+
+
+def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """All tensors of a safetensors file; raises `InversionViewError` for a missing, truncated or corrupt one."""
+  import safetensors
+  import safetensors.numpy
+
+  try:
+    return safetensors.numpy.load_file(path)
+  except FileNotFoundError:
+    raise InversionViewError(f"no model in {path.parent}: {path.name} is missing") from None
+  except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
+    raise InversionViewError(f"cannot read {path}: truncated or corrupt ({error})") from None
+
+
+def check_shapes(flat: dict[str, np.ndarray], expected, path) -> None:
+  """Raises `InversionViewError` naming the first parameter whose name or shape is not the expected one."""
+  shapes = {
+      "/".join(str(key.key) for key in key_path): tuple(leaf.shape)
+      for key_path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]
+  }
+  for name in sorted(set(shapes) | set(flat)):
+    if name not in flat or name not in shapes:
+      raise InversionViewError(f"{path}: parameter {name} is {'missing' if name not in flat else 'not part of this model'}")
+    if tuple(flat[name].shape) != shapes[name]:
+      raise InversionViewError(f"{path}: parameter {name} has shape {tuple(flat[name].shape)}, expected {shapes[name]}")
+
+
+class Checkpoints:
+  """Training state in Orbax: written in the background, atomically, the newest few kept.
+
+  Args:
+    folder: where the steps go.
+    keep: how many to keep.
+  """
+
+  def __init__(self, folder: str | os.PathLike, keep: int = 2):
+    import orbax.checkpoint as ocp
+
+    self._ocp = ocp
+    self._folder = os.path.abspath(folder)
+    try:
+      self._manager = ocp.CheckpointManager(
+          self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+      )
+    except (OSError, ValueError) as error:
+      raise InversionViewError(f"cannot use {folder} for checkpoints: {error}") from None
+
+  def latest(self) -> int | None:
+    """The newest whole step, or None."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state) -> None:
+    self._manager.save(step, args=self._ocp.args.StandardSave(state))
+
+  def restore(self, like):
+    """The newest state, in the shapes and on the devices of `like`; raises `InversionViewError` if it does not fit."""
+    step = self.latest()
+    try:
+      abstract = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
+      return self._manager.restore(step, args=self._ocp.args.StandardRestore(abstract))
+    except Exception as error:  # Orbax raises many kinds, from KeyError to its own
+      raise InversionViewError(
+          f"cannot resume from {self._folder}/{step}: {str(error).splitlines()[0]}; "
+          "the config was changed or the checkpoint is damaged: use another --workdir to start anew"
+      ) from None
+
+  def close(self) -> None:
+    self._manager.wait_until_finished()
+    self._manager.close()

@@ -1,0 +1,150 @@
+"""The conditional decoder p(text | activation, site) (paper, section 2.2 and appendix on the decoder).
+
+The activation, next to an embedding of its site, goes through a residual network; for each layer of a transformer one projection of
+the result joins that layer's keys and values.
+
+Shapes: N pairs, T tokens, D width of the activation, S sites, R = D + S, L layers and M width of the decoder, V vocabulary.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from inversionview_jax.errors import one_of
+from inversionview_jax.transformer import LayerNorm, Linear, Transformer, TransformerConfig
+
+NORMALIZATIONS = ("none", "standard", "whiten")
+_NEVER = -1e9  # a logit that no sample will have
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """The shape of a decoder; plain data that is stored beside its parameters.
+
+  Attributes:
+    transformer: the language model it is built on; its n_ctx and vocabulary are those of the texts it writes.
+    sites: short names; a site is addressed by its index here.
+    d_activation: D.
+    encoder_blocks: residual blocks between activation and transformer.
+    normalize: what happens to an activation first, with statistics of its own site that are stored with the parameters: "none" (the
+      paper), "standard" (mean 0 and variance 1 in each dimension), "whiten" (in each principal direction).
+    forbidden: token ids that are never written (BOS and PAD).
+  """
+
+  transformer: TransformerConfig
+  sites: tuple[str, ...]
+  d_activation: int
+  encoder_blocks: int = 6
+  normalize: str = "none"
+  forbidden: tuple[int, ...] = ()
+
+  @classmethod
+  def from_dict(cls, said: dict) -> "DecoderConfig":
+    """The inverse of `dataclasses.asdict`."""
+    return cls(**{
+        **said, "transformer": TransformerConfig(**said["transformer"]), "sites": tuple(said["sites"]), "forbidden": tuple(said["forbidden"]),
+    })
+
+
+class ActivationEncoder(nn.Module):
+  """(z, site) -> one slot per layer of the transformer."""
+
+  config: DecoderConfig
+
+  @nn.compact
+  def __call__(self, activation, site):
+    """float32[N, D], int32[N] -> float32[N, L, M]."""
+    c = self.config
+    mean = self.variable("stats", "mean", jnp.zeros, (len(c.sites), c.d_activation)).value
+    x = activation.astype(jnp.float32)
+    if c.normalize == "standard":
+      scale = self.variable("stats", "scale", jnp.ones, (len(c.sites), c.d_activation)).value
+      x = (x - mean[site]) * scale[site]
+    elif c.normalize == "whiten":
+      turn = self.variable("stats", "turn", jnp.zeros, (len(c.sites), c.d_activation, c.d_activation)).value
+      # Every site's matrix on every row, then the row's own: cheaper than gathering a matrix per row.
+      x = jnp.einsum("nd,sde->nse", x, turn) - jnp.einsum("sd,sde->se", mean, turn)
+      x = jnp.take_along_axis(x, site[:, None, None], axis=1)[:, 0]
+    elif c.normalize != "none":
+      raise one_of("normalization", c.normalize, NORMALIZATIONS)
+    names = self.param("site_embed", nn.initializers.normal(1.0), (len(c.sites), len(c.sites)))
+    x = jnp.concatenate([x, names[site]], axis=-1)
+    for block in range(c.encoder_blocks):
+      y = jax.nn.relu(Linear(c.d_activation, name=f"in_{block}")(LayerNorm(name=f"ln_{block}")(x)))
+      x = x + Linear(x.shape[-1], name=f"out_{block}")(y)
+    x = LayerNorm(name="ln_f")(x)
+    m = c.transformer.d_model
+    slots = [LayerNorm(name=f"slot_ln_{i}")(Linear(m, name=f"slot_{i}")(x)) for i in range(c.transformer.n_layers)]
+    return jnp.stack(slots, axis=1)
+
+
+class Decoder(nn.Module):
+  """p(text | activation, site). Variables: "params", and "stats" (normalization, not trained)."""
+
+  config: DecoderConfig
+
+  def setup(self):
+    self.encoder = ActivationEncoder(self.config)
+    self.transformer = Transformer(self.config.transformer)
+
+  def __call__(self, tokens, activation, site, *, deterministic=True):
+    """int32[N, T], float32[N, D], int32[N] -> float32[N, T, V]: logits of the token behind each position."""
+    return self.logits(tokens, self.encoder(activation, site), deterministic=deterministic)
+
+  def slots(self, activation, site):
+    """float32[N, D], int32[N] -> float32[N, L, M]."""
+    return self.encoder(activation, site)
+
+  def logits(self, tokens, slots, *, deterministic=True):
+    """int32[N, T], float32[N, L, M] -> float32[N, T, V]."""
+    return self._allowed(self.transformer(tokens, slots=slots, deterministic=deterministic).logits)
+
+  def init_cache(self, slots, length: int):
+    return self.transformer.init_cache(slots, length)
+
+  def step(self, tokens, position, cache):
+    """int32[N] at int32[] and the cache -> float32[N, V] logits of the next token, and the cache."""
+    logits, cache = self.transformer.step(tokens, position, cache)
+    return self._allowed(logits), cache
+
+  def _allowed(self, logits):
+    forbidden = np.zeros(self.config.transformer.vocab_size, bool)
+    forbidden[list(self.config.forbidden)] = True
+    return jnp.where(forbidden, _NEVER, logits)
+
+
+def log_prob(decoder: Decoder, variables, tokens, activation, site, pad_id: int):
+  """log p(text | activation, site), summed over its tokens with EOS: int32[N, T], float32[N, D], int32[N] -> float32[N]."""
+  logits = decoder.apply(variables, tokens, activation, site)
+  return jnp.sum(token_log_probs(logits, tokens) * (tokens != pad_id)[:, 1:], axis=-1)
+
+
+def token_log_probs(logits, tokens):
+  """float32[..., T, V], int32[..., T] -> float32[..., T - 1]: log p(token t | tokens before it) for t = 1 ... T - 1."""
+  log_p = jax.nn.log_softmax(logits[..., :-1, :], axis=-1)
+  return jnp.take_along_axis(log_p, tokens[..., 1:, None], axis=-1)[..., 0]
+
+
+def statistics(activations: np.ndarray, site: np.ndarray, n_sites: int, normalize: str) -> dict:
+  """The encoder's "stats" from a sample: float32[N, D], int[N] -> {"mean": [S, D], ...} as `normalize` needs."""
+  width = activations.shape[1]
+  mean, scale = np.zeros((n_sites, width)), np.ones((n_sites, width))
+  turn = np.zeros((n_sites, width, width))
+  for s in range(n_sites):
+    own = activations[site == s].astype(np.float64)
+    mean[s] = own.mean(axis=0)
+    spread = own.std(axis=0)
+    scale[s] = 1.0 / np.maximum(spread, 1e-3 * spread.max() + 1e-12)
+    values, vectors = np.linalg.eigh(np.cov(own.T))
+    # A head writes into d_head of D directions; the others hold rounding noise and stay out.
+    kept = values > 1e-6 * values.max()
+    turn[s] = vectors * np.where(kept, 1.0 / np.sqrt(np.where(kept, values, 1.0)), 0.0)
+  out = {"mean": mean}
+  if normalize == "standard":
+    out["scale"] = scale
+  if normalize == "whiten":
+    out["turn"] = turn
+  return {name: value.astype(np.float32) for name, value in out.items()}

@@ -1,0 +1,194 @@
+"""The two losses: a target model on its task, and a decoder on activations of a frozen target.
+
+Shapes: B batch of texts, T tokens, N pairs (text, activation), S sites, D width of the activation.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from inversionview_jax import checkpoint, collect, decoder, distance, parallel, sampling, sites, target
+from inversionview_jax.decoder import Decoder, DecoderConfig
+from inversionview_jax.target import Target
+from inversionview_jax.tasks import Task
+from inversionview_jax.transformer import Transformer, TransformerConfig
+
+_STATISTICS = 4096  # texts from which the statistics of activations are taken
+
+
+class TargetObjective:
+  """Next-token prediction on the tokens the task names (paper, appendix on training the target models)."""
+
+  frozen = ()
+
+  def __init__(self, task: Task, config: ConfigDict, held_out: np.ndarray, mesh=None):
+    """`config` has `model` (keys of `TransformerConfig`) and `eval_examples`; `held_out` is int[N, T]."""
+    self.task, self._config, self._held_out = task, config, held_out
+    self.model = TransformerConfig(vocab_size=task.tokenizer.vocab_size, n_ctx=task.length, **config.model)
+    self._module = Transformer(self.model)
+    self._mesh = parallel.make_mesh() if mesh is None else mesh
+    self._right = parallel.pmap(self._answers_right, self._mesh, in_axes=(None, 0), out_axes=0)
+
+  def init(self, key):
+    return self._module.init(key, jnp.zeros((1, 1), jnp.int32))["params"], {}
+
+  def loss(self, params, extra, frozen, tokens, keys):
+    del extra, frozen
+    logits = _with_dropout(self._module, {"params": params}, keys, tokens).logits
+    return _summed(logits, tokens, self.task.loss_mask(tokens))
+
+  def _answers_right(self, params, tokens):
+    """bool[B]: every token of the answer is the most likely one given those before it, as greedy generation would find."""
+    best = jnp.argmax(self._module.apply({"params": params}, tokens).logits[:, :-1], axis=-1)
+    return jnp.all((best == tokens[:, 1:]) | ~self.task.answer_mask(tokens)[:, 1:], axis=1)
+
+  def evaluate(self, params, extra, final):
+    rows = self._held_out if final else self._held_out[: self._config.eval_examples]
+    size = 512 * self._mesh.shape[parallel.DATA]
+    right = []
+    for start in range(0, len(rows), size):
+      part = np.asarray(rows[start : start + size], np.int32)
+      padded = np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
+      right.append(np.asarray(self._right(params, padded))[: len(part)])
+    right = np.concatenate(right)
+    metrics = {"accuracy": float(right.mean()), "held_out": len(rows)}
+    for name, member in self.task.groups(np.asarray(rows)).items():
+      metrics[f"accuracy_{name}"] = float(right[member].mean())
+    return metrics, extra
+
+  def finish(self, params, metrics, folder: pathlib.Path):
+    model = dataclasses.replace(self.model, dropout_embed=0.0, dropout_attn=0.0, dropout_resid=0.0)
+    target.save_target(folder, params, model, self.task.tokenizer, self.task.name, self.task.name, metrics)
+
+
+def _summed(logits, tokens, mask):
+  """-> summed loss over the tokens of `mask` (bool[B, T]; the first token is never predicted) and their number."""
+  mask = mask[:, 1:].astype(jnp.float32)
+  return -jnp.sum(decoder.token_log_probs(logits, tokens) * mask), jnp.sum(mask)
+
+
+def _with_dropout(module, variables, keys, *args):
+  """Applies `module` to a batch, with dropout if its config has any; a key per row keeps results independent of the devices."""
+  config = getattr(module.config, "transformer", module.config)
+  if not (config.dropout_embed or config.dropout_attn or config.dropout_resid):
+    return module.apply(variables, *args)
+
+  def one(key, *row):
+    return module.apply(variables, *(x[None] for x in row), deterministic=False, rngs={"dropout": key})
+
+  return jax.tree.map(lambda x: x[:, 0], jax.vmap(one)(keys, *args))
+
+
+class DecoderObjective:
+  """log p(text | activation, site) on activations of a frozen target, taken inside the training step (paper, section 2.2)."""
+
+  def __init__(self, task: Task, config: ConfigDict, model: Target, rows: np.ndarray, held_out: np.ndarray, mesh=None):
+    """What `loss` and `evaluate` need.
+
+    Args:
+      task: of the target.
+      config: `model` (keys of `TransformerConfig`), `encoder_blocks`, `normalize`, `sites` (short names; empty: the task's),
+        `pairs_per_text`, `bos_rate`, `reweight` (0: off; the paper's formula has 6), `noise`, `eval_queries`, `final_queries`, `seed`.
+      model: the target.
+      rows, held_out: int[N, T]; statistics come from the former, queries for the in-epsilon rate from the latter.
+      mesh: all devices by default.
+    """
+    self.task, self.target, self._config = task, model, config
+    names = tuple(model.site(name).short for name in config.sites or task.default_sites(model.config.n_layers, model.config.n_heads))
+    self._sites = tuple(map(sites.parse, names))
+    t = task.tokenizer
+    self.model = DecoderConfig(
+        transformer=TransformerConfig(vocab_size=t.vocab_size, n_ctx=task.length, **config.model), sites=names,
+        d_activation=model.config.d_model, encoder_blocks=config.encoder_blocks, normalize=config.normalize, forbidden=(t.bos_id, t.pad_id),
+    )
+    self._module, self.frozen = Decoder(self.model), model.params
+    self._sampler = sampling.Sampler(self.model, model.module, task, mesh)
+    self._bos = sampling.bos_activations(model.module, model.params, self._sites, t.bos_id)
+    some = self._pairs(np.asarray(rows[:_STATISTICS], np.int32), seed=1)
+    self._statistics = decoder.statistics(np.asarray(some.activation), np.asarray(some.site), len(names), config.normalize)
+    self._spread = np.array([[x.mean(), x.std()] for x in (np.asarray(some.activation)[np.asarray(some.site) == s] for s in range(len(names)))])
+    self._held_out = held_out
+
+  def _pairs(self, tokens: np.ndarray, seed: int) -> collect.Pairs:
+    """One pair of every site for each text: int32[B, T] -> B * S pairs, the sites in turn."""
+    at, _ = collect.draw(
+        tokens, parallel.fold_in_each(jax.random.key(seed), jnp.arange(len(tokens))), self.task.query_mask(tokens),
+        jnp.zeros(len(self._sites)), len(self._sites), 0.0,
+    )
+    site = jnp.broadcast_to(jnp.arange(len(self._sites)), at.shape)
+    activation = jax.jit(collect.activations_at, static_argnums=(0, 5))(self.target.module, self.target.params, tokens, at, site, self._sites)
+    texts = np.repeat(tokens, len(self._sites), axis=0)
+    return collect.Pairs(texts, activation.reshape(len(texts), -1), site.reshape(-1), at.reshape(-1))
+
+  def init(self, key):
+    blank = jnp.zeros((1, self.model.d_activation)), jnp.zeros(1, jnp.int32)
+    params = self._module.init(key, jnp.zeros((1, 1), jnp.int32), *blank)["params"]
+    # Site embeddings start with the mean and spread of that site's own activations (paper); normalized ones have 0 and 1.
+    if self.model.normalize == "none":
+      start = self._spread[:, :1] + self._spread[:, 1:] * params["encoder"]["site_embed"]
+      params = {**params, "encoder": {**params["encoder"], "site_embed": start.astype(jnp.float32)}}
+    statistics = {"encoder": {k: jnp.asarray(v) for k, v in self._statistics.items()}}
+    return params, {"stats": statistics, "site_logits": jnp.zeros(len(self._sites))}
+
+  def loss(self, params, extra, frozen, tokens, keys):
+    c = self._config
+    both = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+    pairs = collect.collect(
+        self.target.module, frozen, tokens, both[0], sites=self._sites, query_mask=self.task.query_mask,
+        site_logits=extra["site_logits"], pairs_per_text=c.pairs_per_text, bos_rate=c.bos_rate,
+    )
+    activation = jax.lax.stop_gradient(pairs.activation)
+    pair_keys = jax.vmap(lambda key: jax.random.split(key, c.pairs_per_text))(both[1]).reshape(-1)
+    if c.noise:
+      activation = _perturbed(activation, pair_keys, c.noise)
+    variables = {"params": params, "stats": extra["stats"]}
+    logits = _with_dropout(self._module, variables, pair_keys, pairs.tokens, activation, pairs.site)
+    return _summed(logits, pairs.tokens, pairs.tokens != self.task.tokenizer.pad_id)
+
+  def evaluate(self, params, extra, final):
+    """In-epsilon rate per site: one temperature-1 sample for each of so many held-out queries (paper, section 3)."""
+    count = self._config.final_queries if final else self._config.eval_queries
+    pairs = self._pairs(np.asarray(self._held_out[:count], np.int32), seed=2)
+    n = len(pairs.site)
+    queries = sampling.Queries(
+        pairs.activation, pairs.site, np.full(n, -1, np.int32), np.full(n, distance.METRICS.index(self.task.metric), np.int32)
+    )
+    rows = sampling.Rows(np.arange(n, dtype=np.int32), np.arange(n, dtype=np.int32), np.ones(n, np.float32), np.zeros(n, np.float32))
+    variables = {"params": params, "stats": extra["stats"]}
+    found = self._sampler.run(variables, self.frozen, self._bos, queries, rows, seed=0, effects=False)
+    inside = (np.asarray(found.distance) <= self.task.epsilon).reshape(-1, len(self._sites)).mean(axis=0)
+    metrics = {"rate": float(inside.mean()), "rate_lowest": float(inside.min()), "queries_per_site": count}
+    metrics |= {f"rate/{site.short}": float(r) for site, r in zip(self._sites, inside, strict=True)}
+    if self._config.reweight:
+      logits = jnp.asarray(self._config.reweight * (inside.mean() - inside), jnp.float32)
+      extra = {**extra, "site_logits": logits}
+      metrics |= {f"weight/{s.short}": float(w) for s, w in zip(self._sites, jax.nn.softmax(logits) * len(logits), strict=True)}
+    return metrics, extra
+
+  def finish(self, params, metrics, folder: pathlib.Path):
+    without = dataclasses.replace(self.model.transformer, dropout_embed=0.0, dropout_attn=0.0, dropout_resid=0.0)
+    save_decoder(folder, {"params": params, "stats": {"encoder": self._statistics}}, dataclasses.replace(self.model, transformer=without),
+                 self.target, self.task, metrics)
+
+
+def save_decoder(folder, variables, config: DecoderConfig, model: Target, task: Task, notes: dict | None = None) -> None:
+  """Writes a finished decoder, with the target and the convention that it belongs to."""
+  checkpoint.save_model(folder, variables, {
+      "kind": "decoder", "name": task.name, "task": task.name, "config": dataclasses.asdict(config),
+      "target": {"name": model.name, "fingerprint": model.fingerprint, "convention": model.convention},
+      "tokenizer": task.tokenizer.describe(), "epsilon": task.epsilon, "metric": task.metric, "notes": notes or {},
+  })
+
+
+def _perturbed(activation, keys, most: float):
+  """Adds Gaussian noise of eta * std(z), eta uniform in [0, most], as the sampling mixture does with its own eta."""
+
+  def one(z, key):
+    how_much, what = jax.random.split(key)
+    return z + most * jax.random.uniform(how_much) * jnp.std(z) * jax.random.normal(what, z.shape)
+
+  return jax.vmap(one)(activation, keys)

@@ -1,0 +1,130 @@
+"""What a task is: inputs by index, a tokenizer, positions with names, and the paper's settings for reading it.
+
+Shapes: B batch, T tokens. Functions of tokens accept NumPy or JAX arrays and return the same kind, so that they also run inside jit.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.tokenizers import CharTokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+  """How candidates are drawn: an equal share of them at each (temperature, noise) (paper, appendix "auto" sampling).
+
+  Attributes:
+    settings: pairs of (temperature, eta); Gaussian noise of eta * std(z) is added to the query activation z.
+    num_samples: candidates per query.
+  """
+
+  settings: tuple[tuple[float, float], ...]
+  num_samples: int = 1024
+
+
+class Task(abc.ABC):
+  """A set of inputs and what is known about them.
+
+  Attributes:
+    name: how configs, builders and readers call it.
+    tokenizer: text to ids and back.
+    length: T, tokens of an input including BOS, EOS and PAD.
+    num_inputs: how many inputs there are; they are addressed 0 ... num_inputs - 1.
+    epsilon, metric: the threshold and the distance of the paper's preimages.
+    mixture: the paper's sampling mixture.
+  """
+
+  name: str
+  tokenizer: CharTokenizer
+  length: int
+  num_inputs: int
+  epsilon: float
+  metric: str
+  mixture: Mixture
+
+  @abc.abstractmethod
+  def tokens(self, index: np.ndarray) -> np.ndarray:
+    """int64[B] -> int32[B, T]: the inputs with these indices; a pure function of the index."""
+
+  @abc.abstractmethod
+  def loss_mask(self, tokens):
+    """int32[B, T] -> bool[B, T]: tokens whose prediction the target model is trained on."""
+
+  @abc.abstractmethod
+  def answer_mask(self, tokens):
+    """int32[B, T] -> bool[B, T]: tokens that make up the answer, all of which must be right for the answer to be right."""
+
+  @abc.abstractmethod
+  def labels(self, tokens: Sequence[int]) -> list[str]:
+    """A name for each position of one input ("=", "A1"); "" where the task has none."""
+
+  @abc.abstractmethod
+  def default_sites(self, n_layers: int, n_heads: int) -> tuple[str, ...]:
+    """The sites the paper trains a decoder on, short names."""
+
+  def query_mask(self, tokens):
+    """int32[B, T] -> bool[B, T]: positions where query activations are taken; here all that are not special tokens."""
+    return ~self._special(tokens)
+
+  def counted_mask(self, tokens):
+    """int32[B, T] -> bool[B, T]: positions that may match a query: all but padding and end-of-sequence (paper, section 2.1)."""
+    return (tokens != self.tokenizer.pad_id) & (tokens != self.tokenizer.eos_id)
+
+  def groups(self, tokens) -> dict:
+    """Named subsets of the inputs whose accuracy is reported by itself: name -> bool[B]."""
+    del tokens
+    return {}
+
+  def split(self, name: str, seed: int = 0) -> np.ndarray:
+    """int64[N]: indices of "train" (75 %) or "test" (25 %), in a random order that depends on `seed` alone."""
+    if name not in ("train", "test"):
+      raise one_of("split", name, ("train", "test"))
+    order = np.random.default_rng(seed).permutation(self.num_inputs)
+    cut = int(0.75 * self.num_inputs)
+    return order[:cut] if name == "train" else order[cut:]
+
+  def position(self, tokens: Sequence[int], where: "int | str") -> int:
+    """The index of a position given as an index (negative ones count from the last token) or as a label.
+
+    Args:
+      tokens: int[T], one input with BOS; padding does not count.
+      where: an index (BOS is 0; "-1" and -1 are the last token of the text), or a label such as "=" or "A1".
+
+    Raises:
+      InversionViewError: out of range, or a label this input does not have; lists those it has.
+    """
+    used = [int(t) for t in tokens if int(t) not in (self.tokenizer.pad_id, self.tokenizer.eos_id)]
+    labels = self.labels(used)
+    try:
+      index = int(where)
+    except ValueError:
+      index = None
+    # A digit can be a label only where the task says so; everywhere else it is an index.
+    if index is None or str(where) in labels:
+      if where in labels:
+        return labels.index(where)
+      known = ", ".join(label for label in labels if label)
+      raise InversionViewError(
+          f"unknown position {where!r}: "
+          + (f"{self.tokenizer.text(used)!r} has the positions {known}" if known else f"{self.tokenizer.text(used)!r} has no named positions")
+          + f"; or give an index from 0 (BOS) to {len(used) - 1}"
+      )
+    if not -len(used) <= index < len(used):
+      raise InversionViewError(
+          f"position {index} is out of range: {self.tokenizer.text(used)!r} has the positions 0 (BOS) to {len(used) - 1}"
+      )
+    return index % len(used)
+
+  def _special(self, tokens):
+    t = self.tokenizer
+    return (tokens == t.bos_id) | (tokens == t.eos_id) | (tokens == t.pad_id)
+
+
+def shift_left(array, fill):
+  """array[:, 1:] with a column of `fill` behind it, so that column t tells about token t + 1."""
+  xp = array.__array_namespace__()
+  return xp.concatenate([array[:, 1:], xp.full_like(array[:, :1], fill)], axis=1)

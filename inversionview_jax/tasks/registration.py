@@ -1,0 +1,18 @@
+"""Makes TensorFlow Datasets (TFDS) know this package's datasets, without importing it for those who do not use it."""
+
+import importlib
+
+import wrapt
+
+
+def register_when_imported() -> None:
+  """Registers ``inversionview_addition`` and the others once ``tensorflow_datasets`` is imported, now if it already is.
+
+  TFDS finds a dataset by its name as soon as the builder class exists. That class derives from one of TFDS, which takes
+  half a second or more to import, so it has to wait until somebody wants it. Calling this twice does no harm.
+  """
+  wrapt.register_post_import_hook(_import_builders, "tensorflow_datasets")
+
+
+def _import_builders(_module) -> None:
+  importlib.import_module("inversionview_jax.tasks.builders")

@@ -1,0 +1,412 @@
+"""One decoder-only transformer, for target models and decoders alike (GPT-2 family).
+
+A forward pass can return the activation at any site and can replace it; both are data, not callbacks, so that a sweep over
+heads and positions compiles once and jit prunes what nobody reads. A decoder passes `slots`: one vector per layer that joins
+that layer's keys and values and nothing else (paper, section 2.2).
+
+Shapes: B batch, T tokens, P positions, L layers, H heads, D d_model, K d_head, V vocabulary, E edits, C cached positions.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from inversionview_jax.sites import Site
+
+_GELU_A, _GELU_B = (2.0 / jnp.pi) ** 0.5, 0.044715
+
+
+@jax.custom_vjp
+def gelu_new(x: jax.Array) -> jax.Array:
+  """GPT-2's tanh approximation of GELU (Hendrycks and Gimpel, 2016), with its gradient by hand: one tanh for both passes."""
+  return 0.5 * x * (1.0 + jnp.tanh(_GELU_A * (x + _GELU_B * x * x * x)))
+
+
+def _gelu_new_forward(x):
+  t = jnp.tanh(_GELU_A * (x + _GELU_B * x * x * x))
+  slope = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * _GELU_A * (1.0 + 3.0 * _GELU_B * x * x)
+  return 0.5 * x * (1.0 + t), slope
+
+
+gelu_new.defvjp(_gelu_new_forward, lambda slope, g: (g * slope,))
+
+ACTIVATIONS = {
+    "gelu_new": gelu_new,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "relu": jax.nn.relu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """The shape of a transformer; plain data that is stored beside its parameters.
+
+  Attributes:
+    vocab_size, n_ctx, n_layers, n_heads, d_model: V, the longest T, L, H, D. D must be a multiple of H.
+    d_mlp: inner width of the MLP.
+    activation: one of `ACTIVATIONS`.
+    norm_eps: added to the variance in LayerNorm.
+    tied: the unembedding is the transposed embedding; otherwise it has a matrix and a bias of its own.
+    attn_scale: scores are divided by sqrt(d_head).
+    dropout_embed, dropout_attn, dropout_resid: rates, used in training only.
+    dtype: compute type, "float32" or "bfloat16"; parameters, norms, softmax and logits stay float32.
+  """
+
+  vocab_size: int
+  n_ctx: int
+  n_layers: int
+  n_heads: int
+  d_model: int
+  d_mlp: int
+  activation: str = "gelu_new"
+  norm_eps: float = 1e-5
+  tied: bool = True
+  attn_scale: bool = True
+  dropout_embed: float = 0.0
+  dropout_attn: float = 0.0
+  dropout_resid: float = 0.0
+  dtype: str = "float32"
+
+  @property
+  def d_head(self) -> int:
+    return self.d_model // self.n_heads
+
+
+@flax.struct.dataclass
+class SiteEdit:
+  """Replace the activation of one site at one position per row, or at all positions.
+
+  Attributes:
+    kind: the kind of the site (static; everything else is data).
+    layer, head: int32[]; 0 where the kind has none.
+    position: int32[B], or None for all positions.
+    value: float[B, D], or float[B, T, D] for all positions.
+  """
+
+  kind: str = flax.struct.field(pytree_node=False)
+  layer: jax.Array
+  head: jax.Array
+  position: jax.Array | None
+  value: jax.Array
+
+  def hit(self, layer: int, length: int) -> jax.Array:
+    """bool[B, T]: where this edit replaces the activation of `layer`."""
+    if self.position is None:
+      hit = jnp.ones((self.value.shape[0], length), bool)
+    else:
+      hit = jnp.arange(length)[None, :] == self.position[:, None]
+    return hit & (self.layer == layer)
+
+  def replacement(self) -> jax.Array:
+    """float[B, T or 1, D]."""
+    return self.value if self.position is None else self.value[:, None, :]
+
+
+@flax.struct.dataclass
+class Output:
+  """What a forward pass returns.
+
+  Attributes:
+    logits: float32[B, T, V], or None if they were not asked for.
+    captured: site -> activation; float[B, T, D] (or [B, P, D] with `at`), heads [B, T, H, D], pattern [B, H, T, T].
+    cache: per layer (keys, values), float[B, C, H, K] each, or None.
+  """
+
+  logits: jax.Array | None
+  captured: dict[Site, jax.Array]
+  cache: Any = None
+
+  def __getitem__(self, site: Site) -> jax.Array:
+    return self.captured[site]
+
+
+def _normal(std: float):
+  return nn.initializers.normal(std)
+
+
+class LayerNorm(nn.Module):
+  """LayerNorm in float32, with the two-pass variance (the one-pass one loses digits that distances need)."""
+
+  eps: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+    return (y * scale + bias).astype(x.dtype)
+
+
+class Linear(nn.Module):
+  """x @ kernel + bias, with kernel [in, out] as in Hugging Face's GPT-2."""
+
+  features: int
+  std: float = 0.02
+
+  @nn.compact
+  def __call__(self, x):
+    kernel = self.param("kernel", _normal(self.std), (x.shape[-1], self.features))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    # As one matrix of rows: XLA's CPU backend is up to seven times slower on the gradient of the batched product.
+    rows = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+    return rows.reshape(*x.shape[:-1], self.features)
+
+
+class Attention(nn.Module):
+  """Causal self-attention with an optional extra key/value slot in front and an optional cache."""
+
+  config: TransformerConfig
+
+  def setup(self):
+    c = self.config
+    self.q, self.k, self.v = Linear(c.d_model), Linear(c.d_model), Linear(c.d_model)
+    # GPT-2 shrinks what writes to the residual stream by the number of writers.
+    self.o = Linear(c.d_model, std=0.02 / (2 * c.n_layers) ** 0.5)
+    self.dropout, self.dropout_resid = nn.Dropout(c.dropout_attn), nn.Dropout(c.dropout_resid)
+
+  def _heads(self, x):
+    return x.reshape(*x.shape[:-1], self.config.n_heads, self.config.d_head)
+
+  def keys_values(self, x):
+    """float[B, T, D] -> two float[B, T, H, K]."""
+    return self._heads(self.k(x)), self._heads(self.v(x))
+
+  def mix(self, x, slot=None, deterministic=True):
+    """Each head's mixture of values before W_O.
+
+    Args:
+      x: float[B, T, D], normalized residual stream.
+      slot: float[B, D] or None; seen by every position, never a query.
+
+    Returns:
+      z float[B, T, H, K] and the pattern float32[B, H, T, T (+1 with a slot, in front)].
+    """
+    q = self._heads(self.q(x))
+    k, v = self.keys_values(x)
+    length = x.shape[1]
+    seen = jnp.tril(jnp.ones((length, length), bool))
+    if slot is not None:
+      slot_k, slot_v = self.keys_values(slot[:, None, :])
+      k, v = jnp.concatenate([slot_k, k], axis=1), jnp.concatenate([slot_v, v], axis=1)
+      seen = jnp.concatenate([jnp.ones((length, 1), bool), seen], axis=1)
+    # Batched products of tiny matrices are slow on a CPU; below this size multiply-and-sum is 3 times as fast.
+    tiny = length * self.config.d_head <= 128
+    scores = jnp.sum(q[:, :, None] * k[:, None], axis=-1).transpose(0, 3, 1, 2) if tiny else jnp.einsum("bqhk,bshk->bhqs", q, k)
+    scores = scores.astype(jnp.float32)
+    if self.config.attn_scale:
+      scores = scores / self.config.d_head**0.5
+    pattern = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+    weights = self.dropout(pattern, deterministic=deterministic).astype(x.dtype)
+    if tiny:
+      return jnp.sum(weights.transpose(0, 2, 3, 1)[..., None] * v[:, None], axis=2), pattern
+    return jnp.einsum("bhqs,bshk->bqhk", weights, v), pattern
+
+  def mix_cached(self, x, cache, index):
+    """One new token against a cache: x float[B, 1, D]; cache (keys, values) float[B, C, H, K]; its key goes to `index`."""
+    q = self._heads(self.q(x))
+    k, v = self.keys_values(x)
+    keys = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), index, axis=1)
+    values = jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(cache[1].dtype), index, axis=1)
+    # Multiply and sum: with one query per row this beats a batched matrix product of tiny matrices.
+    scores = jnp.sum(q * keys, axis=-1).astype(jnp.float32)  # [B, C, H]
+    if self.config.attn_scale:
+      scores = scores / self.config.d_head**0.5
+    seen = jnp.arange(keys.shape[1])[None, :, None] <= index
+    pattern = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=1).astype(x.dtype)
+    return jnp.sum(pattern[..., None] * values, axis=1, keepdims=True), (keys, values)
+
+  def write(self, z, deterministic=True):
+    """float[B, T, H, K] -> float[B, T, D]: the sum of all heads' writes plus b_O."""
+    out = self.o(z.reshape(*z.shape[:-2], self.config.d_model))
+    return self.dropout_resid(out, deterministic=deterministic)
+
+  def results(self, z):
+    """float[B, T, H, K] -> float[B, T, H, D]: each head's write, without b_O."""
+    return jnp.stack([self.result(z, head) for head in range(self.config.n_heads)], axis=-2)
+
+  def result(self, z, head):
+    """float[B, T, H, K], head (an int or int32[]) -> float[B, T, D]: one head's write, without b_O.
+
+    Captures and edits both come through here, with the same shapes, so that writing a captured value back is exact.
+    """
+    c = self.config
+    kernel = self.o.variables["params"]["kernel"].reshape(c.n_heads, c.d_head, c.d_model)
+    return jnp.take(z, head, axis=-2) @ jnp.take(kernel, head, axis=0).astype(z.dtype)
+
+
+class Mlp(nn.Module):
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x, deterministic=True):
+    c = self.config
+    x = ACTIVATIONS[c.activation](Linear(c.d_mlp, name="fc")(x))
+    x = Linear(c.d_model, std=0.02 / (2 * c.n_layers) ** 0.5, name="proj")(x)
+    return nn.Dropout(c.dropout_resid)(x, deterministic=deterministic)
+
+
+class _Recorder:
+  """Collects captures and applies edits as the residual stream flows by; lives for one trace of the forward pass."""
+
+  def __init__(self, capture: Sequence[Site], at, edits: Sequence[SiteEdit], never: jax.Array | None):
+    self.capture, self.at, self.edits = frozenset(capture), at, tuple(edits)
+    self.never = never  # int32[], zero at run time, which the compiler cannot know; None to let it fuse across sites
+    self.captured = {}
+
+  def keep(self, site: Site, make):
+    """Keeps make() under `site` if it was asked for; `make` maps nothing to float[B, T, ...]."""
+    if site in self.captured or site not in self.capture:
+      return
+    self.captured[site] = make()
+
+  def boundary(self, x):
+    """Keeps the compiler from fusing, and so from rounding otherwise, depending on what is captured or edited here.
+
+    A loop that never runs, which only the data knows: `jax.lax.optimization_barrier` is gone by the time XLA's CPU backend fuses.
+    """
+    if self.never is None:
+      return x
+    return jax.lax.fori_loop(0, self.never, lambda _, y: -y, x)
+
+  def at_positions(self, x):
+    """float[B, T, ...] -> the rows at the positions asked for, float[B, P, ...]."""
+    if self.at is None:
+      return x
+    return jnp.take_along_axis(x, self.at.reshape(self.at.shape + (1,) * (x.ndim - 2)), axis=1)
+
+  def through(self, kind: str, layer: int | None, x):
+    """A vector site on the way: applies the edits that address it, keeps it if asked for, returns what flows on."""
+    x = self.boundary(x)
+    for edit in self.edits:
+      if edit.kind == kind:
+        x = jnp.where(edit.hit(layer or 0, x.shape[1])[..., None], edit.replacement().astype(x.dtype), x)
+    x = self.boundary(x)
+    self.keep(Site(kind, layer), lambda: self.at_positions(x))
+    return x
+
+  def through_heads(self, layer: int, attention: Attention, z, out):
+    """Heads write to the residual stream as a sum: an edit adds the difference it makes to its head's write."""
+    length = z.shape[1]
+    edits = [edit for edit in self.edits if edit.kind == "head"]
+    z, out = self.boundary(z), self.boundary(out)
+    for edit in edits:
+      difference = edit.replacement().astype(z.dtype) - attention.result(z, edit.head)
+      out = out + jnp.where(edit.hit(layer, length)[..., None], difference, 0)
+
+    def written(head):
+      result = attention.result(self.at_positions(z), head)
+      for edit in edits:
+        hit = self.at_positions((edit.hit(layer, length) & (edit.head == head))[..., None])
+        value = jnp.broadcast_to(edit.replacement(), (z.shape[0], length, out.shape[-1]))
+        result = jnp.where(hit, self.at_positions(value).astype(z.dtype), result)
+      return result
+
+    for head in range(attention.config.n_heads):
+      self.keep(Site("head", layer, head), lambda head=head: written(head))
+    self.keep(Site("heads", layer), lambda: jnp.stack([written(h) for h in range(attention.config.n_heads)], axis=-2))
+    return self.boundary(out)
+
+
+class Block(nn.Module):
+  config: TransformerConfig
+  layer: int
+
+  def setup(self):
+    self.ln1, self.ln2 = LayerNorm(self.config.norm_eps), LayerNorm(self.config.norm_eps)
+    self.attn, self.mlp = Attention(self.config), Mlp(self.config)
+
+  def __call__(self, x, recorder, slot=None, deterministic=True):
+    z, pattern = self.attn.mix(self.ln1(x), slot, deterministic)
+    recorder.keep(Site("pattern", self.layer), lambda: pattern)
+    x = x + recorder.through_heads(self.layer, self.attn, z, self.attn.write(z, deterministic))
+    x = recorder.through("mid", self.layer, x)
+    x = x + recorder.through("mlp", self.layer, self.mlp(self.ln2(x), deterministic))
+    return recorder.through("post", self.layer, x)
+
+  def step(self, x, cache, index):
+    z, cache = self.attn.mix_cached(self.ln1(x), cache, index)
+    x = x + self.attn.write(z)
+    return x + self.mlp(self.ln2(x)), cache
+
+
+class Transformer(nn.Module):
+  """A GPT-2-family language model."""
+
+  config: TransformerConfig
+
+  def setup(self):
+    c = self.config
+    self.embed = self.param("embed", _normal(0.02), (c.vocab_size, c.d_model))
+    self.pos_embed = self.param("pos_embed", _normal(0.02), (c.n_ctx, c.d_model))
+    self.blocks = [Block(c, layer) for layer in range(c.n_layers)]
+    self.ln_f = LayerNorm(c.norm_eps)
+    if not c.tied:
+      self.unembed = Linear(c.vocab_size)
+    self.dropout = nn.Dropout(c.dropout_embed)
+
+  def __call__(
+      self, tokens, *, slots=None, capture: Sequence[Site] = (), at=None, edits: Sequence[SiteEdit] = (),
+      logits: bool = True, exact: bool = False, deterministic: bool = True,
+  ) -> Output:
+    """Runs the model.
+
+    Args:
+      tokens: int32[B, T]. Padding belongs on the right, where causality keeps it from mattering.
+      slots: float[B, L, D] or None; an extra key/value per layer.
+      capture: sites to return; the layers behind the last of them are not run if `logits` is False.
+      at: int32[B, P] or None; return vector sites at these positions only.
+      edits: activations to replace; a later edit of the same residual site wins.
+      logits: whether to compute them.
+      exact: round at every site, so that results are bit by bit the same whatever is captured and edited; costs some fusion.
+      deterministic: False applies dropout, with the "dropout" random stream.
+    """
+    c = self.config
+    # Token ids are never negative; the compiler does not know.
+    recorder = _Recorder(capture, at, edits, jnp.maximum(0, -jnp.min(tokens)) if exact else None)
+    dtype = jnp.dtype(c.dtype)
+    batch, length = tokens.shape
+    x = recorder.through("embed", None, jnp.take(self.embed, tokens, axis=0).astype(dtype))
+    positions = jnp.broadcast_to(self.pos_embed[:length].astype(dtype), (batch, length, c.d_model))
+    x = x + recorder.through("pos_embed", None, positions)
+    x = self.dropout(x, deterministic=deterministic)
+    last = c.n_layers if logits else 1 + max([-1] + [s.layer for s in capture if s.layer is not None and s.kind != "pre"])
+    depth = max([last] + [s.layer for s in capture if s.kind == "pre"])
+    for layer, block in enumerate(self.blocks[:depth]):
+      x = recorder.through("pre", layer, x)
+      x = block(x, recorder, None if slots is None else slots[:, layer].astype(dtype), deterministic)
+    if depth < c.n_layers:
+      x = recorder.through("pre", depth, x)
+    logits = logits or self.is_initializing()  # so that every parameter is made
+    return Output(self.logits(x) if logits else None, recorder.captured)
+
+  def logits(self, x):
+    """float[..., D] -> float32[..., V]: final norm and unembedding."""
+    x = self.ln_f(x)
+    if self.config.tied:
+      return (x @ self.embed.T.astype(x.dtype)).astype(jnp.float32)
+    return self.unembed(x).astype(jnp.float32)
+
+  def init_cache(self, slots, length: int):
+    """An empty cache for `length` tokens behind the slots: per layer (keys, values), float[B, 1 + length, H, K]."""
+    c, caches = self.config, []
+    for layer, block in enumerate(self.blocks):
+      first = block.attn.keys_values(slots[:, layer, None, :].astype(jnp.dtype(c.dtype)))
+      caches.append(tuple(jnp.pad(x, ((0, 0), (0, length), (0, 0), (0, 0))) for x in first))
+    return tuple(caches)
+
+  def step(self, tokens, position, cache):
+    """One token more: int32[B] at `position` (int32[], 0 for BOS) -> float32[B, V] logits of the next, and the cache."""
+    dtype = jnp.dtype(self.config.dtype)
+    x = (jnp.take(self.embed, tokens, axis=0) + self.pos_embed[position]).astype(dtype)[:, None, :]
+    new = []
+    for block, layer_cache in zip(self.blocks, cache, strict=True):
+      x, layer_cache = block.step(x, layer_cache, position + 1)
+      new.append(layer_cache)
+    return self.logits(x)[:, 0], tuple(new)

@@ -8,12 +8,12 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
 
 import jax
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import make_folder, write_whole
 
 FORMAT_VERSION = 1
 
@@ -38,32 +38,13 @@ def unflatten(flat: dict) -> dict:
   return tree
 
 
-def fingerprint(tree) -> str:
-  """A short name for these very parameters: 16 hex digits of the SHA-256 over names, shapes and bytes."""
-  digest = hashlib.sha256()
+def fingerprint(tree, config: dict) -> str:
+  """A short name for this very model: 16 hex digits of the SHA-256 over its configuration and its parameters' names, shapes and bytes."""
+  digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
   for name, leaf in sorted(flatten(tree).items()):
     digest.update(f"{name}{leaf.shape}{leaf.dtype}".encode())
     digest.update(np.ascontiguousarray(leaf).tobytes())
   return digest.hexdigest()[:16]
-
-
-def write_whole(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file that appears whole or not at all; raises `InversionViewError` if it cannot be written."""
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-      with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-      os.chmod(temporary, 0o644)
-      os.replace(temporary, path)
-    except BaseException:
-      os.unlink(temporary)
-      raise
-  except OSError as error:
-    raise InversionViewError(f"cannot write {path}: {error.strerror or error}; choose a folder that can be written") from None
 
 
 def save_model(folder: str | os.PathLike, params, description: dict) -> None:
@@ -72,16 +53,16 @@ def save_model(folder: str | os.PathLike, params, description: dict) -> None:
   Args:
     folder: made if it is not there.
     params: nested dicts of arrays.
-    description: plain data that says what the parameters are; `format_version` and `fingerprint` are added.
+    description: plain data that says what the parameters are, with the module's "config"; `format_version` and `fingerprint` are added.
   """
   import safetensors.numpy
 
-  folder = pathlib.Path(folder)
+  folder = make_folder(folder)
   flat = {name: np.ascontiguousarray(leaf) for name, leaf in flatten(params).items()}
   write_whole(folder / "model.safetensors", safetensors.numpy.save(flat))
   # The description last: a folder with a model.json is a whole model.
-  described = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint(params), **description}
-  write_whole(folder / "model.json", (json.dumps(described, indent=1) + "\n").encode())
+  described = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint(params, description["config"]), **description}
+  write_whole(folder / "model.json", json.dumps(described, indent=1) + "\n")
 
 
 def read_description(folder: str | os.PathLike) -> dict:
@@ -118,8 +99,8 @@ def load_model(folder: str | os.PathLike, expected=None) -> tuple[dict, dict]:
   if expected is not None:
     check_shapes(flat, expected(description), path)
   params = unflatten(flat)
-  if fingerprint(params) != description.get("fingerprint"):
-    raise InversionViewError(f"{path} is damaged or not the file that model.json describes: its fingerprint differs")
+  if fingerprint(params, description.get("config", {})) != description.get("fingerprint"):
+    raise InversionViewError(f"{folder} is damaged: model.safetensors and model.json do not belong together (the fingerprint differs)")
   return params, description
 
 

@@ -38,8 +38,13 @@ class TargetObjective:
 
   def loss(self, params, extra, frozen, tokens, keys):
     del extra, frozen
-    logits = _with_dropout(self._module, {"params": params}, keys, tokens).logits
-    return _summed(logits, tokens, self.task.loss_mask(tokens))
+    variables, at = {"params": params}, self.task.predicted_at(tokens)
+    if at is None:
+      return _summed(_with_dropout(self._module, variables, keys, tokens).logits, tokens, self.task.loss_mask(tokens))
+    # Few tokens are predicted: the last layer is run where they are.
+    log_p = jax.nn.log_softmax(_with_dropout(self._module, variables, keys, tokens, logits_at=at).logits)
+    wanted = jnp.take_along_axis(tokens, at + 1, axis=1)
+    return -jnp.sum(jnp.take_along_axis(log_p, wanted[..., None], axis=-1)), jnp.float32(wanted.size)
 
   def _answers_right(self, params, tokens):
     """bool[B]: every token of the answer is the most likely one given those before it, as greedy generation would find."""
@@ -61,8 +66,7 @@ class TargetObjective:
     return metrics, extra
 
   def finish(self, params, metrics, folder: pathlib.Path):
-    model = dataclasses.replace(self.model, dropout_embed=0.0, dropout_attn=0.0, dropout_resid=0.0)
-    target.save_target(folder, params, model, self.task.tokenizer, self.task.name, self.task.name, metrics)
+    target.save_target(folder, params, self.model.for_use(), self.task.tokenizer, self.task.name, self.task.name, metrics)
 
 
 def _summed(logits, tokens, mask):
@@ -71,16 +75,17 @@ def _summed(logits, tokens, mask):
   return -jnp.sum(decoder.token_log_probs(logits, tokens) * mask), jnp.sum(mask)
 
 
-def _with_dropout(module, variables, keys, *args):
+def _with_dropout(module, variables, keys, *args, **kwargs):
   """Applies `module` to a batch, with dropout if its config has any; a key per row keeps results independent of the devices."""
   config = getattr(module.config, "transformer", module.config)
   if not (config.dropout_embed or config.dropout_attn or config.dropout_resid):
-    return module.apply(variables, *args)
+    return module.apply(variables, *args, **kwargs)
 
-  def one(key, *row):
-    return module.apply(variables, *(x[None] for x in row), deterministic=False, rngs={"dropout": key})
+  def one(key, row, named):
+    row, named = jax.tree.map(lambda x: x[None], (row, named))
+    return module.apply(variables, *row, **named, deterministic=False, rngs={"dropout": key})
 
-  return jax.tree.map(lambda x: x[:, 0], jax.vmap(one)(keys, *args))
+  return jax.tree.map(lambda x: x[:, 0], jax.vmap(one)(keys, args, kwargs))
 
 
 class DecoderObjective:
@@ -170,9 +175,8 @@ class DecoderObjective:
     return metrics, extra
 
   def finish(self, params, metrics, folder: pathlib.Path):
-    without = dataclasses.replace(self.model.transformer, dropout_embed=0.0, dropout_attn=0.0, dropout_resid=0.0)
-    save_decoder(folder, {"params": params, "stats": {"encoder": self._statistics}}, dataclasses.replace(self.model, transformer=without),
-                 self.target, self.task, metrics)
+    config = dataclasses.replace(self.model, transformer=self.model.transformer.for_use())
+    save_decoder(folder, {"params": params, "stats": {"encoder": self._statistics}}, config, self.target, self.task, metrics)
 
 
 def save_decoder(folder, variables, config: DecoderConfig, model: Target, task: Task, notes: dict | None = None) -> None:

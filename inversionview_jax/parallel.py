@@ -5,6 +5,7 @@
 """
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 
 import jax
@@ -85,4 +86,17 @@ def cpu_options(mesh: Mesh) -> dict | None:
   """XLA options for a mesh of CPU devices: YNNPACK's fusions make small attention several times slower."""
   if mesh.devices.flat[0].platform != "cpu":
     return None
-  return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INVALID"}
+  return {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs on disk between processes, unless the user has said where or that not (JAX_COMPILATION_CACHE_DIR).
+
+  JAX's own default keeps only what took a second to compile; here a reader's start-up is many programs below that.
+  """
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir is not None:
+    return
+  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  jax.config.update("jax_compilation_cache_dir", os.path.join(home, "inversionview_jax", "xla"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

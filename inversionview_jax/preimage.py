@@ -14,11 +14,11 @@ import math
 import operator
 import os
 import pathlib
-import secrets
 
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.files import write_whole
 
 # name -> what a person reads. `distance.py` holds the formulas; it needs JAX, so the names are written down here again.
 METRICS = {"euclidean": "normalized Euclidean distance", "cosine": "cosine distance"}
@@ -61,26 +61,18 @@ class Query:
 
   def __post_init__(self):
     attention = None if self.attention is None else _float32s(self.attention)
-    _canonical(
-        self,
-        tokens=_ints(self.tokens),
-        token_strings=_strings(self.token_strings),
-        position=operator.index(self.position),
-        activation=_float32s(self.activation),
-        attention=attention,
-    )
+    _canonical(self, tokens=_ints(self.tokens), token_strings=_strings(self.token_strings), position=operator.index(self.position))
+    _canonical(self, activation=_float32s(self.activation), attention=attention)
     _check_lengths("the query", self.tokens, token_strings=self.token_strings)
     if not -1 <= self.position < len(self.tokens):
       raise InversionViewError(
           f"position {self.position} is outside of the query's {len(self.tokens)} tokens (BOS is 0; -1 when unknown)"
       )
-    if not all(map(math.isfinite, self.activation)):
-      raise InversionViewError(
-          f"the query activation at {self.site!r} holds values that are not finite: run the target in float32 and check its input"
-      )
+    if not all(map(math.isfinite, (*self.activation, *(attention or ())))):
+      raise InversionViewError(f"the query's activation or attention at {self.site!r} is not finite: run the target in float32")
     if attention is not None and len(attention) != self.position + 1:
       raise InversionViewError(
-          f"attention has {len(attention)} values; a query at position {self.position} needs {self.position + 1} (positions 0..position)"
+          f"attention has {len(attention)} values; at position {self.position} it needs {self.position + 1} (positions 0..position)"
       )
 
 
@@ -117,18 +109,10 @@ class Sample:
   ended: bool = True
 
   def __post_init__(self):
-    _canonical(
-        self,
-        tokens=_ints(self.tokens),
-        token_strings=_strings(self.token_strings),
-        distance=_float32(self.distance),
-        position=operator.index(self.position),
-        effect=tuple(float(f"{e:.6g}") for e in self.effect),
-        inside=bool(self.inside),
-        temperature=float(self.temperature),
-        noise=float(self.noise),
-        ended=bool(self.ended),
-    )
+    _canonical(self, tokens=_ints(self.tokens), token_strings=_strings(self.token_strings), position=operator.index(self.position))
+    _canonical(self, distance=_float32(self.distance), effect=tuple(float(f"{e:.6g}") for e in self.effect))
+    _canonical(self, temperature=_shortest(self.temperature), noise=_shortest(self.noise))
+    _canonical(self, inside=bool(self.inside), ended=bool(self.ended))
     _check_lengths(f"sample {self.text!r}", self.tokens, token_strings=self.token_strings)
     if self.effect:
       _check_lengths(f"sample {self.text!r}", self.tokens, effect=self.effect)
@@ -232,14 +216,13 @@ class Preimage:
     samples = {name: [getattr(s, name) for s in self.samples] for name in _COLUMNS}
     samples["distance"] = [_shortest(d) if math.isfinite(d) else None for d in samples["distance"]]
     query = {name: getattr(self.query, name) for name in _QUERY_KEYS}
-    query["activation"] = [_shortest(v) for v in self.query.activation]
-    if self.query.attention is not None:
-      query["attention"] = [_shortest(v) for v in self.query.attention]
+    for name in ("activation", "attention"):
+      query[name] = query[name] and [_shortest(v) for v in query[name]]  # attention may be None
     table = {"format": FORMAT, "format_version": FORMAT_VERSION}
     table |= {name: getattr(self, name) for name in _PREIMAGE_KEYS} | {"query": query, "samples": samples}
     text = json.dumps(table, allow_nan=False, separators=(",", ":"))
     if path is not None:
-      write_text_atomically(path, text + "\n")
+      write_whole(path, text + "\n")
     return text
 
   @classmethod
@@ -304,30 +287,6 @@ class Preimage:
 
 
 _PREIMAGE_KEYS = tuple(f.name for f in dataclasses.fields(Preimage) if f.name not in ("query", "samples"))
-
-
-def write_text_atomically(path: "str | os.PathLike", text: str) -> None:
-  """Writes `text` (UTF-8) to `path` so that a reader sees the old file or the new one, never half of one.
-
-  Raises:
-    InversionViewError: the folder is missing or not writable, or `path` is something other than a file.
-  """
-  target = pathlib.Path(path).expanduser().resolve()  # through a link to its file: the link itself stays
-  if not target.parent.is_dir():
-    raise InversionViewError(f"cannot write {os.fspath(path)!r}: there is no folder {str(target.parent)!r}; create it first")
-  if target.exists() and not target.is_file():  # replacing a device such as /dev/null would be worse than an error
-    raise InversionViewError(f"cannot write {os.fspath(path)!r}: it exists and is not a file; give the name of a file")
-  draft = target.parent / f".{secrets.token_hex(8)}.tmp"
-  try:
-    with open(draft, "x", encoding="utf-8", newline="\n") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(draft, target)
-  except OSError as error:
-    raise InversionViewError(f"cannot write {os.fspath(path)!r}: {error.strerror}; choose another place") from None
-  finally:
-    draft.unlink(missing_ok=True)
 
 
 def _canonical(self, **values) -> None:

@@ -87,9 +87,10 @@ def config_from_gpt2(said: dict, where: str) -> TransformerConfig:
 def params_from_gpt2(tensors: dict[str, np.ndarray], config: TransformerConfig, where) -> dict:
   """Hugging Face's tensors -> our tree, float32; names carry "transformer." in some files and not in others."""
   tensors = {name.removeprefix("transformer."): value for name, value in tensors.items()}
-  d = config.d_model
+  d, taken = config.d_model, {"lm_head.weight"} if config.tied else set()
 
   def take(name, *shape):
+    taken.add(name)
     if name not in tensors:
       raise InversionViewError(f"{where}: tensor {name} is missing")
     if tensors[name].shape != shape:
@@ -114,6 +115,9 @@ def params_from_gpt2(tensors: dict[str, np.ndarray], config: TransformerConfig, 
   if not config.tied:
     kernel = take("lm_head.weight", config.vocab_size, d).T
     params["unembed"] = {"kernel": kernel, "bias": np.zeros(config.vocab_size, np.float32)}
+  # Old files carry the causal mask as "attn.bias" and "attn.masked_bias".
+  if surplus := sorted(name for name in set(tensors) - taken if not name.endswith(("attn.bias", "attn.masked_bias"))):
+    raise InversionViewError(f"{where}: tensor {surplus[0]} has no place in a model of {config.n_layers} layers; is n_layer right?")
   return params
 
 

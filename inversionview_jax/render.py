@@ -20,11 +20,13 @@ from rich.rule import Rule
 from rich.text import Text
 
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.preimage import MATCHES, METRICS, Preimage, Query, Sample, write_text_atomically
+from inversionview_jax.files import write_whole
+from inversionview_jax.preimage import MATCHES, METRICS, Preimage, Query, Sample
 
 _FAINT = 0.05  # an effect below this is left without colour in a terminal: there it would only be noise
 _GUTTER = 15  # columns left of a sample's text: "  0.0213  ×12  "
 _BARS = "▁▂▃▄▅▆▇█"
+_FULL = 3  # a distance bar in HTML is full at this many epsilon: further out, how far no longer matters
 _CUT = "…"  # behind a candidate that never ended
 
 # --- what every display says ------------------------------------------------------------------------------------------------------
@@ -73,8 +75,8 @@ def _percent(part: int, whole: int) -> str:
 
 def _place(query: Query) -> str:
   if query.position < 0:
-    return "no position of this text"
-  return f'position {query.position}, "{visible(query.label)}"' if query.label else f"position {query.position}"
+    return "unknown"
+  return f'{query.position}, "{visible(query.label)}"' if query.label else f"{query.position}"
 
 
 def _facts(p: Preimage) -> list[tuple[str, str]]:
@@ -143,12 +145,14 @@ class TerminalView:
         yield Rule(Text(f"ε = {p.epsilon:g}"), characters="─", style="yellow")
     yield Text()
     counts, of_shown = _counts(p, samples, len(groups))
-    yield Text.assemble((counts, "bold"), " · ", of_shown)
+    yield Text(counts, "bold")
+    yield Text(of_shown)
     yield _legend(plain, any(s.effect for s in samples), any(not s.ended for s in samples))
 
 
 def _hanging(left: str, body: Text, console: Console, width: int) -> Iterator[Text]:
   for line in body.wrap(console, max(width - _GUTTER, 16), overflow="fold"):
+    line.rstrip()
     yield Text.assemble((left.ljust(_GUTTER), "dim"), line)
     left = ""
 
@@ -176,11 +180,11 @@ def _background(effect: float) -> str:
 
 
 def _legend(plain: bool, effects: bool, cut: bool) -> Text:
-  legend = Text("[ ]" if plain else "underlined", "" if plain else "bold underline").append(" nearest to the query", "dim")
+  legend = Text("[ ]") if plain else Text.assemble(("underlined", "bold underline"))
+  legend.append(" nearest to the query · ×2 drawn twice" + (f" · {_CUT} cut off" if cut else ""), "dim")
   if effects and not plain:
-    legend.append("   ").append(" blue ", _background(0.9)).append(" the activation made the token more likely, ", "dim")
-    legend.append(" red ", _background(-0.9)).append(" less", "dim")
-  legend.append("   ×2 drawn twice" + (f"   {_CUT} cut off" if cut else ""), "dim")
+    legend.append("\n").append(" blue ", _background(0.9)).append(" the activation made the token more likely, ", "dim")
+    legend.append(" red ", _background(-0.9)).append(" less likely", "dim")
   return legend
 
 
@@ -188,6 +192,7 @@ def _query_lines(query: Query, width: int, plain: bool) -> Iterator[Text]:
   """The query's tokens; under them one bar a token for attention; under that a caret at the position. Folded at `width` columns."""
   strings = [visible(s) or "∅" for s in query.token_strings]
   attention = query.attention or ()
+  top = max(attention, default=0.0) or 1.0
   # BOS hangs in the gutter, so that the query's text stands exactly above the text of the samples.
   hang = cell_len(strings[0]) if strings[:1] == ["<BOS>"] else 0
   rows, column = [[]], -hang
@@ -197,29 +202,28 @@ def _query_lines(query: Query, width: int, plain: bool) -> Iterator[Text]:
     rows[-1].append(k)
     column += cell_len(string)
   for number, row in enumerate(rows):
-    indent = _GUTTER - hang if number == 0 else _GUTTER
-    tokens = Text("" if number else "query".ljust(indent), "dim") if not number else Text(" " * indent)
-    bars = Text(("" if number else "attention").ljust(indent), "dim")
+    indent = _GUTTER if number else _GUTTER - hang
+    tokens, bars = (Text.assemble((("" if number else name).ljust(indent), "dim")) for name in ("query", "attention"))
     caret = None
     for k in row:
       word = strings[k].lstrip(" ") or strings[k]
       lead, size = cell_len(strings[k]) - cell_len(word), max(cell_len(word), 1)
       if k == query.position:
-        caret = Text(" " * (cell_len(tokens.plain) + lead) + "^" * size, "bold")
-      tokens.append(" " * lead).append(word, "bold reverse" if k == query.position and not plain else "not dim bold")
-      bar = _BARS[min(int(8 * attention[k] / max(max(attention), 1e-9)), 7)] if k < len(attention) else " "
-      bars.append(" " * lead).append(bar * size, "not dim cyan")
+        caret = Text(" " * (cell_len(tokens.plain) + lead) + "^" * size)
+      tokens.append(" " * lead).append(word, "reverse" if k == query.position and not plain else "bold")
+      height = int(8 * attention[k] / top) if k < len(attention) else 0
+      bars.append(" " * lead).append((_BARS[min(height, 7)] if k < len(attention) else " ") * size, "cyan")
     yield tokens
-    if bars.plain[indent:].strip():
+    if attention and row[0] < len(attention):
+      bars.rstrip()
       yield bars
     if caret is not None:
       label = visible(query.label) or f"position {query.position}"
-      fits = cell_len(caret.plain) + 1 + cell_len(label) <= _GUTTER + width
-      yield caret.append(f" {label}", "not bold") if fits else caret
+      yield caret.append(f" {label}") if cell_len(f"{caret.plain} {label}") <= _GUTTER + width else caret
   if attention:
     ranked = sorted(range(len(attention)), key=lambda k: -attention[k])[:3]
-    most = ", ".join(f"{attention[k]:.2f} to {strings[k].strip()} at {k}" for k in ranked)
-    yield Text(" " * _GUTTER + f"mostly {most}", "dim", no_wrap=True, overflow="ellipsis")
+    most = ", ".join(f'{k} "{strings[k].strip(" ")}" {attention[k]:.2f}' for k in ranked)
+    yield Text(" " * _GUTTER + f"mostly to {most}", "dim", no_wrap=True, overflow="ellipsis")
 
 
 # --- HTML -------------------------------------------------------------------------------------------------------------------------
@@ -254,11 +258,9 @@ def to_page(preimages: Preimage | Sequence[Preimage], title: str = "InversionVie
 """
 
 
-def write_page(
-    path: str | os.PathLike, preimages: Preimage | Sequence[Preimage], title: str = "InversionView", shown: int = 100
-) -> None:
+def write_page(path: str | os.PathLike, preimages: Preimage | Sequence[Preimage], title: str = "InversionView", shown: int = 100) -> None:
   """Writes `to_page` to `path`, whole or not at all; raises `InversionViewError` when its folder is missing."""
-  write_text_atomically(path, to_page(preimages, title, shown))
+  write_whole(path, to_page(preimages, title, shown))
 
 
 def _escape(text: str) -> str:
@@ -269,17 +271,16 @@ def _section(p: Preimage, shown: int) -> str:
   samples = p.shown(shown)
   groups = _grouped(samples)
   counts, of_shown = _counts(p, samples, len(groups))
-  scale = max((s.distance for s in samples if math.isfinite(s.distance)), default=0.0) or 1.0
-  sides = ("".join(_row(s, n, scale) for s, n in groups if s.inside == side) for side in (True, False))
+  sides = ("".join(_row(s, n, _FULL * p.epsilon) for s, n in groups if s.inside == side) for side in (True, False))
   line = f'<tr class="iv-line"><td colspan="3"><div>ε = {p.epsilon:g}</div></td></tr>'
   facts = "".join(f"<div><dt>{label}</dt><dd>{_escape(value)}</dd></div>" for label, value in _facts(p))
   legend = '<span class="iv-here">underlined</span> nearest to the query'
   if any(s.effect for s in samples):
     legend += ' · <span class="iv-up" style="--e:.7">blue</span> the activation made the token more likely, '
-    legend += '<span class="iv-down" style="--e:.7">red</span> less'
-  legend += " · ×2 drawn twice" + (f" · {_CUT} cut off" if any(not s.ended for s in samples) else "")
+    legend += '<span class="iv-down" style="--e:.7">red</span> less likely'
+  legend += f" · ×2 drawn twice · bars are full at {_FULL} ε" + (f" · {_CUT} cut off" if any(not s.ended for s in samples) else "")
   return f"""<section class="inversionview">
-<h2><code>{_escape(p.query.text)}</code></h2>
+<h2><code>{_escape(p.query.text) or "∅"}</code></h2>
 <dl>{facts}</dl>
 {_query_html(p.query)}
 <p class="iv-count"><b>{counts}</b><br>{of_shown}</p>
@@ -299,13 +300,13 @@ def _query_html(query: Query) -> str:
     title = f"position {k}" + (f", attention {attention[k]:.4f}" if k < len(attention) else "")
     tag = "mark" if k == query.position else "span"
     tokens.append(f'<{tag}{shade} title="{title}">{_escape(string) or "∅"}</{tag}>')
-  note = f"framed: {_escape(_place(query))}"
+  note = f"framed: position {_escape(_place(query))}"
   if attention:
     note += f' · <span class="iv-att" style="--e:.7">shaded</span> where {_escape(query.site)} attends from there, at most {top:.2f}'
   return f'<p class="iv-query">{"".join(tokens)}</p><p class="iv-note">{note}</p>'
 
 
-def _row(sample: Sample, times: int, scale: float) -> str:
+def _row(sample: Sample, times: int, full: float) -> str:
   tokens = []
   for string, effect, here in _pieces(sample):
     classes = (["iv-here"] if here else []) + ([] if not effect else ["iv-up" if effect > 0 else "iv-down"])
@@ -313,34 +314,37 @@ def _row(sample: Sample, times: int, scale: float) -> str:
     shade = f' style="--e:{abs(effect):.3f}"' if effect else ""
     title = "" if effect is None else f' title="{effect:+.6g}"'
     tokens.append(f"<span{names}{shade}{title}>{html.escape(string)}</span>")
-  share = 100 * min(max(sample.distance / scale, 0.0), 1.0)
+  share = 100 * min(max(sample.distance / full, 0.0), 1.0)
   text = "".join(tokens) + ("" if sample.ended else f"<i>{_CUT}</i>")
   return (
-      f'<tr><td class="iv-d">{_distance(sample.distance)}<div style="width:{share:.1f}%"></div></td>'
+      f'<tr><td class="iv-d">{_distance(sample.distance)}<div style="--w:{share:.1f}%"></div></td>'
       f'<td class="iv-n">{f"×{times}" if times > 1 else ""}</td><td class="iv-text">{text or "<i>∅</i>"}</td></tr>\n'
   )
 
 
 # The class is doubled where a notebook's own table rules would otherwise win.
 STYLE = """
-.inversionview{--bg:#fff;--fg:#1c2127;--dim:#667080;--line:#e3e7ec;--eps:#b45309;--in:#4f7fd6;--up:92 150 250;--down:242 108 108;--att:240 178 60;
+.inversionview{--bg:#fff;--fg:#1c2127;--dim:#667080;--line:#e3e7ec;--eps:#b45309;--in:#4f7fd6;--out:#a3acb8;--up:92 150 250;--down:242 108 108;--att:240 178 60;
 color-scheme:light dark;box-sizing:border-box;max-width:60rem;padding:1.1rem 1.25rem;border:1px solid var(--line);border-radius:12px;
 background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;overflow-wrap:anywhere;text-align:left}
-@media(prefers-color-scheme:dark){.inversionview{--bg:#15181d;--fg:#e2e6ec;--dim:#8d97a5;--line:#2b3038;--eps:#f0a94a;--in:#6d9bea;
+@media(prefers-color-scheme:dark){.inversionview{--bg:#15181d;--fg:#e2e6ec;--dim:#8d97a5;--line:#2b3038;--eps:#f0a94a;--in:#6d9bea;--out:#626c7a;
 --up:45 105 225;--down:200 52 62;--att:168 112 20}}
 .inversionview code,.inversionview .iv-query,.inversionview .iv-text{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .inversionview.inversionview code{background:none;color:inherit;padding:0;font-size:inherit}
 .inversionview h2{margin:0 0 .6rem;font-size:1.15rem;font-weight:600;line-height:1.3}
-.inversionview dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr));gap:.3rem 1.5rem;margin:0 0 1rem}
-.inversionview dt{margin:0;color:var(--dim);font-size:.75rem;font-weight:400}
-.inversionview dd{margin:0;font-size:.87rem}
+.inversionview dl{margin:0 0 1rem;font-size:.87rem}
+.inversionview dl>div{display:flex;gap:.8rem}
+.inversionview dt{flex:none;width:4rem;margin:0;color:var(--dim);font-weight:400}
+.inversionview dd{margin:0}
 .inversionview .iv-query{margin:0 0 .3rem;font-size:1.1rem;line-height:1.9;white-space:pre-wrap}
-.inversionview .iv-query>*{padding:.15em .08em;border-radius:3px;background:none;color:inherit}
-.inversionview .iv-query>mark{outline:2px solid currentColor;font-weight:700}
-.inversionview .iv-query>.iv-att,.inversionview .iv-att{background:rgb(var(--att)/calc(var(--e)*.9))}
+.inversionview .iv-query>*{padding:.15em 0;border-radius:3px;color:inherit}
+.inversionview .iv-query>mark{outline:2px solid currentColor;outline-offset:1px;margin:0 2px;font-weight:700}
+.inversionview mark{background:none}
+.inversionview .iv-att{background:rgb(var(--att)/calc(var(--e)*.9))}
 .inversionview .iv-up{background:rgb(var(--up)/calc(var(--e)*.85))}
 .inversionview .iv-down{background:rgb(var(--down)/calc(var(--e)*.85))}
-.inversionview .iv-up,.inversionview .iv-down,.inversionview .iv-att{border-radius:2px;padding:.1em 0}
+.inversionview .iv-up,.inversionview .iv-down,.inversionview .iv-note>.iv-att{border-radius:2px;padding:.1em 0}
+.inversionview .iv-note>span{color:var(--fg)}
 .inversionview .iv-here{font-weight:700;text-decoration:underline;text-decoration-thickness:2px;text-underline-offset:3px}
 .inversionview .iv-note{margin:0 0 1rem;color:var(--dim);font-size:.8rem}
 .inversionview .iv-note:last-child{margin:.9rem 0 0}
@@ -350,9 +354,9 @@ background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,-apple-system,"Sego
 .inversionview.inversionview :is(td,th){padding:.2rem 0;border:0;text-align:left;vertical-align:top;line-height:1.5;white-space:normal;max-width:none}
 .inversionview.inversionview th{color:var(--dim);font-size:.75rem;font-weight:400}
 .inversionview.inversionview .iv-d{width:4.2rem;font-variant-numeric:tabular-nums}
-.inversionview .iv-d>div{height:2px;min-width:1px;border-radius:1px;background:var(--dim);opacity:.55}
-.inversionview .iv-in .iv-d>div{background:var(--in);opacity:1}
-.inversionview.inversionview .iv-n{width:3.2rem;padding-right:.7rem;text-align:right;color:var(--dim);font-variant-numeric:tabular-nums}
+.inversionview .iv-d>div{height:3px;border-radius:2px;background:linear-gradient(var(--out),var(--out)) 0/var(--w) 100% no-repeat var(--line)}
+.inversionview .iv-in .iv-d>div{--out:var(--in)}
+.inversionview.inversionview .iv-n{width:2.8rem;padding-right:.7rem;text-align:right;color:var(--dim);font-variant-numeric:tabular-nums}
 .inversionview.inversionview .iv-text{white-space:pre-wrap;font-size:.95em}
 .inversionview .iv-text>i{color:var(--dim)}
 .inversionview .iv-line div{display:flex;align-items:center;gap:.8rem;color:var(--eps);font-weight:600;padding:.25rem 0}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inversionview_jax import checkpoint, pretrained, sites, tokenizers
+from inversionview_jax import checkpoint, parallel, pretrained, sites, tokenizers
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sites import Site
 from inversionview_jax.transformer import Output, SiteEdit, Transformer, TransformerConfig
@@ -60,7 +60,7 @@ class Target:
     config: the shape.
     convention: "centered" or "raw" (see `pretrained`).
     tokenizer: may be None for a checkpoint that came without one; then only token ids can be given.
-    fingerprint: names the raw parameters, so that a decoder knows what it was trained on.
+    fingerprint: names the raw parameters and their configuration, so that a decoder knows what it was trained on.
   """
 
   def __init__(self, raw_params, config: TransformerConfig, tokenizer=None, convention: str = "centered", name: str = "", task: str = ""):
@@ -68,7 +68,7 @@ class Target:
     if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
       raise InversionViewError(f"the tokenizer has {tokenizer.vocab_size} tokens but the model {config.vocab_size}")
     params, config = pretrained.under_convention(raw_params, config, convention)
-    self.fingerprint = checkpoint.fingerprint(raw_params)
+    self.fingerprint = checkpoint.fingerprint(raw_params, config.stated())
     self.params, self.config = jax.tree.map(jnp.asarray, params), config
     self.tokenizer, self.convention, self.name, self.task = tokenizer, convention, name, task
 
@@ -193,6 +193,7 @@ def load_target(name: str | os.PathLike, convention: str = "centered", tokenizer
   Raises:
     InversionViewError: no such model, files missing or damaged, an architecture or attribute that is not handled.
   """
+  parallel.use_compilation_cache()
   folder = pathlib.Path(name)
   if (shipped := shipped_folder(str(name))) and not folder.is_dir():
     folder = shipped

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from inversionview_jax import checkpoint, parallel
 from inversionview_jax.data import Batches
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.files import make_folder, write_whole
 
 
 @flax.struct.dataclass
@@ -91,6 +92,7 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
   elif config.name == "muon":
     rule = optax.contrib.muon(
         rate, weight_decay=config.weight_decay, weight_decay_mask=matrices, adam_b2=config.b2, adam_weight_decay=0.0,
+        adam_learning_rate=(lambda step: config.adam_lr / config.lr * rate(step)) if config.get("adam_lr") else None,
         muon_weight_dimension_numbers=_hidden_matrices,
     )
   else:
@@ -160,7 +162,7 @@ def train(objective: Objective, rows: np.ndarray, config: ConfigDict, folder: st
     InversionViewError: a batch or step count that does not divide, an unusable folder, a checkpoint of another config, or a loss that
       is not finite.
   """
-  folder = pathlib.Path(folder)
+  folder = make_folder(folder)
   mesh = parallel.make_mesh() if mesh is None else mesh
   _check(config, mesh)
   batches = Batches(rows, config.batch_size, config.seed)
@@ -234,10 +236,10 @@ class _Log:
     import tensorboardX
 
     self._path, self._config = folder / "metrics.jsonl", config
-    checkpoint.write_whole(folder / "config.json", (config.to_json_best_effort(indent=1) + "\n").encode())
+    write_whole(folder / "config.json", config.to_json_best_effort(indent=1) + "\n")
     # Lines behind the step resumed from belong to work that was lost.
     kept = [line for line in self._read() if line["step"] <= done]
-    checkpoint.write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
     self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
     console = rich.console.Console(stderr=True)
     console.print(f"{size:,} parameters, batch {config.batch_size}, step {done:,} of {config.steps:,}; log in {self._path}")

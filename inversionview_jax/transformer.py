@@ -53,6 +53,7 @@ class TransformerConfig:
     norm_eps: added to the variance in LayerNorm.
     tied: the unembedding is the transposed embedding; otherwise it has a matrix and a bias of its own.
     attn_scale: scores are divided by sqrt(d_head).
+    embed_std: of the token embedding when it is initialized.
     dropout_embed, dropout_attn, dropout_resid: rates, used in training only.
     dtype: compute type, "float32" or "bfloat16"; parameters, norms, softmax and logits stay float32.
   """
@@ -67,6 +68,7 @@ class TransformerConfig:
   norm_eps: float = 1e-5
   tied: bool = True
   attn_scale: bool = True
+  embed_std: float = 0.02
   dropout_embed: float = 0.0
   dropout_attn: float = 0.0
   dropout_resid: float = 0.0
@@ -75,6 +77,14 @@ class TransformerConfig:
   @property
   def d_head(self) -> int:
     return self.d_model // self.n_heads
+
+  def stated(self) -> dict:
+    """What differs from the defaults; so an attribute that a later version adds does not change what a model is called."""
+    return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+
+  def for_use(self) -> "TransformerConfig":
+    """The same without what matters to training only."""
+    return dataclasses.replace(self, embed_std=0.02, dropout_embed=0.0, dropout_attn=0.0, dropout_resid=0.0)
 
 
 @flax.struct.dataclass
@@ -178,24 +188,26 @@ class Attention(nn.Module):
     """float[B, T, D] -> two float[B, T, H, K]."""
     return self._heads(self.k(x)), self._heads(self.v(x))
 
-  def mix(self, x, slot=None, deterministic=True):
+  def mix(self, x, slot=None, deterministic=True, at=None):
     """Each head's mixture of values before W_O.
 
     Args:
       x: float[B, T, D], normalized residual stream.
       slot: float[B, D] or None; seen by every position, never a query.
+      at: int32[B, P] or None; the positions that query, all T by default.
 
     Returns:
-      z float[B, T, H, K] and the pattern float32[B, H, T, T (+1 with a slot, in front)].
+      z float[B, T or P, H, K] and the pattern float32[B, H, T or P, T (+1 with a slot, in front)].
     """
-    q = self._heads(self.q(x))
+    q = self._heads(self.q(_rows_at(x, at)))
     k, v = self.keys_values(x)
     length = x.shape[1]
-    seen = jnp.tril(jnp.ones((length, length), bool))
+    queries = jnp.arange(length)[None, :] if at is None else at
+    seen = (jnp.arange(length)[None, None, :] <= queries[:, :, None])[:, None]  # [B or 1, 1, T or P, T]
     if slot is not None:
       slot_k, slot_v = self.keys_values(slot[:, None, :])
       k, v = jnp.concatenate([slot_k, k], axis=1), jnp.concatenate([slot_v, v], axis=1)
-      seen = jnp.concatenate([jnp.ones((length, 1), bool), seen], axis=1)
+      seen = jnp.pad(seen, ((0, 0), (0, 0), (0, 0), (1, 0)), constant_values=True)
     # Batched products of tiny matrices are slow on a CPU; below this size multiply-and-sum is 3 times as fast.
     tiny = length * self.config.d_head <= 128
     scores = jnp.sum(q[:, :, None] * k[:, None], axis=-1).transpose(0, 3, 1, 2) if tiny else jnp.einsum("bqhk,bshk->bhqs", q, k)
@@ -241,6 +253,13 @@ class Attention(nn.Module):
     return jnp.take(z, head, axis=-2) @ jnp.take(kernel, head, axis=0).astype(z.dtype)
 
 
+def _rows_at(x, at):
+  """float[B, T, ...], int32[B, P] or None -> the rows at these positions, float[B, P, ...]."""
+  if at is None:
+    return x
+  return jnp.take_along_axis(x, at.reshape(at.shape + (1,) * (x.ndim - 2)), axis=1)
+
+
 class Mlp(nn.Module):
   config: TransformerConfig
 
@@ -277,9 +296,7 @@ class _Recorder:
 
   def at_positions(self, x):
     """float[B, T, ...] -> the rows at the positions asked for, float[B, P, ...]."""
-    if self.at is None:
-      return x
-    return jnp.take_along_axis(x, self.at.reshape(self.at.shape + (1,) * (x.ndim - 2)), axis=1)
+    return _rows_at(x, self.at)
 
   def through(self, kind: str, layer: int | None, x):
     """A vector site on the way: applies the edits that address it, keeps it if asked for, returns what flows on."""
@@ -322,10 +339,10 @@ class Block(nn.Module):
     self.ln1, self.ln2 = LayerNorm(self.config.norm_eps), LayerNorm(self.config.norm_eps)
     self.attn, self.mlp = Attention(self.config), Mlp(self.config)
 
-  def __call__(self, x, recorder, slot=None, deterministic=True):
-    z, pattern = self.attn.mix(self.ln1(x), slot, deterministic)
+  def __call__(self, x, recorder, slot=None, deterministic=True, at=None):
+    z, pattern = self.attn.mix(self.ln1(x), slot, deterministic, at)
     recorder.keep(Site("pattern", self.layer), lambda: pattern)
-    x = x + recorder.through_heads(self.layer, self.attn, z, self.attn.write(z, deterministic))
+    x = _rows_at(x, at) + recorder.through_heads(self.layer, self.attn, z, self.attn.write(z, deterministic))
     x = recorder.through("mid", self.layer, x)
     x = x + recorder.through("mlp", self.layer, self.mlp(self.ln2(x), deterministic))
     return recorder.through("post", self.layer, x)
@@ -343,7 +360,7 @@ class Transformer(nn.Module):
 
   def setup(self):
     c = self.config
-    self.embed = self.param("embed", _normal(0.02), (c.vocab_size, c.d_model))
+    self.embed = self.param("embed", _normal(c.embed_std), (c.vocab_size, c.d_model))
     self.pos_embed = self.param("pos_embed", _normal(0.02), (c.n_ctx, c.d_model))
     self.blocks = [Block(c, layer) for layer in range(c.n_layers)]
     self.ln_f = LayerNorm(c.norm_eps)
@@ -353,7 +370,7 @@ class Transformer(nn.Module):
 
   def __call__(
       self, tokens, *, slots=None, capture: Sequence[Site] = (), at=None, edits: Sequence[SiteEdit] = (),
-      logits: bool = True, exact: bool = False, deterministic: bool = True,
+      logits: bool = True, logits_at=None, exact: bool = False, deterministic: bool = True,
   ) -> Output:
     """Runs the model.
 
@@ -364,6 +381,8 @@ class Transformer(nn.Module):
       at: int32[B, P] or None; return vector sites at these positions only.
       edits: activations to replace; a later edit of the same residual site wins.
       logits: whether to compute them.
+      logits_at: int32[B, P] or None; compute float32[B, P, V] at these positions only, and nothing else of the last layer. Takes no
+        captures or edits.
       exact: round at every site, so that results are bit by bit the same whatever is captured and edited; costs some fusion.
       deterministic: False applies dropout, with the "dropout" random stream.
     """
@@ -378,9 +397,12 @@ class Transformer(nn.Module):
     x = self.dropout(x, deterministic=deterministic)
     last = c.n_layers if logits else 1 + max([-1] + [s.layer for s in capture if s.layer is not None and s.kind != "pre"])
     depth = max([last] + [s.layer for s in capture if s.kind == "pre"])
+    if logits_at is not None and (capture or edits):
+      raise ValueError("logits_at cannot be combined with captures or edits")
     for layer, block in enumerate(self.blocks[:depth]):
       x = recorder.through("pre", layer, x)
-      x = block(x, recorder, None if slots is None else slots[:, layer].astype(dtype), deterministic)
+      slot = None if slots is None else slots[:, layer].astype(dtype)
+      x = block(x, recorder, slot, deterministic, logits_at if layer == c.n_layers - 1 else None)
     if depth < c.n_layers:
       x = recorder.through("pre", depth, x)
     logits = logits or self.is_initializing()  # so that every parameter is made

@@ -17,7 +17,8 @@ from inversionview_jax.transformer import Transformer, TransformerConfig
 TOKENIZER = tasks.get("addition").tokenizer
 # Nothing here is a default, so that a forgotten attribute is noticed.
 CONFIG = TransformerConfig(
-    vocab_size=15, n_ctx=14, n_layers=2, n_heads=2, d_model=8, d_mlp=12, activation="relu", norm_eps=1e-3, tied=False, attn_scale=False
+    vocab_size=15, n_ctx=14, n_layers=2, n_heads=2, d_model=8, d_mlp=12, activation="relu", norm_eps=1e-3, tied=False,
+    attn_scale=False,
 )
 
 
@@ -57,7 +58,7 @@ def test_loaded_target_is_the_saved_one(folder, params):
   assert_same_tree(target.params, params)
   assert (target.config, target.tokenizer, target.convention) == (CONFIG, TOKENIZER, "raw")
   assert (target.name, target.task) == ("small", "addition")
-  assert target.fingerprint == checkpoint.fingerprint(params) == Target(params, CONFIG).fingerprint
+  assert target.fingerprint == checkpoint.fingerprint(params, CONFIG.stated()) == Target(params, CONFIG).fingerprint
   assert checkpoint.read_description(folder)["notes"] == {"accuracy": 0.5}
 
 
@@ -65,7 +66,8 @@ def test_convention_is_applied_on_loading_and_does_not_change_the_fingerprint(fo
   target = load_target(folder)
   assert target.convention == "centered"
   assert_same_tree(target.params, Target(params, CONFIG).params)
-  assert np.abs(np.asarray(target.params["embed"]).mean(axis=-1)).max() < 1e-6 < np.abs(params["embed"].mean(axis=-1)).max()
+  before, after = (np.abs(np.asarray(tree["embed"]).mean(axis=-1)).max() for tree in (params, target.params))
+  assert after < 1e-6 < before
   assert target.fingerprint == load_target(folder, convention="raw").fingerprint
 
 
@@ -86,7 +88,7 @@ def test_raw_target_saves_itself_and_a_centered_one_refuses(folder, tmp_path):
 
 def test_workdir_is_loaded_by_its_target(tmp_path, params):
   save_target(tmp_path / "work" / "target", params, CONFIG, TOKENIZER)
-  assert load_target(tmp_path / "work").fingerprint == checkpoint.fingerprint(params)
+  assert load_target(tmp_path / "work").fingerprint == checkpoint.fingerprint(params, CONFIG.stated())
 
 
 def test_flatten_and_unflatten_are_inverse(params):
@@ -104,9 +106,11 @@ def test_fingerprint_tells_apart_values_names_and_shapes(params):
       {"a": tree["a"], "c": tree["b"]},
       {"a": tree["a"].astype(np.float64), "b": tree["b"]},
   ]
-  assert len({checkpoint.fingerprint(one) for one in different}) == len(different)
-  assert checkpoint.fingerprint({"b": tree["b"], "a": jnp.asarray(tree["a"])}) == checkpoint.fingerprint(tree)
-  assert checkpoint.fingerprint({"a": np.asfortranarray(np.ones((2, 3)))}) == checkpoint.fingerprint({"a": np.ones((2, 3))})
+  assert len({checkpoint.fingerprint(one, {}) for one in different}) == len(different)
+  assert checkpoint.fingerprint(tree, {"n_heads": 2}) != checkpoint.fingerprint(tree, {"n_heads": 4})
+  assert checkpoint.fingerprint({"b": tree["b"], "a": jnp.asarray(tree["a"])}, {}) == checkpoint.fingerprint(tree, {})
+  table = np.arange(6.0).reshape(2, 3)
+  assert checkpoint.fingerprint({"a": np.asfortranarray(table)}) == checkpoint.fingerprint({"a": table})
 
 
 @pytest.mark.parametrize("kept", [0, 7, 100, -1])

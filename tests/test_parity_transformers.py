@@ -1,6 +1,7 @@
 """Hugging Face GPT-2 checkpoints: the same numbers as transformers, and a refusal of what would not give them.
 
-The numbers in tests/golden were computed by transformers (tests/parity/make_golden.py). Where torch is installed, fresh ones are.
+The numbers in tests/golden were computed by transformers (tests/parity/make_golden.py); fresh ones are where torch is
+installed.
 """
 
 import json
@@ -74,7 +75,8 @@ def test_fresh_random_checkpoint_gives_the_logits_and_hidden_states_of_transform
   seed = secrets.randbelow(2**31)
   print("seed", seed)  # shown if this fails
   model = golden["random_model"](
-      seed, vocab_size=29, n_positions=13, n_embd=48, n_layer=3, n_head=6, n_inner=72, layer_norm_epsilon=1e-4, initializer_range=0.2
+      seed, vocab_size=29, n_positions=13, n_embd=48, n_layer=3, n_head=6, n_inner=72, layer_norm_epsilon=1e-4,
+      initializer_range=0.2,
   )
   model.save_pretrained(tmp_path)
   assert_same_as_transformers(tmp_path, golden["expected"](model, golden["random_tokens"](seed, model.config)))
@@ -147,13 +149,17 @@ def test_config_that_is_no_json_object_is_refused(checkpoint, content):
 
 def test_attributes_that_do_not_change_the_forward_pass_are_accepted(checkpoint):
   before = target.load_target(checkpoint)
-  change_config(checkpoint, _name_or_path="somewhere", resid_pdrop=0.5, summary_type="mean", use_cache=False, pruned_heads={})
+  change_config(
+      checkpoint, _name_or_path="somewhere", resid_pdrop=0.5, summary_type="mean", use_cache=False, pruned_heads={}
+  )
   after = target.load_target(checkpoint)
   assert (after.fingerprint, after.config) == (before.fingerprint, before.config)
 
 
 @pytest.mark.parametrize(
-    "name", ["transformer.h.1.attn.c_attn.bias", "transformer.h.0.mlp.c_fc.weight", "transformer.ln_f.weight", "transformer.wpe.weight"]
+    "name",
+    ["transformer.h.1.attn.c_attn.bias", "transformer.h.0.mlp.c_fc.weight", "transformer.ln_f.weight",
+     "transformer.wpe.weight"],
 )
 def test_missing_tensor_is_named(checkpoint, name):
   change_tensors(checkpoint, lambda tensors: tensors.pop(name))

@@ -44,7 +44,9 @@ def test_every_enumerated_site_survives_the_round_trip(kind):
 
 def test_sites_are_enumerated_in_the_order_of_a_forward_pass():
   assert [site.short for site in sites.enumerate_sites(2, 2)] == [
-      "embed", "pos_embed", "x0.pre", "a0.0", "a0.1", "x0.mid", "m0", "x0.post", "x1.pre", "a1.0", "a1.1", "x1.mid", "m1", "x1.post",
+      "embed", "pos_embed",
+      "x0.pre", "a0.0", "a0.1", "x0.mid", "m0", "x0.post",
+      "x1.pre", "a1.0", "a1.1", "x1.mid", "m1", "x1.post",
   ]
   assert [site.short for site in sites.enumerate_sites(2, 2, kinds=("pattern", "heads", "head"))] == [
       "p0", "a0", "a0.0", "a0.1", "p1", "a1", "a1.0", "a1.1",
@@ -52,8 +54,10 @@ def test_sites_are_enumerated_in_the_order_of_a_forward_pass():
 
 
 @pytest.mark.parametrize(
-    "name", ["", "foo", "a0.", "a.0", "a-1.0", "a0.3.1", "x0", "x0.prepost", "xx0.pre", "m0 m1", "blocks.0", "blocks0.hook_resid_pre",
-             "blocks.0.hook_resid_pre.1", "blocks.0.attn.hook_result.", "blocks.0_hook_mlp_out", "a0!3", "hook_embeds", "A0.3"]
+    "name",
+    ["", "foo", "a0.", "a.0", "a-1.0", "a0.3.1", "a0!3", "A0.3", "x0", "x0.prepost", "xx0.pre", "m0 m1", "hook_embeds",
+     "blocks.0", "blocks0.hook_resid_pre", "blocks.0.hook_resid_pre.1", "blocks.0.attn.hook_result.",
+     "blocks.0_hook_mlp_out"],
 )
 def test_name_of_neither_form_is_refused_and_repeated(name):
   with pytest.raises(InversionViewError) as caught:

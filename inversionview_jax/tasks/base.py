@@ -74,6 +74,11 @@ class Task(abc.ABC):
     """int32[B, T] -> bool[B, T]: positions that may match a query: all but padding and end-of-sequence (paper, section 2.1)."""
     return (tokens != self.tokenizer.pad_id) & (tokens != self.tokenizer.eos_id)
 
+  def predicted_at(self, tokens):
+    """int32[B, T] -> int32[B, P], the positions where `loss_mask` tokens are predicted, if they are few in each input; else None."""
+    del tokens
+    return None
+
   def groups(self, tokens) -> dict:
     """Named subsets of the inputs whose accuracy is reported by itself: name -> bool[B]."""
     del tokens

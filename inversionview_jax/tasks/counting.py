@@ -54,6 +54,10 @@ class Counting(Task):
   def loss_mask(self, tokens):
     return self.answer_mask(tokens)
 
+  def predicted_at(self, tokens):
+    xp = tokens.__array_namespace__()
+    return xp.argmax(tokens == self.tokenizer.encode(":")[0], axis=1, keepdims=True)
+
   def answer_mask(self, tokens):
     colon = self.tokenizer.encode(":")[0]
     xp = tokens.__array_namespace__()

@@ -3,9 +3,10 @@
   pip install 'inversionview-jax[parity]'
   python tests/parity/make_golden.py
 
-Each folder holds config.json and model.safetensors (written by save_pretrained) and expected.npz: `tokens` int32[B, T], `logits`
-float32[B, T, V] and `hidden_states` float32[L + 1, B, T, D] (the last one after ln_f). Two runs write the same bytes. A checkpoint in which
-some tensor or attribute would hardly matter is refused, because a test against it could not notice an error there.
+Each folder holds config.json and model.safetensors (written by save_pretrained) and expected.npz: `tokens` int32[B, T],
+`logits` float32[B, T, V] and `hidden_states` float32[L + 1, B, T, D] (the last one after ln_f). Two runs write the same
+bytes. A checkpoint in which some tensor or attribute would hardly matter is refused: a test against it could not notice
+an error.
 """
 
 import json
@@ -21,12 +22,12 @@ TOLERANCE = 1e-4  # that of test_parity_transformers.py
 CHECKPOINTS = {
     "default": dict(vocab_size=23, n_positions=12, n_embd=32, n_layer=2, n_head=4, initializer_range=0.4),
     "wide_mlp": dict(
-        vocab_size=19, n_positions=11, n_embd=24, n_layer=3, n_head=3, n_inner=40, activation_function="gelu", layer_norm_epsilon=1e-3,
-        initializer_range=0.4,
+        vocab_size=19, n_positions=11, n_embd=24, n_layer=3, n_head=3, n_inner=40, initializer_range=0.4,
+        activation_function="gelu", layer_norm_epsilon=1e-3,
     ),
     "untied": dict(
-        vocab_size=17, n_positions=10, n_embd=20, n_layer=2, n_head=5, activation_function="relu", tie_word_embeddings=False,
-        scale_attn_weights=False, initializer_range=0.4,
+        vocab_size=17, n_positions=10, n_embd=20, n_layer=2, n_head=5, initializer_range=0.4,
+        activation_function="relu", tie_word_embeddings=False, scale_attn_weights=False,
     ),
 }
 # For each attribute that a reader could ignore, a value that must change the logits.

@@ -1,0 +1,212 @@
+"""The command line: `inversionview view | train-target | train`."""
+
+import argparse
+import os
+import pathlib
+import sys
+
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import make_folder
+
+_VIEW = """\
+Show the epsilon-preimage of one activation: inputs that put nearly the same activation there, each confirmed by re-running the target.
+
+  inversionview view "615+861=1476" --reader addition --site a0.0 --position =
+  inversionview view "aabbbc|b:3" --reader counting --site x0.mid --position query --html report.html
+"""
+
+_TRAIN = """\
+Any setting of the config can be changed:
+
+  inversionview {name} --config configs/addition.py:tiny --workdir W --config.seed=1 --config.{key}.lr=0.003
+
+Running the same command again resumes from the newest checkpoint in the workdir.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs a command; returns the exit code: 0, or 2 for bad input (one line on stderr, no traceback)."""
+  argv = sys.argv[1:] if argv is None else argv
+  parser = _parser()
+  args, rest = parser.parse_known_args(argv)
+  if rest and args.command == "view":
+    parser.error(f"unknown argument {rest[0]!r}; see inversionview view --help")
+  try:
+    return args.run(args, rest)
+  except InversionViewError as error:
+    print(f"inversionview: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("inversionview: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+    return 130
+  except BrokenPipeError:  # | head
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+  from inversionview_jax import __version__
+
+  parser = argparse.ArgumentParser(
+      prog="inversionview", description="Read what a neural activation says.", epilog="inversionview COMMAND --help says more.",
+  )
+  parser.add_argument("--version", action="version", version=f"inversionview_jax {__version__}")
+  commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+  view = commands.add_parser(
+      "view", help="show the preimage of one activation", description=_VIEW, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  view.add_argument("text", help="an input of the task, or the beginning of one")
+  view.add_argument("--reader", default="addition", help="a shipped reader or a workdir (default: addition)")
+  view.add_argument("--site", required=True, help="a0.3 or blocks.0.attn.hook_result.3; x0.pre, x1.mid, x1.post, m1, ...")
+  view.add_argument("--position", required=True, help='an index (BOS is 0) or a label such as "=", "+", "A1"')
+  view.add_argument("--epsilon", type=float, help="threshold on the distance (default: the task's)")
+  view.add_argument("--metric", help="euclidean (normalized) or cosine (default: the task's)")
+  view.add_argument("--match", default="anywhere", help='"anywhere": minimum over positions; "position": only at the query\'s (default: anywhere)')
+  view.add_argument("--temperature", type=float, action="append", help="sampling temperature; may be repeated (default: the task's mixture)")
+  view.add_argument("--noise", type=float, action="append", help="Gaussian noise on the activation, in units of its spread; one, or one per temperature")
+  view.add_argument("--num-samples", type=int, help="candidates to draw (default: the task's, 1024)")
+  view.add_argument("--shown", type=int, default=100, help="how many of them to show (default: 100)")
+  view.add_argument("--seed", type=int, default=0)
+  view.add_argument("--no-color", action="store_true", help="no colours (NO_COLOR works too)")
+  view.add_argument("--html", metavar="FILE", help="also write one self-contained page")
+  view.add_argument("--json", metavar="FILE", help="also write the data (Preimage.from_json reads it)")
+  view.set_defaults(run=_view)
+
+  for name, key, run, about in (
+      ("train-target", "target.optimizer", _train_target, "train a target model on its task"),
+      ("train", "optimizer", _train, "train a decoder on a target's activations"),
+  ):
+    train = commands.add_parser(
+        name, help=about, description=about.capitalize() + ".", epilog=_TRAIN.format(name=name, key=key), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("--config", required=True, help="a config file and a variant, such as configs/addition.py:tiny")
+    train.add_argument("--workdir", required=True, help="where everything of this run goes")
+    if name == "train":
+      train.add_argument("--target", help="a target to read (default: the one in the workdir, else the task's shipped one)")
+    train.set_defaults(run=run)
+  return parser
+
+
+def _view(args, rest) -> int:
+  if args.shown < 1:
+    raise InversionViewError(f"--shown {args.shown} must be at least 1")
+  for path in (args.html, args.json):
+    # Before the work, not after it: a page that cannot be written is known now.
+    if path and not pathlib.Path(path).resolve().parent.is_dir():
+      raise InversionViewError(f"cannot write {path}: the folder {pathlib.Path(path).resolve().parent} does not exist")
+  from inversionview_jax import render
+  from inversionview_jax.reader import load_reader
+
+  reader = load_reader(args.reader)
+  preimage = reader.preimage(
+      args.text, args.site, args.position, epsilon=args.epsilon, metric=args.metric, match=args.match, temperatures=args.temperature,
+      noise=args.noise, num_samples=args.num_samples, seed=args.seed,
+  )
+  if args.json:
+    preimage.to_json(args.json)
+  if args.html:
+    render.write_page(args.html, preimage, shown=args.shown)
+  render.print_preimage(preimage, shown=args.shown, colors=not args.no_color)
+  return 0
+
+
+def load_config(path: str, overrides: list[str]):
+  """A config file with its variant and overrides, as the flags `--config` and `--config.key=value` give them.
+
+  Raises:
+    InversionViewError: no such file or variant, an unknown key (the closest are named), or a value of another type.
+  """
+  import difflib
+
+  from absl import flags
+  from ml_collections import config_flags
+
+  argv = ["inversionview", f"--config={path}", *overrides]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
+  file = pathlib.Path(path.split(":")[0])
+  if not file.is_file():
+    raise InversionViewError(f"no config file {file}; configs of this project are in configs/, for example configs/addition.py:tiny")
+  try:
+    left = values(argv)
+    config = values.config
+  except AttributeError as error:
+    key = str(error).strip("\"'").split()[0]
+    base = config_flags_defaults(path)
+    near = difflib.get_close_matches(key, base, n=3, cutoff=0.4) or sorted(base)[:12]
+    raise InversionViewError(f"unknown config key {key!r} in {path}; closest: {', '.join(near)}") from None
+  except (flags.Error, ValueError, TypeError, OSError, SyntaxError) as error:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    raise InversionViewError(f"config {path}: {lines[-1].strip() if 'Traceback' in str(error) else lines[0]}") from None
+  if left[1:]:
+    raise InversionViewError(f"unknown argument {left[1]!r}; settings look like --config.steps=1000")
+  return config
+
+
+def config_flags_defaults(path: str) -> list[str]:
+  """Every key of a config, dotted."""
+  from ml_collections import ConfigDict
+
+  def keys(config, prefix=""):
+    for name, value in config.items():
+      yield prefix + name
+      if isinstance(value, ConfigDict):
+        yield from keys(value, f"{prefix}{name}.")
+
+  return list(keys(load_config(path, [])))
+
+
+def _train_target(args, overrides) -> int:
+  from inversionview_jax import data, objectives, parallel, tasks, training
+
+  config = load_config(args.config, overrides)
+  task, folder = tasks.get(config.task), make_folder(args.workdir) / "target"
+  rows, held_out = _rows(data, task, config)
+  settings = config.target.copy_and_resolve_references()
+  settings.unlock()
+  settings.seed = config.seed
+  print(config)
+  parallel.use_compilation_cache()
+  mesh = parallel.make_mesh()
+  metrics = training.train(objectives.TargetObjective(task, settings, held_out, mesh), rows, settings, folder, mesh)
+  print(f"accuracy of whole answers, {metrics['held_out']:,.0f} held-out inputs: {metrics['accuracy']:.5f}")
+  for name, value in metrics.items():
+    if name.startswith("accuracy_"):
+      print(f"{name}: {value:.5f}")
+  print(f"target: {folder}")
+  return 0
+
+
+def _train(args, overrides) -> int:
+  from inversionview_jax import data, objectives, parallel, tasks, training
+  from inversionview_jax.target import load_target
+
+  config = load_config(args.config, overrides)
+  task, workdir = tasks.get(config.task), make_folder(args.workdir)
+  own = workdir / "target"
+  source = args.target or (str(own) if (own / "model.json").exists() else task.name)
+  target = load_target(source, tokenizer=task.tokenizer)
+  rows, held_out = _rows(data, task, config)
+  print(config)
+  print(f"target: {source}")
+  mesh = parallel.make_mesh()
+  metrics = training.train(objectives.DecoderObjective(task, config, target, rows, held_out, mesh), rows, config, workdir / "decoder", mesh)
+  if not (own / "model.json").exists():
+    load_target(source, convention="raw", tokenizer=task.tokenizer).save(own)  # so that the workdir is a reader on its own
+  print(f"in-epsilon rate, mean over sites: {metrics['rate']:.3f}; lowest: {metrics['rate_lowest']:.3f}")
+  for name, value in metrics.items():
+    if name.startswith("rate/"):
+      print(f"  {name.removeprefix('rate/'):8} {value:.3f}")
+  print(f"reader: {workdir}")
+  return 0
+
+
+def _rows(data, task, config):
+  where = {"config": config.data.config, "data_dir": config.data.dir or None}
+  return data.load_rows(task, "train", **where), data.load_rows(task, "test", **where)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

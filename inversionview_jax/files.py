@@ -1,0 +1,44 @@
+"""Files that appear whole or not at all."""
+
+import os
+import pathlib
+import secrets
+
+from inversionview_jax.errors import InversionViewError
+
+
+def write_whole(path: "str | os.PathLike", content: "str | bytes") -> None:
+  """Writes `content` (text as UTF-8) to `path` so that a reader sees the old file or the new one, never half of one.
+
+  Raises:
+    InversionViewError: the folder is missing or not writable, or `path` is something other than a file.
+  """
+  target = pathlib.Path(path).expanduser().resolve()  # through a link to its file: the link itself stays
+  if not target.parent.is_dir():
+    raise InversionViewError(f"cannot write {os.fspath(path)!r}: there is no folder {str(target.parent)!r}; create it first")
+  if target.exists() and not target.is_file():  # replacing a device such as /dev/null would be worse than an error
+    raise InversionViewError(f"cannot write {os.fspath(path)!r}: it exists and is not a file; give the name of a file")
+  draft = target.parent / f".{secrets.token_hex(8)}.tmp"
+  try:
+    with open(draft, "xb") as file:
+      file.write(content.encode() if isinstance(content, str) else content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(draft, target)
+  except OSError as error:
+    raise InversionViewError(f"cannot write {os.fspath(path)!r}: {error.strerror}; choose another place") from None
+  finally:
+    draft.unlink(missing_ok=True)
+
+
+def make_folder(path: "str | os.PathLike") -> pathlib.Path:
+  """Makes a folder, with those above it, and returns it; raises `InversionViewError` where that cannot be done or written into."""
+  folder = pathlib.Path(path).expanduser()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    os.listdir(folder)
+  except OSError as error:
+    raise InversionViewError(f"cannot use {os.fspath(path)!r} as a folder: {error.strerror}; give one that can be written") from None
+  if not os.access(folder, os.W_OK):
+    raise InversionViewError(f"cannot use {os.fspath(path)!r} as a folder: it cannot be written; give one that can")
+  return folder

@@ -1,0 +1,272 @@
+"""The `Reader` that users hold: a target, its task and a decoder; queries in, preimages out."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+from inversionview_jax import checkpoint, decoder, distance, parallel, sampling, sites, target, tasks
+from inversionview_jax._version import __version__
+from inversionview_jax.decoder import Decoder, DecoderConfig
+from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.preimage import MATCHES, Preimage, Query, Sample
+from inversionview_jax.target import Target
+from inversionview_jax.tasks import Task
+
+_CHUNK = 8  # queries in one program when there are many
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+  """One query of `Reader.preimages`; the arguments of `Reader.preimage`."""
+
+  text: str
+  site: str
+  position: int | str
+  epsilon: float | None = None
+  metric: str | None = None
+  match: str = "anywhere"
+
+
+class Reader:
+  """Reads activations of one target.
+
+  Attributes:
+    target: the frozen model that is read.
+    task: its inputs, positions and default settings.
+    config: of the decoder; `config.sites` are the sites that can be read.
+    variables: of the decoder.
+    name: shown with every preimage.
+  """
+
+  def __init__(self, model: Target, task: Task, config: DecoderConfig, variables, name: str = "", mesh=None):
+    self.target, self.task, self.config, self.name = model, task, config, name or task.name
+    self.variables = jax.tree.map(jnp.asarray, variables)
+    self._sites = tuple(model.site(site) for site in config.sites)
+    self._sampler = sampling.Sampler(config, model.module, task, mesh)
+    self._bos = jax.jit(sampling.bos_activations, static_argnums=(0, 2, 3))(model.module, model.params, self._sites, task.tokenizer.bos_id)
+
+  def preimage(
+      self, text: str, site: str, position: int | str, *, epsilon: float | None = None, metric: str | None = None, match: str = "anywhere",
+      temperatures: Sequence[float] | None = None, noise: Sequence[float] | float | None = None, num_samples: int | None = None, seed: int = 0,
+  ) -> Preimage:
+    """The epsilon-preimage of one activation (paper, section 2).
+
+    Args:
+      text: an input of the task, or the beginning of one.
+      site: one of the reader's sites, in either notation.
+      position: an index (BOS is 0; negative ones count from the end), or a label of the task such as "=".
+      epsilon: the threshold; None: the task's.
+      metric: "euclidean" (normalized) or "cosine"; None: the task's.
+      match: "anywhere" takes each candidate's minimum over positions, "position" compares at the query's position only.
+      temperatures, noise: pairs of them make the sampling mixture; one number for `noise` goes with every temperature. None for
+        both: the task's mixture.
+      num_samples: candidates; None: the task's (1,024).
+      seed: the candidates are a function of it.
+
+    Returns:
+      All candidates, each re-run through the target, by distance.
+
+    Raises:
+      InversionViewError: a text, site, position or number that cannot be used; says what could.
+    """
+    ask = Ask(text, site, position, epsilon, metric, match)
+    return self.preimages([ask], temperatures=temperatures, noise=noise, num_samples=num_samples, seed=seed)[0]
+
+  def preimages(
+      self, asks: Iterable[Ask | tuple], *, temperatures: Sequence[float] | None = None, noise: Sequence[float] | float | None = None,
+      num_samples: int | None = None, seed: int = 0,
+  ) -> list[Preimage]:
+    """Many queries over all devices: `Ask`s, or tuples (text, site, position); each as `preimage` would answer it."""
+    asks = [ask if isinstance(ask, Ask) else Ask(*ask) for ask in asks]
+    settings = self._settings(temperatures, noise)
+    count = self.task.mixture.num_samples if num_samples is None else num_samples
+    if count < 1:
+      raise InversionViewError(f"num_samples = {count} must be at least 1")
+    if not 0 <= seed < 2**32:
+      raise InversionViewError(f"seed = {seed} must be from 0 to 2**32 - 1")
+    checked = [self._checked(ask) for ask in asks]
+    found = []
+    size = 1 if len(checked) == 1 else _CHUNK
+    for start in range(0, len(checked), size):
+      found += self._answer(checked[start : start + size], size, settings, count, seed)
+    return found
+
+  def log_prob(self, tokens, activation, site: str) -> jax.Array:
+    """log p(text | activation, site) under the decoder, summed over the tokens of each text with its EOS.
+
+    Args:
+      tokens: int32[B, T], as `tokenizer.encode_batch` makes them.
+      activation: float32[D] or float32[B, D].
+      site: one of the reader's sites.
+
+    Returns:
+      float32[B].
+    """
+    tokens = self.target._checked_tokens(tokens)
+    activation = jnp.broadcast_to(jnp.asarray(activation, jnp.float32), (len(tokens), self.config.d_activation))
+    index = np.full(len(tokens), self._site_index(site), np.int32)
+    return _log_prob(Decoder(self.config), self.variables, tokens, activation, index, self.task.tokenizer.pad_id)
+
+  def _settings(self, temperatures, noise) -> tuple[tuple[float, float], ...]:
+    if temperatures is None and noise is None:
+      return self.task.mixture.settings
+    temperatures = (1.0,) if temperatures is None else tuple(np.atleast_1d(temperatures).astype(float))
+    noise = np.atleast_1d(0.0 if noise is None else noise).astype(float)
+    if len(noise) not in (1, len(temperatures)):
+      raise InversionViewError(f"{len(noise)} values of noise for {len(temperatures)} temperatures: give one, or one for each")
+    for name, values in (("temperature", temperatures), ("noise", noise)):
+      for value in values:
+        if not (np.isfinite(value) and value >= 0):
+          raise InversionViewError(f"{name} {value:g} must be a number from 0 up")
+    return tuple(zip(temperatures, np.broadcast_to(noise, len(temperatures)).tolist(), strict=True))
+
+  def _site_index(self, name: str) -> int:
+    site = self.target.site(name)
+    if site not in self._sites:
+      raise one_of(f"site of the reader {self.name!r}:", site.short, self.config.sites)
+    return self._sites.index(site)
+
+  def _checked(self, ask: Ask) -> "_Checked":
+    """Validates everything a person typed, before anything runs."""
+    site = self._site_index(ask.site)
+    epsilon = self.task.epsilon if ask.epsilon is None else ask.epsilon
+    if not (np.isfinite(epsilon) and epsilon > 0):
+      raise InversionViewError(f"epsilon = {epsilon!r} must be a number above 0; this task's is {self.task.epsilon}")
+    metric = self.task.metric if ask.metric is None else ask.metric
+    if metric not in distance.METRICS:
+      raise one_of("metric", metric, distance.METRICS)
+    if ask.match not in MATCHES:
+      raise one_of("match", ask.match, MATCHES)
+    if not ask.text:
+      raise InversionViewError("the text is empty: give an input of the task, such as one from its data")
+    tokens = self.task.tokenizer.encode_batch([ask.text], length=self.task.length)[0]
+    return _Checked(ask, tokens, site, self.task.position(tokens, ask.position), float(epsilon), metric)
+
+  def _answer(self, checked: list["_Checked"], size: int, settings, count: int, seed: int) -> list[Preimage]:
+    """One program call for up to `size` queries; a short list is filled up so that the shapes stay."""
+    padded = checked + [checked[-1]] * (size - len(checked))
+    tokens = np.stack([c.tokens for c in padded])
+    wanted = tuple(dict.fromkeys(self._sites))
+    heads = sorted({site.layer for site in wanted if site.kind == "head"})
+    run = self.target.run(tokens, [*wanted, *(f"p{layer}" for layer in heads)])
+    activations = [np.asarray(run[self._sites[c.site]][i, c.position], np.float32) for i, c in enumerate(padded)]
+    queries = sampling.Queries(
+        np.stack(activations), np.array([c.site for c in padded], np.int32),
+        np.array([c.position if c.ask.match == "position" else -1 for c in padded], np.int32),
+        np.array([distance.METRICS.index(c.metric) for c in padded], np.int32),
+    )
+    rows = sampling.mixture_rows(settings, count, queries=size)
+    out = self._sampler.run(self.variables, self.target.params, self._bos, queries, rows, seed)
+    out = jax.tree.map(np.asarray, out)
+    made = []
+    for i, c in enumerate(checked):
+      site, part = self._sites[c.site], slice(i * count, (i + 1) * count)
+      attention = None
+      if site.kind == "head":
+        attention = np.asarray(run[f"p{site.layer}"][i, site.head, c.position, : c.position + 1])
+      mine = jax.tree.map(lambda x, part=part: x[part], (out, rows))
+      made.append(self._preimage(c, activations[i], attention, *mine, seed))
+    return made
+
+  def _preimage(self, c: "_Checked", activation, attention, out: sampling.Candidates, rows: sampling.Rows, seed: int) -> Preimage:
+    t = self.task.tokenizer
+    used = [int(x) for x in c.tokens if x != t.pad_id]
+    site = self._sites[c.site]
+    query = Query(
+        text=c.ask.text, tokens=used, token_strings=t.strings(used), position=c.position, label=self.task.labels(used)[c.position],
+        site=site.short, hook=site.hook, activation=activation, attention=attention,
+    )
+    samples = []
+    columns = (out.tokens, out.distance, out.position, out.effect, rows.temperature, rows.noise)
+    for tokens, far, where, effect, temperature, noise in zip(*(x.tolist() for x in columns), strict=True):
+      length = sum(token not in (t.pad_id, t.eos_id) for token in tokens)  # BOS and the text; EOS and PAD only follow it
+      text = tokens[1:length]
+      samples.append(Sample(
+          tokens=text, token_strings=t.strings(text), text=t.text(text), distance=far, position=where, effect=effect[1:length],
+          temperature=temperature, noise=noise, ended=t.eos_id in tokens,
+      ))
+    return Preimage(
+        query, samples, epsilon=c.epsilon, metric=c.metric, match=c.ask.match, seed=seed, reader=self.name, task=self.task.name,
+        convention=self.target.convention, version=__version__,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checked:
+  """An `Ask` with its tokens int32[T], site index, position, epsilon and metric resolved."""
+
+  ask: Ask
+  tokens: np.ndarray
+  site: int
+  position: int
+  epsilon: float
+  metric: str
+
+
+_log_prob = jax.jit(decoder.log_prob, static_argnums=(0, 5))
+
+
+def load_reader(name: str | os.PathLike, model: Target | None = None, mesh=None) -> Reader:
+  """Loads a reader.
+
+  Args:
+    name: a shipped reader ("addition"), a workdir of `inversionview train`, or a folder with `target/` and `decoder/`.
+    model: a target to use instead of the one stored with the reader; must be the one the decoder was trained on.
+    mesh: from `parallel.make_mesh`; all devices by default.
+
+  Raises:
+    InversionViewError: no such reader, files missing or damaged, or a decoder trained on another target, convention or tokenizer.
+  """
+  parallel.use_compilation_cache()
+  folder = pathlib.Path(name)
+  if (shipped := target.shipped_folder(str(name))) and not folder.is_dir():
+    folder = shipped
+  if not folder.is_dir():
+    raise InversionViewError(f"no reader {str(name)!r}: not a folder, and shipped are only: {', '.join(shipped_readers())}")
+  if not (folder / "decoder" / "model.json").exists():
+    raise InversionViewError(f"no reader in {folder}: it has no decoder/model.json; train one with `inversionview train --workdir {folder} ...`")
+  variables, said = checkpoint.load_model(folder / "decoder", _expected_shapes)
+  task = tasks.get(said["task"])
+  if model is None:
+    model = target.load_target(folder / "target", convention=said["target"]["convention"])
+  _check_belongs(said, model, task, folder)
+  return Reader(model, task, DecoderConfig.from_dict(said["config"]), variables, said["name"], mesh)
+
+
+def shipped_readers() -> list[str]:
+  """Names of the readers that come with the package."""
+  return [name for name in target.shipped_names() if (target.shipped_folder(name) / "decoder" / "model.json").exists()]
+
+
+def _check_belongs(said: dict, model: Target, task: Task, folder) -> None:
+  """A decoder read against another target would put distances beside samples that mean nothing."""
+  of = said["target"]
+  if of["fingerprint"] != model.fingerprint:
+    raise InversionViewError(
+        f"the decoder in {folder} was trained on another target ({of['name']}, {of['fingerprint']}) than this one "
+        f"({model.name}, {model.fingerprint}); use that target, or train a decoder on this one"
+    )
+  if of["convention"] != model.convention:
+    raise InversionViewError(
+        f"the decoder in {folder} was trained under convention {of['convention']!r}, the target is loaded as {model.convention!r}; "
+        f"load it with convention={of['convention']!r}"
+    )
+  for tokenizer in (model.tokenizer, task.tokenizer):
+    if tokenizer is None or tokenizer.describe() != said["tokenizer"]:
+      raise InversionViewError(f"the decoder in {folder} was trained with another tokenizer than the target's; train a decoder for this one")
+
+
+def _expected_shapes(said: dict):
+  if said.get("kind") != "decoder":
+    raise InversionViewError(f"this is a {said.get('kind')!r}, not a decoder")
+  config = DecoderConfig.from_dict(said["config"])
+  module = Decoder(config)
+  return jax.eval_shape(lambda: module.init(
+      jax.random.key(0), jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, config.d_activation)), jnp.zeros(1, jnp.int32)
+  ))

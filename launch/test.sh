@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Installs what the tests need into .venv and runs them: bash launch/test.sh [arguments of pytest]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/venv.sh
+install ".[test]"
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,17 @@
+# Sourced by the other scripts, from the repository root: `install REQUIREMENT` puts it into .venv, and only if setup.cfg has changed since.
+
+install() {
+  local python=${PYTHON:-python3} stamp
+  if [ ! -x .venv/bin/python ]; then
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+      echo "inversionview_jax needs Python 3.11 or newer, and $python is $("$python" --version 2>&1); set PYTHON=/path/to/python3.11" >&2
+      exit 2
+    }
+    "$python" -m venv .venv
+  fi
+  stamp=".venv/installed-$(printf %s "$1" | tr -c 'a-z' _)"
+  if [ ! -e "$stamp" ] || [ setup.cfg -nt "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable "$1"
+    touch "$stamp"
+  fi
+}

@@ -27,6 +27,7 @@ def get_config(variant: str = "full") -> ConfigDict:
   target.optimizer = ConfigDict({
       "name": "muon",  # on matrices; Adam elsewhere
       "lr": 5e-3,
+      "adam_lr": 0.0,  # 0: the same
       "schedule": "cosine",
       "warmup_steps": 300,
       "weight_decay": 0.01,
@@ -50,7 +51,7 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.reweight = 0.0  # sites are drawn with exp(reweight * (mean rate - rate)); the paper's formula has 6; 0: uniformly
   config.noise = 0.0  # most Gaussian noise (eta) added to activations in training
   config.optimizer = ConfigDict({
-      "name": "muon", "lr": 3e-3, "schedule": "cosine", "warmup_steps": 100, "weight_decay": 0.01, "clip": 1.0, "b2": 0.99,
+      "name": "muon", "lr": 3e-3, "adam_lr": 0.0, "schedule": "cosine", "warmup_steps": 100, "weight_decay": 0.01, "clip": 1.0, "b2": 0.99,
   })
   config.batch_size = 128
   config.steps = 10_000
@@ -70,7 +71,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.model.update({"dropout_embed": 0.1, "dropout_attn": 0.1, "dropout_resid": 0.1})
     config.normalize, config.reweight = "none", 0.0
     config.optimizer = ConfigDict({
-        "name": "adamw", "lr": 1e-4, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.01, "clip": 1.0, "b2": 0.999,
+        "name": "adamw", "lr": 1e-4, "adam_lr": 0.0, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.01, "clip": 1.0, "b2": 0.999,
     })
     config.batch_size, config.steps = 256, 390_700
   return config

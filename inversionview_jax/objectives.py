@@ -112,7 +112,7 @@ class DecoderObjective:
     )
     self._module, self.frozen = Decoder(self.model), model.params
     self._sampler = sampling.Sampler(self.model, model.module, task, mesh)
-    self._bos = sampling.bos_activations(model.module, model.params, self._sites, t.bos_id)
+    self._bos = parallel.jit(sampling.bos_activations, static_argnums=(0, 2, 3))(model.module, model.params, self._sites, t.bos_id)
     some = self._pairs(np.asarray(rows[:_STATISTICS], np.int32), seed=1)
     self._statistics = decoder.statistics(np.asarray(some.activation), np.asarray(some.site), len(names), config.normalize)
     self._spread = np.array([[x.mean(), x.std()] for x in (np.asarray(some.activation)[np.asarray(some.site) == s] for s in range(len(names)))])
@@ -125,7 +125,7 @@ class DecoderObjective:
         jnp.zeros(len(self._sites)), len(self._sites), 0.0,
     )
     site = jnp.broadcast_to(jnp.arange(len(self._sites)), at.shape)
-    activation = jax.jit(collect.activations_at, static_argnums=(0, 5))(self.target.module, self.target.params, tokens, at, site, self._sites)
+    activation = parallel.jit(collect.activations_at, static_argnums=(0, 5))(self.target.module, self.target.params, tokens, at, site, self._sites)
     texts = np.repeat(tokens, len(self._sites), axis=0)
     return collect.Pairs(texts, activation.reshape(len(texts), -1), site.reshape(-1), at.reshape(-1))
 

@@ -26,11 +26,11 @@ def make_mesh(data: int | None = None, model: int = 1, devices: Sequence[jax.Dev
     devices: the devices to use; all by default.
 
   Raises:
-    InversionViewError: the axes do not multiply to the number of devices.
+    InversionViewError: the axes do not multiply to the number of devices, or one of them is empty.
   """
   devices = list(jax.devices() if devices is None else devices)
-  data = len(devices) // model if data is None else data
-  if data * model != len(devices):
+  data = len(devices) // max(model, 1) if data is None else data
+  if data < 1 or model < 1 or data * model != len(devices):
     raise InversionViewError(f"a mesh of {data} x {model} (data x model) does not divide {len(devices)} devices")
   # Auto axes: jax.make_mesh would make explicit ones, in which every array's type carries its sharding.
   return Mesh(np.asarray(devices).reshape(data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
@@ -60,7 +60,7 @@ def pmap(
       axis_names={DATA}, check_vma=False,
   )
   named = functools.wraps(function)(lambda *args: sharded(*args))
-  return jax.jit(named, donate_argnums=donate_argnums, compiler_options=cpu_options(mesh))
+  return jax.jit(named, donate_argnums=donate_argnums, compiler_options=compiler_options(mesh.devices.flat[0].platform))
 
 
 def replicate(tree, mesh: Mesh):
@@ -82,11 +82,36 @@ def fold_in_each(key: jax.Array, index: jax.Array) -> jax.Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def cpu_options(mesh: Mesh) -> dict | None:
-  """XLA options for a mesh of CPU devices: YNNPACK's fusions make small attention several times slower."""
-  if mesh.devices.flat[0].platform != "cpu":
+def jit(function: Callable, **kwargs) -> Callable:
+  """`jax.jit` with `compiler_options`; the platform is looked up at the first call, not when a module is imported."""
+
+  @functools.cache
+  def compiled():
+    return jax.jit(function, compiler_options=compiler_options(jax.default_backend()), **kwargs)
+
+  @functools.wraps(function)
+  def call(*args, **named):
+    return compiled()(*args, **named)
+
+  call._cache_size = lambda: compiled()._cache_size()
+  return call
+
+
+@functools.cache
+def compiler_options(platform: str) -> dict | None:
+  """What every program of this package is compiled with.
+
+  On CPUs, XLA's fusions for YNNPACK are switched off. With jaxlib 0.10.2 they return wrong numbers for a matrix product followed by
+  multiply-and-sum over a reshape of it (attention with one query; tests/test_parallel.py has the case), and cost speed besides.
+  """
+  if platform != "cpu":
     return None
-  return {"xla_cpu_experimental_ynn_fusion_type": ""}
+  options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+  try:
+    jax.jit(lambda: jax.numpy.zeros(()), compiler_options=options).lower().compile()
+  except jax.errors.JaxRuntimeError:  # a jaxlib without YNNPACK does not know the option
+    return None
+  return options
 
 
 def use_compilation_cache() -> None:

@@ -49,7 +49,7 @@ class Reader:
     self.variables = jax.tree.map(jnp.asarray, variables)
     self._sites = tuple(model.site(site) for site in config.sites)
     self._sampler = sampling.Sampler(config, model.module, task, mesh)
-    self._bos = jax.jit(sampling.bos_activations, static_argnums=(0, 2, 3))(model.module, model.params, self._sites, task.tokenizer.bos_id)
+    self._bos = parallel.jit(sampling.bos_activations, static_argnums=(0, 2, 3))(model.module, model.params, self._sites, task.tokenizer.bos_id)
 
   def preimage(
       self, text: str, site: str, position: int | str, *, epsilon: float | None = None, metric: str | None = None, match: str = "anywhere",
@@ -209,7 +209,7 @@ class _Checked:
   metric: str
 
 
-_log_prob = jax.jit(decoder.log_prob, static_argnums=(0, 5))
+_log_prob = parallel.jit(decoder.log_prob, static_argnums=(0, 5))
 
 
 def load_reader(name: str | os.PathLike, model: Target | None = None, mesh=None) -> Reader:

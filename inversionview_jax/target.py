@@ -144,7 +144,7 @@ class Target:
     save_target(folder, self.params, self.config, self.tokenizer, self.name, self.task)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@functools.partial(parallel.jit, static_argnums=(0, 3))
 def _run(module: Transformer, params, tokens, capture, edits) -> Output:
   return module.apply({"params": params}, tokens, capture=capture, edits=edits, exact=True)
 

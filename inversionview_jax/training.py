@@ -68,8 +68,9 @@ class Objective(Protocol):
 def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
   """config.optimizer -> optax.
 
-  Keys: name ("adamw" or "muon": Muon on matrices, Adam elsewhere), lr, warmup_steps, schedule ("constant" or "cosine", to
-  zero at `steps`), weight_decay (on matrices only), clip (global norm, 0: off), b2.
+  Keys: name ("adamw" or "muon": Muon on the kernels, Adam elsewhere), lr, adam_lr (with Muon, the rate of what Adam trains; 0: also
+  lr), warmup_steps, schedule ("constant" or "cosine", to zero at `steps`), weight_decay (on matrices only), clip (global norm, 0: off),
+  b2 (of Adam).
 
   Raises:
     InversionViewError: an unknown name or schedule.
@@ -92,7 +93,7 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
   elif config.name == "muon":
     rule = optax.contrib.muon(
         rate, weight_decay=config.weight_decay, weight_decay_mask=matrices, adam_b2=config.b2, adam_weight_decay=0.0,
-        adam_learning_rate=(lambda step: config.adam_lr / config.lr * rate(step)) if config.get("adam_lr") else None,
+        adam_learning_rate=(lambda step: config.adam_lr / config.lr * rate(step)) if config.adam_lr else None,
         muon_weight_dimension_numbers=_hidden_matrices,
     )
   else:
@@ -168,7 +169,7 @@ def train(objective: Objective, rows: np.ndarray, config: ConfigDict, folder: st
   batches = Batches(rows, config.batch_size, config.seed)
   optimizer = make_optimizer(config.optimizer, config.steps)
 
-  @jax.jit
+  @parallel.jit
   def fresh():
     params, extra = objective.init(jax.random.key(config.seed))
     average = jax.tree.map(jnp.copy, params) if config.average else {}

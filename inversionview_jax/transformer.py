@@ -208,16 +208,11 @@ class Attention(nn.Module):
       slot_k, slot_v = self.keys_values(slot[:, None, :])
       k, v = jnp.concatenate([slot_k, k], axis=1), jnp.concatenate([slot_v, v], axis=1)
       seen = jnp.pad(seen, ((0, 0), (0, 0), (0, 0), (1, 0)), constant_values=True)
-    # Batched products of tiny matrices are slow on a CPU; below this size multiply-and-sum is 3 times as fast.
-    tiny = length * self.config.d_head <= 128
-    scores = jnp.sum(q[:, :, None] * k[:, None], axis=-1).transpose(0, 3, 1, 2) if tiny else jnp.einsum("bqhk,bshk->bhqs", q, k)
-    scores = scores.astype(jnp.float32)
+    scores = jnp.einsum("bqhk,bshk->bhqs", q, k).astype(jnp.float32)
     if self.config.attn_scale:
       scores = scores / self.config.d_head**0.5
     pattern = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
     weights = self.dropout(pattern, deterministic=deterministic).astype(x.dtype)
-    if tiny:
-      return jnp.sum(weights.transpose(0, 2, 3, 1)[..., None] * v[:, None], axis=2), pattern
     return jnp.einsum("bhqs,bshk->bqhk", weights, v), pattern
 
   def mix_cached(self, x, cache, index):
@@ -226,7 +221,8 @@ class Attention(nn.Module):
     k, v = self.keys_values(x)
     keys = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), index, axis=1)
     values = jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(cache[1].dtype), index, axis=1)
-    # Multiply and sum: with one query per row this beats a batched matrix product of tiny matrices.
+    # Multiply and sum: with one query per row this beats a batched matrix product of tiny matrices. To be compiled with
+    # `parallel.compiler_options`, without which XLA's CPU backend gets products of this form wrong (see there).
     scores = jnp.sum(q * keys, axis=-1).astype(jnp.float32)  # [B, C, H]
     if self.config.attn_scale:
       scores = scores / self.config.d_head**0.5

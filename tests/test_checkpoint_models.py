@@ -110,7 +110,7 @@ def test_fingerprint_tells_apart_values_names_and_shapes(params):
   assert checkpoint.fingerprint(tree, {"n_heads": 2}) != checkpoint.fingerprint(tree, {"n_heads": 4})
   assert checkpoint.fingerprint({"b": tree["b"], "a": jnp.asarray(tree["a"])}, {}) == checkpoint.fingerprint(tree, {})
   table = np.arange(6.0).reshape(2, 3)
-  assert checkpoint.fingerprint({"a": np.asfortranarray(table)}) == checkpoint.fingerprint({"a": table})
+  assert checkpoint.fingerprint({"a": np.asfortranarray(table)}, {}) == checkpoint.fingerprint({"a": table}, {})
 
 
 @pytest.mark.parametrize("kept", [0, 7, 100, -1])

@@ -1,0 +1,90 @@
+"""What the tests share: eight simulated devices, a compilation cache of their own, and a small target with a small decoder."""
+
+import os
+import pathlib
+
+# Before anything imports JAX, and for the processes that tests start, too.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+_EIGHT = "--xla_force_host_platform_device_count=8"
+if _EIGHT not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EIGHT}".strip()
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from inversionview_jax import decoder, objectives, parallel, tasks
+from inversionview_jax.decoder import Decoder, DecoderConfig
+from inversionview_jax.target import Target, save_target
+from inversionview_jax.transformer import Transformer, TransformerConfig
+
+TASK = tasks.get("addition")
+SHAPE = dict(vocab_size=15, n_ctx=14, n_layers=2, n_heads=2, d_model=16, d_mlp=32)
+SITES = ("x0.pre", "a0.0", "a0.1", "x0.mid", "a1.1", "x1.post")
+
+
+def random_like(shapes, seed: int, spread: float):
+  """Parameters so large that every one of them matters, biases and norms included."""
+  rng = np.random.default_rng(seed)
+
+  def random(path, leaf):
+    return np.float32((path[-1].key == "scale") + spread * rng.normal(size=leaf.shape))
+
+  return jax.tree_util.tree_map_with_path(random, shapes)
+
+
+@pytest.fixture(scope="session")
+def make_target():
+  """A function (seed, convention, tokenizer) -> a small random target of the addition task."""
+  config = TransformerConfig(**SHAPE, tied=False)
+  shapes = jax.eval_shape(lambda: Transformer(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+
+  def make(seed=0, convention="raw", tokenizer=TASK.tokenizer):
+    return Target(random_like(shapes, seed, 0.3), config, tokenizer, convention, name=f"random-{seed}", task="addition")
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def small_target(make_target):
+  return make_target()
+
+
+@pytest.fixture(scope="session")
+def small_decoder(small_target):
+  """(config, variables) of a random decoder for `small_target` that writes texts of all lengths."""
+  t = TASK.tokenizer
+  config = DecoderConfig(
+      TransformerConfig(**SHAPE), SITES, small_target.config.d_model, encoder_blocks=1, normalize="standard", forbidden=(t.bos_id, t.pad_id)
+  )
+  blank = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, config.d_activation)), jnp.zeros(1, jnp.int32)
+  shapes = jax.eval_shape(lambda: Decoder(config).init(jax.random.key(0), *blank))
+  rng = np.random.default_rng(1)
+  activations, site = rng.normal(0.5, 2.0, size=(600, config.d_activation)), np.arange(600) % len(SITES)
+  return config, {
+      "params": random_like(shapes["params"], 1, 0.3),
+      "stats": {"encoder": decoder.statistics(activations, site, len(SITES), "standard")},
+  }
+
+
+@pytest.fixture(scope="session")
+def save_small(make_target, small_decoder):
+  """A function (folder) that writes `small_target` and `small_decoder` there, as training would."""
+
+  def save(folder):
+    target = make_target()
+    save_target(folder / "target", target.params, target.config, TASK.tokenizer, target.name, target.task)
+    objectives.save_decoder(folder / "decoder", small_decoder[1], small_decoder[0], target, TASK)
+    return folder
+
+  return save
+
+
+@pytest.fixture(scope="session")
+def meshes():
+  """A function (n) -> the mesh of the first n devices."""
+  return lambda n: parallel.make_mesh(devices=jax.devices()[:n])

@@ -1,0 +1,179 @@
+"""The mesh, `pmap`, and training that does not depend on the number of devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
+
+from inversionview_jax import objectives, parallel, tasks, training
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.parallel import DATA
+
+TASK = tasks.get("addition")
+MODEL = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_mlp": 32}
+ROWS = TASK.tokens(TASK.split("train")[:80])
+BATCH, STEPS = 16, 5
+LEARNING_RATE = 0.1
+
+
+# The mesh.
+
+
+def test_data_axis_takes_the_devices_that_the_model_axis_leaves():
+  assert dict(parallel.make_mesh().shape) == {"data": 8, "model": 1}
+  assert dict(parallel.make_mesh(model=2).shape) == {"data": 4, "model": 2}
+  assert dict(parallel.make_mesh(data=2, model=4).shape) == {"data": 2, "model": 4}
+  one = parallel.make_mesh(devices=jax.devices()[3:4])
+  assert dict(one.shape) == {"data": 1, "model": 1} and one.devices.flat[0] == jax.devices()[3]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"data": 3}, {"model": 3}, {"data": 4, "model": 4}, {"model": 16}, {"model": 0}, {"data": 0}, {"data": -4, "model": -2}, {"devices": []}],
+    ids=str,
+)
+def test_mesh_that_does_not_fit_the_devices_is_refused(wrong):
+  with pytest.raises(InversionViewError) as caught:
+    parallel.make_mesh(**wrong)
+  assert "\n" not in str(caught.value)
+  assert f"{0 if 'devices' in wrong else 8} devices" in str(caught.value)
+
+
+def test_shard_splits_one_axis_over_the_devices_and_replicate_copies(meshes):
+  x, mesh = np.arange(32.0).reshape(2, 16), meshes(8)
+  split = parallel.shard({"x": x}, mesh, axis=1)["x"]
+  assert split.sharding.spec == PartitionSpec(None, DATA)
+  assert [s.data.shape for s in split.addressable_shards] == [(2, 2)] * 8
+  np.testing.assert_array_equal(split.addressable_shards[3].data, x[:, 6:8])
+  copies = parallel.replicate({"x": x}, mesh)["x"].addressable_shards
+  assert len(copies) == 8
+  for copy in copies:
+    np.testing.assert_array_equal(copy.data, x)
+
+
+def test_batch_that_does_not_divide_the_devices_is_refused_with_both_numbers(meshes):
+  for axis, shape in ((0, (12, 8)), (1, (8, 12))):
+    with pytest.raises(InversionViewError, match="12 does not divide over 8 devices"):
+      parallel.shard({"good": np.zeros((8, 8)), "bad": np.zeros(shape)}, meshes(8), axis)
+  config = ConfigDict({"batch_size": 12, "steps": 1, "steps_per_call": 1})
+  with pytest.raises(InversionViewError, match="batch_size = 12 does not divide over 8 devices"):
+    training._check(config, meshes(8))
+
+
+# pmap.
+
+
+@pytest.mark.parametrize("data, model", [(8, 1), (4, 2), (1, 8)])
+def test_pmap_runs_once_per_device_of_the_data_axis(data, model):
+  shapes = []
+
+  def function(x, y, whole):
+    shapes.append((x.shape, y.shape, whole.shape))
+    index = jax.lax.axis_index(DATA)
+    total, mean = jax.lax.psum(x.sum(), DATA), jax.lax.pmean(x.mean(), DATA)
+    return {"index": index[None], "y": y + whole.sum()}, (total, mean, jax.lax.psum(1, DATA))
+
+  mesh = parallel.make_mesh(data, model)
+  x, y = np.arange(16.0), np.arange(32.0).reshape(2, 16)
+  mapped = parallel.pmap(function, mesh, in_axes=(0, 1, None), out_axes=({"index": 0, "y": 1}, None))
+  each, (total, mean, count) = mapped(x, y, np.ones(3))
+  assert set(shapes) == {((16 // data,), (2, 16 // data), (3,))}
+  np.testing.assert_array_equal(each["index"], np.arange(data))
+  np.testing.assert_array_equal(each["y"], y + 3)
+  assert (total, mean, count) == (x.sum(), x.mean(), data)
+
+
+def test_pmap_sums_no_gradient_on_its_own(meshes):
+  x = np.arange(8.0)
+
+  def function(w, x):
+    grad = jax.grad(lambda w: w * x.sum())(w)
+    return grad[None], jax.lax.psum(grad, DATA)
+
+  own, total = parallel.pmap(function, meshes(8), in_axes=(None, 0), out_axes=(0, None))(2.0, x)
+  np.testing.assert_array_equal(own, x)
+  assert total == x.sum()
+
+
+def test_key_of_an_example_depends_on_its_global_index_alone(meshes):
+  key = jax.random.key(7)
+
+  def bits(index):
+    return jax.random.bits(key, (3,)) if index is None else jax.vmap(lambda k: jax.random.bits(k, (3,)))(parallel.fold_in_each(key, index))
+
+  index = np.arange(16, dtype=np.int32)
+  whole = bits(index)
+  assert len(np.unique(whole)) == 48
+  np.testing.assert_array_equal(whole[5], jax.random.bits(jax.random.fold_in(key, 5), (3,)))
+  np.testing.assert_array_equal(parallel.pmap(bits, meshes(8), in_axes=(0,), out_axes=0)(index), whole)
+
+
+# Training. Losses would not do: Adam hides a factor in the gradients.
+
+
+@pytest.fixture(scope="module", params=["target", "decoder"])
+def runs(request, small_target, meshes):
+  """Five steps of gradient descent on 1, 2 and 8 devices: n -> (first gradients, last parameters, losses); 0: the gradients by hand."""
+  config = ConfigDict({"model": MODEL, "eval_examples": 8, "seed": 3, "average": 0.0})
+  if request.param == "decoder":
+    config.update({"encoder_blocks": 1, "normalize": "standard", "sites": ("x0.pre", "a0.1", "x1.post"), "pairs_per_text": 2})
+    config.update({"bos_rate": 0.2, "reweight": 0.0, "noise": 0.2, "eval_queries": 1, "final_queries": 1})
+    config.model.update({"dropout_embed": 0.1, "dropout_attn": 0.1, "dropout_resid": 0.1})
+  record = optax.GradientTransformation(init=lambda p: jax.tree.map(jnp.zeros_like, p), update=lambda g, old, p: (g, g))
+  optimizer = optax.chain(record, optax.sgd(LEARNING_RATE))
+  found = {}
+  for n in (1, 2, 8):
+    mesh = meshes(n)
+    if request.param == "target":
+      objective = objectives.TargetObjective(TASK, config, ROWS, mesh)
+    else:
+      objective = objectives.DecoderObjective(TASK, config, small_target, ROWS, ROWS, mesh)
+    params, extra = jax.jit(objective.init)(jax.random.key(0))
+    params = jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, params)  # so that gradients are not tiny
+    if n == 1:
+      found[0] = _gradients_by_hand(objective, params, extra)
+    state = parallel.replicate(training.State(jnp.int32(0), params, optimizer.init(params), {}, extra), mesh)
+    frozen, losses = parallel.replicate(objective.frozen, mesh), []
+    update = training.make_update(objective, optimizer, config, mesh)
+    for step in range(STEPS):
+      tokens = parallel.shard(ROWS[None, step * BATCH : (step + 1) * BATCH], mesh, axis=1)
+      state, loss, norm = update(state, frozen, tokens)
+      losses.append((float(loss[0]), float(norm[0])))
+      if step == 0:
+        first = jax.tree.map(np.asarray, state.opt_state[0])
+    found[n] = first, jax.tree.map(np.asarray, state.params), losses
+  return found
+
+
+def _gradients_by_hand(objective, params, extra):
+  """Of the mean loss per predicted token of the whole first batch."""
+  keys = parallel.fold_in_each(jax.random.fold_in(jax.random.key(3), 0), jnp.arange(BATCH))
+
+  def mean(params):
+    total, count = objective.loss(params, extra, objective.frozen, jnp.asarray(ROWS[:BATCH]), keys)
+    return total / count
+
+  return jax.tree.map(np.asarray, jax.jit(jax.grad(mean))(params))
+
+
+def _largest(tree) -> float:
+  return max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_gradients_are_those_of_the_mean_over_the_whole_batch(runs, n):
+  by_hand, (first, _, losses) = runs[0], runs[n]
+  assert _largest(by_hand) > 0.1
+  jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6), first, by_hand)
+  assert losses[0][1] == pytest.approx(float(optax.global_norm(by_hand)), rel=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_parameters_after_five_steps_do_not_depend_on_the_number_of_devices(runs, n):
+  (_, one, one_losses), (_, many, losses) = runs[1], runs[n]
+  np.testing.assert_allclose(losses, one_losses, rtol=1e-5)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), many, one)
+  assert _largest(jax.tree.map(lambda g: LEARNING_RATE * g, runs[1][0])) > 1e-2  # one step moves them far beyond that

@@ -15,8 +15,6 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preimage import Preimage, Query, Sample
 from inversionview_jax.tasks.registration import register_when_imported
 
-
-
 # Saved preimages are shown without JAX, which takes a second to import; what needs it is found here when it is asked for.
 _LAZY = {
     "Ask": "reader", "Reader": "reader", "load_reader": "reader", "shipped_readers": "reader",

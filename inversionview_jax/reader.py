@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-from inversionview_jax import checkpoint, decoder, distance, parallel, sampling, sites, target, tasks
+from inversionview_jax import checkpoint, decoder, distance, parallel, sampling, target, tasks
 from inversionview_jax._version import __version__
 from inversionview_jax.decoder import Decoder, DecoderConfig
 from inversionview_jax.errors import InversionViewError, one_of

@@ -7,7 +7,6 @@ temperature and noise are data, so another query on the same shapes compiles not
 Shapes: Q queries, R rows (one candidate each, of any query), T tokens, D width, S sites, V vocabulary.
 """
 
-import dataclasses
 import functools
 
 import flax.struct

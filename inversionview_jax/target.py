@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from inversionview_jax import checkpoint, parallel, pretrained, sites, tokenizers
+from inversionview_jax.capture import Output, SiteEdit
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sites import Site
-from inversionview_jax.transformer import Output, SiteEdit, Transformer, TransformerConfig
+from inversionview_jax.transformer import Transformer, TransformerConfig
 
 CAPTURABLE = (*sites.VECTOR_KINDS, "heads", "pattern")
 

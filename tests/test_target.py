@@ -12,7 +12,8 @@ from inversionview_jax import target as target_lib
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sites import Site
 from inversionview_jax.target import Edit, Target
-from inversionview_jax.transformer import SiteEdit, Transformer, TransformerConfig
+from inversionview_jax.capture import SiteEdit
+from inversionview_jax.transformer import Transformer, TransformerConfig
 
 TASK = tasks.get("addition")
 L, H, D = 2, 4, 32

@@ -1,0 +1,131 @@
+"""Reading and replacing activations while a forward pass runs.
+
+Captures and edits are data, not callbacks: a capture is an array that comes back, an edit is an array with an address, so that a sweep
+over heads and positions compiles once and jit prunes what nobody reads.
+
+Shapes: B batch, T tokens, P positions, H heads, D d_model, K d_head, V vocabulary, C cached positions.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from inversionview_jax.sites import Site
+
+
+@flax.struct.dataclass
+class SiteEdit:
+  """Replace the activation of one site at one position per row, or at all positions.
+
+  Attributes:
+    kind: the kind of the site (static; everything else is data).
+    layer, head: int32[]; 0 where the kind has none.
+    position: int32[B], or None for all positions.
+    value: float[B, D], or float[B, T, D] for all positions.
+  """
+
+  kind: str = flax.struct.field(pytree_node=False)
+  layer: jax.Array
+  head: jax.Array
+  position: jax.Array | None
+  value: jax.Array
+
+  def hit(self, layer: int, length: int) -> jax.Array:
+    """bool[B, T]: where this edit replaces the activation of `layer`."""
+    if self.position is None:
+      hit = jnp.ones((self.value.shape[0], length), bool)
+    else:
+      hit = jnp.arange(length)[None, :] == self.position[:, None]
+    return hit & (self.layer == layer)
+
+  def replacement(self) -> jax.Array:
+    """float[B, T or 1, D]."""
+    return self.value if self.position is None else self.value[:, None, :]
+
+
+@flax.struct.dataclass
+class Output:
+  """What a forward pass returns.
+
+  Attributes:
+    logits: float32[B, T, V], or None if they were not asked for.
+    captured: site -> activation; float[B, T, D] (or [B, P, D] with `at`), heads [B, T, H, D], pattern [B, H, T, T].
+    cache: per layer (keys, values), float[B, C, H, K] each, or None.
+  """
+
+  logits: jax.Array | None
+  captured: dict[Site, jax.Array]
+  cache: Any = None
+
+  def __getitem__(self, site: Site) -> jax.Array:
+    return self.captured[site]
+
+
+def rows_at(x, at):
+  """float[B, T, ...], int32[B, P] or None -> the rows at these positions, float[B, P, ...]."""
+  if at is None:
+    return x
+  return jnp.take_along_axis(x, at.reshape(at.shape + (1,) * (x.ndim - 2)), axis=1)
+
+
+class Recorder:
+  """Collects captures and applies edits as the residual stream flows by; lives for one trace of the forward pass."""
+
+  def __init__(self, capture: Sequence[Site], at, edits: Sequence[SiteEdit], never: jax.Array | None):
+    self.capture, self.at, self.edits = frozenset(capture), at, tuple(edits)
+    self.never = never  # int32[], zero at run time, which the compiler cannot know; None to let it fuse across sites
+    self.captured = {}
+
+  def keep(self, site: Site, make):
+    """Keeps make() under `site` if it was asked for; `make` maps nothing to float[B, T, ...]."""
+    if site in self.captured or site not in self.capture:
+      return
+    self.captured[site] = make()
+
+  def boundary(self, x):
+    """Keeps the compiler from fusing, and so from rounding otherwise, depending on what is captured or edited here.
+
+    A loop that never runs, which only the data knows: `jax.lax.optimization_barrier` is gone by the time XLA's CPU backend fuses.
+    """
+    if self.never is None:
+      return x
+    return jax.lax.fori_loop(0, self.never, lambda _, y: -y, x)
+
+  def at_positions(self, x):
+    """float[B, T, ...] -> the rows at the positions asked for, float[B, P, ...]."""
+    return rows_at(x, self.at)
+
+  def through(self, kind: str, layer: int | None, x):
+    """A vector site on the way: applies the edits that address it, keeps it if asked for, returns what flows on."""
+    x = self.boundary(x)
+    for edit in self.edits:
+      if edit.kind == kind:
+        x = jnp.where(edit.hit(layer or 0, x.shape[1])[..., None], edit.replacement().astype(x.dtype), x)
+    x = self.boundary(x)
+    self.keep(Site(kind, layer), lambda: self.at_positions(x))
+    return x
+
+  def through_heads(self, layer: int, attention, z, out):
+    """Heads write to the residual stream as a sum: an edit adds the difference it makes to its head's write."""
+    length = z.shape[1]
+    edits = [edit for edit in self.edits if edit.kind == "head"]
+    z, out = self.boundary(z), self.boundary(out)
+    for edit in edits:
+      difference = edit.replacement().astype(z.dtype) - attention.result(z, edit.head)
+      out = out + jnp.where(edit.hit(layer, length)[..., None], difference, 0)
+
+    def written(head):
+      result = attention.result(self.at_positions(z), head)
+      for edit in edits:
+        hit = self.at_positions((edit.hit(layer, length) & (edit.head == head))[..., None])
+        value = jnp.broadcast_to(edit.replacement(), (z.shape[0], length, out.shape[-1]))
+        result = jnp.where(hit, self.at_positions(value).astype(z.dtype), result)
+      return result
+
+    for head in range(attention.config.n_heads):
+      self.keep(Site("head", layer, head), lambda head=head: written(head))
+    self.keep(Site("heads", layer), lambda: jnp.stack([written(h) for h in range(attention.config.n_heads)], axis=-2))
+    return self.boundary(out)

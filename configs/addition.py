@@ -27,7 +27,7 @@ def get_config(variant: str = "full") -> ConfigDict:
   target.optimizer = ConfigDict({
       "name": "muon",  # on matrices; Adam elsewhere
       "lr": 5e-3,
-      "adam_lr": 0.0,  # 0: the same
+      "adam_lr": 0.0,  # of what Adam trains; 0: lr
       "schedule": "cosine",
       "warmup_steps": 300,
       "weight_decay": 0.01,

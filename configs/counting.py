@@ -23,37 +23,37 @@ def get_config(variant: str = "full") -> ConfigDict:
 
   # The target: `inversionview train-target`. Its loss is on the count alone.
   config.target = target = ConfigDict()
-  target.model = ConfigDict({"n_layers": 2, "n_heads": 1, "d_model": 64, "d_mlp": 256})
+  target.model = ConfigDict({"n_layers": 2, "n_heads": 1, "d_model": 64, "d_mlp": 256, "embed_std": 0.2})
   target.optimizer = ConfigDict({
       "name": "muon",  # on matrices; Adam elsewhere
-      "lr": 5e-3,
-      "adam_lr": 0.0,  # 0: the same
+      "lr": 1e-2,
+      "adam_lr": 2e-3,  # of what Adam trains; 0: lr
       "schedule": "cosine",
       "warmup_steps": 300,
       "weight_decay": 0.01,
       "clip": 1.0,  # global norm of the gradient
       "b2": 0.99,
   })
-  target.batch_size = 256
-  target.steps = 15_000
+  target.batch_size = 128
+  target.steps = 50_000
   target.steps_per_call = 20  # steps inside one jitted program
   target.average = 0.0  # decay of the moving average of the parameters; 0: none
   target.eval_examples = 5_120  # held-out inputs each time; all of them at the end
-  target.log_every, target.eval_every, target.save_every, target.keep = 100, 1_000, 1_000, 2
+  target.log_every, target.eval_every, target.save_every, target.keep = 200, 2_000, 2_000, 2
 
   # The decoder: `inversionview train`. Queries are the letter asked for and ":".
   config.sites = ()  # empty: the paper's 9
   config.model = ConfigDict({"n_layers": 2, "n_heads": 4, "d_model": 128, "d_mlp": 512})
   config.encoder_blocks = 6
   config.normalize = "standard"  # per site: "none" (paper), "standard", "whiten"
-  config.pairs_per_text = 1  # (site, position) pairs per forward pass of the target
+  config.pairs_per_text = 2  # (site, position) pairs per forward pass of the target
   config.bos_rate = 0.01  # share of pairs at BOS, the activation that says nothing
   config.reweight = 0.0  # sites are drawn with exp(reweight * (mean rate - rate)); the paper's formula has 6; 0: uniformly
   config.noise = 0.0  # most Gaussian noise (eta) added to activations in training
   config.optimizer = ConfigDict({
       "name": "muon", "lr": 3e-3, "adam_lr": 0.0, "schedule": "cosine", "warmup_steps": 100, "weight_decay": 0.01, "clip": 1.0, "b2": 0.99,
   })
-  config.batch_size = 128
+  config.batch_size = 64  # texts
   config.steps = 10_000
   config.steps_per_call = 10
   config.average = 0.0
@@ -62,9 +62,9 @@ def get_config(variant: str = "full") -> ConfigDict:
 
   if variant == "tiny":
     config.data.config = "tiny"
-    target.steps, target.batch_size, target.eval_examples = 500, 128, 2_048
+    target.steps, target.eval_examples = 500, 2_048
     config.model = ConfigDict({"n_layers": 2, "n_heads": 4, "d_model": 64, "d_mlp": 256})
-    config.batch_size, config.steps, config.eval_every = 64, 400, 200
+    config.batch_size, config.steps, config.eval_every = 32, 400, 200
     config.final_queries = 64
   if variant == "paper":
     config.model = ConfigDict({"n_layers": 2, "n_heads": 4, "d_model": 256, "d_mlp": 1024})
@@ -73,7 +73,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.optimizer = ConfigDict({
         "name": "adamw", "lr": 1e-4, "adam_lr": 0.0, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.01, "clip": 1.0, "b2": 0.999,
     })
-    config.batch_size, config.steps = 256, 390_700
+    config.batch_size, config.pairs_per_text, config.steps = 256, 1, 390_700
   return config
 
 

@@ -17,7 +17,7 @@ from inversionview_jax.errors import one_of
 from inversionview_jax.transformer import LayerNorm, Linear, Transformer, TransformerConfig
 
 NORMALIZATIONS = ("none", "standard", "whiten")
-_NEVER = -1e9  # a logit that no sample will have
+NEVER = -1e9  # a logit that no sample will have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Decoder(nn.Module):
   def _allowed(self, logits):
     forbidden = np.zeros(self.config.transformer.vocab_size, bool)
     forbidden[list(self.config.forbidden)] = True
-    return jnp.where(forbidden, _NEVER, logits)
+    return jnp.where(forbidden, NEVER, logits)
 
 
 def log_prob(decoder: Decoder, variables, tokens, activation, site, pad_id: int):

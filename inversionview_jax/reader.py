@@ -1,6 +1,8 @@
 """The `Reader` that users hold: a target, its task and a decoder; queries in, preimages out."""
 
 import dataclasses
+import numbers
+import operator
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -9,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inversionview_jax import checkpoint, decoder, distance, parallel, sampling, target, tasks
+from inversionview_jax import checkpoint, decoder, distance, parallel, sampling, target, tasks, tokenizers
 from inversionview_jax._version import __version__
 from inversionview_jax.decoder import Decoder, DecoderConfig
 from inversionview_jax.errors import InversionViewError, one_of
@@ -78,17 +80,19 @@ class Reader:
     return self.preimages([ask], temperatures=temperatures, noise=noise, num_samples=num_samples, seed=seed)[0]
 
   def preimages(
-      self, asks: Iterable[Ask | tuple], *, temperatures: Sequence[float] | None = None, noise: Sequence[float] | float | None = None,
+      self, asks: Iterable[Ask | tuple | dict | Query], *, temperatures: Sequence[float] | None = None, noise: Sequence[float] | float | None = None,
       num_samples: int | None = None, seed: int = 0,
   ) -> list[Preimage]:
-    """Many queries over all devices: `Ask`s, or tuples (text, site, position); each as `preimage` would answer it."""
-    asks = [ask if isinstance(ask, Ask) else Ask(*ask) for ask in asks]
+    """Many queries over all devices, each answered as `preimage` would.
+
+    Args:
+      asks: `Ask`s; or tuples (text, site, position), or dicts of an `Ask`'s fields; or the `Query` of another preimage.
+      temperatures, noise, num_samples, seed: as for `preimage`.
+    """
+    asks = [_ask(ask) for ask in asks]
     settings = self._settings(temperatures, noise)
-    count = self.task.mixture.num_samples if num_samples is None else num_samples
-    if count < 1:
-      raise InversionViewError(f"num_samples = {count} must be at least 1")
-    if not 0 <= seed < 2**32:
-      raise InversionViewError(f"seed = {seed} must be from 0 to 2**32 - 1")
+    count = _whole("num_samples", self.task.mixture.num_samples if num_samples is None else num_samples, 1)
+    seed = _whole("seed", seed, 0, 2**32 - 1)
     checked = [self._checked(ask) for ask in asks]
     found = []
     size = 1 if len(checked) == 1 else _CHUNK
@@ -115,15 +119,10 @@ class Reader:
   def _settings(self, temperatures, noise) -> tuple[tuple[float, float], ...]:
     if temperatures is None and noise is None:
       return self.task.mixture.settings
-    temperatures = (1.0,) if temperatures is None else tuple(np.atleast_1d(temperatures).astype(float))
-    noise = np.atleast_1d(0.0 if noise is None else noise).astype(float)
+    temperatures, noise = _numbers("temperature", 1.0 if temperatures is None else temperatures), _numbers("noise", 0.0 if noise is None else noise)
     if len(noise) not in (1, len(temperatures)):
       raise InversionViewError(f"{len(noise)} values of noise for {len(temperatures)} temperatures: give one, or one for each")
-    for name, values in (("temperature", temperatures), ("noise", noise)):
-      for value in values:
-        if not (np.isfinite(value) and value >= 0):
-          raise InversionViewError(f"{name} {value:g} must be a number from 0 up")
-    return tuple(zip(temperatures, np.broadcast_to(noise, len(temperatures)).tolist(), strict=True))
+    return tuple(zip(temperatures.tolist(), np.broadcast_to(noise, len(temperatures)).tolist(), strict=True))
 
   def _site_index(self, name: str) -> int:
     site = self.target.site(name)
@@ -135,7 +134,7 @@ class Reader:
     """Validates everything a person typed, before anything runs."""
     site = self._site_index(ask.site)
     epsilon = self.task.epsilon if ask.epsilon is None else ask.epsilon
-    if not (np.isfinite(epsilon) and epsilon > 0):
+    if not (isinstance(epsilon, numbers.Real) and np.isfinite(epsilon) and epsilon > 0):
       raise InversionViewError(f"epsilon = {epsilon!r} must be a number above 0; this task's is {self.task.epsilon}")
     metric = self.task.metric if ask.metric is None else ask.metric
     if metric not in distance.METRICS:
@@ -196,6 +195,18 @@ class Reader:
     )
 
 
+def _ask(ask) -> Ask:
+  if isinstance(ask, Ask):
+    return ask
+  if isinstance(ask, Query):
+    return Ask(ask.text, ask.site, ask.position)
+  try:
+    return Ask(**ask) if isinstance(ask, dict) else Ask(*ask)
+  except TypeError:
+    fields = ", ".join(field.name for field in dataclasses.fields(Ask))
+    raise InversionViewError(f"a query is (text, site, position) or a dict of {fields}; got {ask!r}") from None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Checked:
   """An `Ask` with its tokens int32[T], site index, position, epsilon and metric resolved."""
@@ -206,6 +217,32 @@ class _Checked:
   position: int
   epsilon: float
   metric: str
+
+
+def _whole(name: str, value, low: int, high: int | None = None) -> int:
+  """`value` as an int; raises `InversionViewError` for what is none, or is out of range."""
+  wanted = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
+  try:
+    number = operator.index(value)
+  except TypeError:
+    raise InversionViewError(f"{name} = {value!r} must be {wanted}") from None
+  if number < low or (high is not None and number > high):
+    raise InversionViewError(f"{name} = {number} must be {wanted}")
+  return number
+
+
+def _numbers(name: str, values) -> np.ndarray:
+  """One number or several, as float64[N]; raises `InversionViewError` for what is not a finite number from 0 up."""
+  try:
+    found = np.atleast_1d(values).astype(float)
+  except (TypeError, ValueError):
+    raise InversionViewError(f"{name} {values!r} must be a number from 0 up, or a list of them") from None
+  if found.ndim != 1 or not len(found):
+    raise InversionViewError(f"{name} {values!r} must be a number from 0 up, or a list of at least one")
+  for value in found:
+    if not (np.isfinite(value) and value >= 0):
+      raise InversionViewError(f"{name} {value:g} must be a number from 0 up")
+  return found
 
 
 _log_prob = parallel.jit(decoder.log_prob, static_argnums=(0, 5))
@@ -256,16 +293,26 @@ def _check_belongs(said: dict, model: Target, task: Task, folder) -> None:
         f"the decoder in {folder} was trained under convention {of['convention']!r}, the target is loaded as {model.convention!r}; "
         f"load it with convention={of['convention']!r}"
     )
-  for tokenizer in (model.tokenizer, task.tokenizer):
+  for whose, tokenizer in (("the target's", model.tokenizer), ("the task's", task.tokenizer)):
     if tokenizer is None or tokenizer.describe() != said["tokenizer"]:
-      raise InversionViewError(f"the decoder in {folder} was trained with another tokenizer than the target's; train a decoder for this one")
+      raise InversionViewError(
+          f"the decoder in {folder} was trained with another tokenizer ({tokenizers.brief(said['tokenizer'])}) than {whose} "
+          f"({tokenizers.brief(tokenizer and tokenizer.describe())}); train a decoder for this one"
+      )
 
 
 def _expected_shapes(said: dict):
   if said.get("kind") != "decoder":
     raise InversionViewError(f"this is a {said.get('kind')!r}, not a decoder")
-  config = DecoderConfig.from_dict(said["config"])
-  module = Decoder(config)
-  return jax.eval_shape(lambda: module.init(
-      jax.random.key(0), jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, config.d_activation)), jnp.zeros(1, jnp.int32)
-  ))
+  if missing := {"name", "task", "config", "tokenizer", "target"} - set(said):
+    raise InversionViewError(f"model.json is damaged: it does not say {', '.join(sorted(missing))}")
+  try:
+    if missing := {"name", "fingerprint", "convention"} - set(said["target"]):
+      raise InversionViewError(f"model.json is damaged: it does not say the target's {', '.join(sorted(missing))}")
+    config = DecoderConfig.from_dict(said["config"])
+    module = Decoder(config)
+    return jax.eval_shape(lambda: module.init(
+        jax.random.key(0), jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, config.d_activation)), jnp.zeros(1, jnp.int32)
+    ))
+  except (KeyError, TypeError) as error:
+    raise InversionViewError(f"model.json describes no decoder that this version knows: {str(error).splitlines()[0]}") from None

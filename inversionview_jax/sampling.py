@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from inversionview_jax import collect, distance, parallel, sites
-from inversionview_jax.decoder import Decoder, DecoderConfig
+from inversionview_jax.decoder import NEVER, Decoder, DecoderConfig
 from inversionview_jax.tasks import Task
 from inversionview_jax.transformer import Transformer
 
@@ -87,7 +87,8 @@ def generate(decoder: Decoder, variables, slots, keys, temperature, *, length: i
     step, tokens, cache, ended = carry
     logits, cache = decoder.apply(variables, tokens[:, step], step, cache, method="step")
     gumbel = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, step), logits.shape[-1:]))(keys)
-    token = jnp.argmax(logits / hot + jnp.where(temperature > 0, 1.0, 0.0)[:, None] * gumbel, axis=-1).astype(jnp.int32)
+    logits = jnp.where(logits > NEVER, logits / hot, -jnp.inf)  # however hot
+    token = jnp.argmax(logits + jnp.where(temperature > 0, 1.0, 0.0)[:, None] * gumbel, axis=-1).astype(jnp.int32)
     token = jnp.where(ended, pad_id, token)
     return step + 1, tokens.at[:, step + 1].set(token), cache, ended | (token == eos_id)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inversionview_jax import checkpoint, parallel, pretrained, sites, tokenizers
+from inversionview_jax import checkpoint, parallel, pretrained, sites, tasks, tokenizers
 from inversionview_jax.capture import Output, SiteEdit
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sites import Site
@@ -189,12 +189,14 @@ def load_target(name: str | os.PathLike, convention: str = "centered", tokenizer
   Args:
     name: a shipped model ("addition", "counting"), a workdir or folder written by this package, or a Hugging Face GPT-2 folder.
     convention: "centered" (what published distances are measured on) or "raw"; see `pretrained`.
-    tokenizer: for Hugging Face folders of character models, which carry none.
+    tokenizer: for Hugging Face folders of character models, which carry none: a tokenizer, or the name of the task whose it is.
 
   Raises:
     InversionViewError: no such model, files missing or damaged, an architecture or attribute that is not handled.
   """
   parallel.use_compilation_cache()
+  if isinstance(tokenizer, str):
+    tokenizer = tasks.get(tokenizer).tokenizer
   folder = pathlib.Path(name)
   if (shipped := shipped_folder(str(name))) and not folder.is_dir():
     folder = shipped

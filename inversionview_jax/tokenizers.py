@@ -94,3 +94,11 @@ def from_description(description: dict) -> CharTokenizer:
   if description.get("kind") != "characters":
     raise InversionViewError(f"unknown kind of tokenizer {description.get('kind')!r}; this version knows: characters")
   return CharTokenizer(tuple(description["vocabulary"]))
+
+
+def brief(description: dict | None) -> str:
+  """What `describe` says, short enough for an error message."""
+  if not description:
+    return "none"
+  tokens = description.get("vocabulary", ())
+  return f"{description.get('kind')} {''.join(t for t in tokens if len(t) == 1)}"

@@ -27,6 +27,15 @@ SHAPE = dict(vocab_size=15, n_ctx=14, n_layers=2, n_heads=2, d_model=16, d_mlp=3
 SITES = ("x0.pre", "a0.0", "a0.1", "x0.mid", "a1.1", "x1.post")
 
 
+@pytest.fixture(scope="module")
+def quick_to_compile():
+  """For modules that run large programs on next to nothing: their machine code is not optimized, which takes a third of the time."""
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
+
+
 def random_like(shapes, seed: int, spread: float):
   """Parameters so large that every one of them matters, biases and norms included."""
   rng = np.random.default_rng(seed)
@@ -65,10 +74,8 @@ def small_decoder(small_target):
   shapes = jax.eval_shape(lambda: Decoder(config).init(jax.random.key(0), *blank))
   rng = np.random.default_rng(1)
   activations, site = rng.normal(0.5, 2.0, size=(600, config.d_activation)), np.arange(600) % len(SITES)
-  return config, {
-      "params": random_like(shapes["params"], 1, 0.3),
-      "stats": {"encoder": decoder.statistics(activations, site, len(SITES), "standard")},
-  }
+  stats = {"encoder": decoder.statistics(activations, site, len(SITES), "standard")}
+  return config, jax.tree.map(jnp.asarray, {"params": random_like(shapes["params"], 1, 0.3), "stats": stats})
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ ROWS = TASK.tokens(TASK.split("train")[:80])
 BATCH, STEPS = 16, 5
 LEARNING_RATE = 0.1
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 # The mesh.
 
@@ -121,16 +123,21 @@ CONFIG = ConfigDict({
 
 
 def _start(objective):
-  params, extra = jax.jit(objective.init)(jax.random.key(0))
-  return jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, params), extra  # so that gradients are not tiny
+  """(params, extra); the parameters are large enough for gradients that are not tiny."""
+  params, extra = jax.eval_shape(objective.init, jax.random.key(0))
+  rng = np.random.default_rng(0)
+  params = jax.tree_util.tree_map_with_path(lambda path, x: np.float32((path[-1].key == "scale") + 0.2 * rng.normal(size=x.shape)), params)
+  if extra:
+    extra = {"stats": {"encoder": objective._statistics}, "site_logits": np.zeros(extra["site_logits"].shape, np.float32)}
+  return params, extra
 
 
 def _five_steps(objective, mesh):
   """Gradient descent -> (first gradients, last parameters, losses and gradient norms of the steps)."""
-  record = optax.GradientTransformation(init=lambda p: jax.tree.map(jnp.zeros_like, p), update=lambda g, old, p: (g, g))
+  record = optax.GradientTransformation(init=lambda p: jax.tree.map(np.zeros_like, p), update=lambda g, old, p: (g, g))
   optimizer = optax.chain(record, optax.sgd(LEARNING_RATE))
   params, extra = _start(objective)
-  state = parallel.replicate(training.State(jnp.int32(0), params, optimizer.init(params), {}, extra), mesh)
+  state = parallel.replicate(training.State(np.int32(0), params, optimizer.init(params), {}, extra), mesh)
   frozen, losses = parallel.replicate(objective.frozen, mesh), []
   update = training.make_update(objective, optimizer, CONFIG, mesh)
   for step in range(STEPS):
@@ -143,40 +150,45 @@ def _five_steps(objective, mesh):
 
 
 @pytest.fixture(scope="module")
-def target_runs(meshes):
+def target_objective():
+  return objectives.TargetObjective(TASK, CONFIG, ROWS)
+
+
+@pytest.fixture(scope="module")
+def target_runs(target_objective, meshes):
   """Number of devices -> what `_five_steps` returns."""
-  return {n: _five_steps(objectives.TargetObjective(TASK, CONFIG, ROWS, meshes(n)), meshes(n)) for n in (1, 2, 8)}
+  return {n: _five_steps(target_objective, meshes(n)) for n in (1, 2, 8)}
 
 
 @pytest.fixture(scope="module")
 def decoder_runs(small_target, meshes):
   """The same for a decoder, with everything in it that is random."""
-  with_dropout = ConfigDict(CONFIG)
-  with_dropout.model = {**MODEL, "dropout_embed": 0.1, "dropout_attn": 0.1, "dropout_resid": 0.1}
-  made = {n: objectives.DecoderObjective(TASK, with_dropout, small_target, ROWS, ROWS, meshes(n)) for n in (1, 2, 8)}
-  return {n: _five_steps(objective, meshes(n)) for n, objective in made.items()}
+  config = ConfigDict(CONFIG)
+  config.model = {**MODEL, "dropout_embed": 0.1, "dropout_attn": 0.1, "dropout_resid": 0.1}
+  objective = objectives.DecoderObjective(TASK, config, small_target, ROWS, ROWS)
+  return {n: _five_steps(objective, meshes(n)) for n in (1, 2, 8)}
 
 
 def _largest(tree) -> float:
   return max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
 
-def _assert_close(tree, expected, **tolerance):
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), tree, expected)
+def _assert_close(tree, expected):
+  """To float32 rounding of a sum over the batch; some gradients are zero but for that rounding."""
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max() + 1e-8), tree, expected)
 
 
-def test_gradients_are_those_of_the_mean_loss_over_the_whole_batch(target_runs, meshes):
-  objective = objectives.TargetObjective(TASK, CONFIG, ROWS, meshes(1))
-  params, extra = _start(objective)
+def test_gradients_are_those_of_the_mean_loss_over_the_whole_batch(target_runs, target_objective):
+  params, _ = _start(target_objective)
 
   def mean(params):
-    total, count = objective.loss(params, extra, (), jnp.asarray(ROWS[:BATCH]), None)
+    total, count = target_objective.loss(params, {}, (), jnp.asarray(ROWS[:BATCH]), None)
     return total / count
 
-  loss, by_hand = jax.jit(jax.value_and_grad(mean))(params)
+  loss, by_hand = parallel.jit(jax.value_and_grad(mean))(params)
   assert _largest(by_hand) > 0.1
   for first, _, losses in target_runs.values():
-    _assert_close(first, by_hand, rtol=1e-5, atol=1e-6)
+    _assert_close(first, by_hand)
     np.testing.assert_allclose(losses[0], (loss, optax.global_norm(by_hand)), rtol=1e-5)
 
 
@@ -185,7 +197,7 @@ def test_gradients_are_those_of_the_mean_loss_over_the_whole_batch(target_runs, 
 def test_gradients_and_parameters_after_five_steps_do_not_depend_on_the_number_of_devices(runs, n, request):
   runs = request.getfixturevalue(runs)
   (one_first, one_last, one_losses), (first, last, losses) = runs[1], runs[n]
-  assert _largest(one_first) > 0.1  # so one step moves parameters by 1e-2, far more than the tolerance
-  _assert_close(first, one_first, rtol=1e-5, atol=1e-6)
-  _assert_close(last, one_last, rtol=1e-5, atol=1e-6)
+  assert _largest(one_first) > 0.1  # so that a step moves parameters by 1e-2, far more than what is tolerated
+  _assert_close(first, one_first)
+  _assert_close(last, one_last)
   np.testing.assert_allclose(losses, one_losses, rtol=1e-5)

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens. Functions of tokens accept NumPy or JAX arrays and re
 
 import abc
 import dataclasses
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -105,8 +106,8 @@ class Task(abc.ABC):
     used = [int(t) for t in tokens if int(t) not in (self.tokenizer.pad_id, self.tokenizer.eos_id)]
     labels = self.labels(used)
     try:
-      index = int(where)
-    except ValueError:
+      index = int(where) if isinstance(where, str) else operator.index(where)
+    except (TypeError, ValueError):
       index = None
     # A digit can be a label only where the task says so; everywhere else it is an index.
     if index is None or str(where) in labels:

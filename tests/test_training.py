@@ -1,0 +1,372 @@
+"""The training loop: what it writes, that it goes on where it was, what it refuses, and the optimizers."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from inversionview_jax import checkpoint, objectives, parallel, tasks, training
+from inversionview_jax.data import Batches
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.reader import load_reader
+from inversionview_jax.target import load_target, save_target
+
+TASK = tasks.get("addition")
+ROWS, HELD_OUT = TASK.tokens(TASK.split("train")[:320]), TASK.tokens(TASK.split("test")[:50])
+ADAMW = {"name": "adamw", "lr": 1e-2, "adam_lr": 0.0, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.01, "clip": 1.0, "b2": 0.99}
+POISON = 99  # a token that makes the loss of `Slope` not a number
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+
+def settings(**changes):
+  config = ConfigDict({
+      "batch_size": 16, "steps": 20, "steps_per_call": 5, "seed": 0, "average": 0.9, "log_every": 5, "eval_every": 10, "save_every": 10,
+      "keep": 2, "optimizer": ADAMW,
+  })  # fmt: skip
+  config.update(changes)
+  return config
+
+
+class Slope:
+  """An objective that compiles in no time: a linear map with noise, and what was asked of it."""
+
+  frozen = {"wanted": np.arange(4, dtype=np.float32)}
+
+  def __init__(self, width=4, finite=True, evaluate=None):
+    self.width, self.finite, self.asked, self.finished = width, finite, [], 0
+    self._evaluate = evaluate or (lambda extra: extra)
+
+  def init(self, key):
+    return {"layer": {"kernel": jax.random.normal(key, (self.width, 4)), "bias": jnp.zeros(4)}}, {"gain": jnp.float32(1)}
+
+  def loss(self, params, extra, frozen, tokens, keys):
+    noise = jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys)
+    y = tokens[:, : self.width] / 10.0 @ params["layer"]["kernel"] + params["layer"]["bias"] + noise
+    total = extra["gain"] * jnp.sum(jnp.square(y - frozen["wanted"]))
+    return total if self.finite else total + jnp.where(jnp.any(tokens == POISON), jnp.nan, 0.0), jnp.float32(y.size)
+
+  def evaluate(self, params, extra, final):
+    self.asked.append(final)
+    return {"score": float(np.sum(params["layer"]["kernel"]))}, self._evaluate(extra)
+
+  def finish(self, params, metrics, folder):
+    self.finished += 1
+    checkpoint.save_model(folder, params, {"config": {}, "notes": metrics})
+
+
+def lines(folder) -> list[dict]:
+  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def finished(folder) -> bytes:
+  return (folder / "model.safetensors").read_bytes()
+
+
+def refusal(function, *args, **kwargs) -> str:
+  with pytest.raises(InversionViewError) as caught:
+    function(*args, **kwargs)
+  assert "\n" not in str(caught.value)
+  return str(caught.value)
+
+
+# What a run writes.
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+  """A run of 20 steps without a stop: (folder, its metrics)."""
+  folder = tmp_path_factory.mktemp("straight") / "run"
+  return folder, training.train(Slope(), ROWS, settings(), folder)
+
+
+def test_log_has_a_line_per_interval_and_one_per_evaluation(straight):
+  folder, metrics = straight
+  found = lines(folder)
+  assert [line["step"] for line in found if "loss" in line] == [5, 10, 15, 20]
+  assert [line["step"] for line in found if "score" in line] == [10, 20]
+  for line in found:
+    assert line["seconds"] >= 0
+    if "loss" in line:
+      assert line["grad_norm"] > 0 and line["steps_per_second"] > 0
+      assert line["examples_per_second"] == pytest.approx(16 * line["steps_per_second"])
+  assert found[-1]["score"] == metrics["score"]
+  assert json.loads((folder / "config.json").read_text()) == settings().to_dict()
+  assert any((folder / "tensorboard").iterdir())
+
+
+def test_steps_per_call_changes_nothing_but_speed(straight, tmp_path):
+  training.train(Slope(), ROWS, settings(steps_per_call=1), tmp_path)
+  for one, other in zip(*(jax.tree.leaves(checkpoint.load_model(folder)[0]) for folder in (straight[0], tmp_path))):
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_model_is_the_moving_average_of_the_parameters(meshes, tmp_path):
+  objective, config = Slope(), settings(average=0.9, steps=3, steps_per_call=1)
+  optimizer = training.make_optimizer(config.optimizer, 3)
+  update = training.make_update(objective, optimizer, config, meshes(1))
+  params, extra = objective.init(jax.random.key(0))
+  average = jax.tree.map(np.asarray, params)
+  state = training.State(jnp.int32(0), params, optimizer.init(params), jax.tree.map(jnp.copy, params), extra)
+  for i in range(3):
+    state, _, _ = update(state, objective.frozen, Batches(ROWS, 16, 0)[i][None])
+    rate = min(0.9, (1 + i) / (10 + i))
+    average = jax.tree.map(lambda a, p: rate * a + (1 - rate) * np.asarray(p), average, state.params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), average, state.average)
+  assert np.abs(average["layer"]["kernel"] - state.params["layer"]["kernel"]).max() > 1e-4
+  training.train(objective, ROWS, config, tmp_path, meshes(1))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), checkpoint.load_model(tmp_path)[0], average)
+
+
+def test_what_evaluation_returns_as_extra_is_what_the_next_steps_use(tmp_path):
+  objective = Slope(evaluate=lambda extra: {"gain": jnp.float32(0)})
+  training.train(objective, ROWS, settings(), tmp_path)
+  assert [line["grad_norm"] > 0 for line in lines(tmp_path) if "loss" in line] == [True, True, False, False]
+
+
+# Resuming.
+
+
+def test_longer_run_goes_on_where_the_shorter_one_ended_bit_by_bit(straight, tmp_path):
+  first = Slope()
+  training.train(first, ROWS, settings(steps=10), tmp_path)
+  assert finished(tmp_path) != finished(straight[0])
+  second = Slope()
+  training.train(second, ROWS, settings(), tmp_path)
+  assert finished(tmp_path) == finished(straight[0])
+  assert first.asked == [True] and second.asked == [True]
+  assert [line["step"] for line in lines(tmp_path) if "loss" in line] == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 10, "seco'])
+def test_run_that_was_stopped_goes_on_from_its_newest_checkpoint_bit_by_bit(straight, tmp_path, torn):
+  class Stopped(Exception):
+    pass
+
+  class Stopping(Slope):
+    def evaluate(self, params, extra, final):
+      if final:
+        raise Stopped
+      return super().evaluate(params, extra, final)
+
+  with pytest.raises(Stopped):
+    training.train(Stopping(), ROWS, settings(), tmp_path)
+  assert [line["step"] for line in lines(tmp_path) if "loss" in line] == [5, 10, 15, 20]
+  assert not (tmp_path / "model.json").exists()
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write(torn)
+  objective = Slope()
+  training.train(objective, ROWS, settings(), tmp_path)
+  assert objective.asked == [True]  # that of step 10 was done before
+  assert finished(tmp_path) == finished(straight[0])
+  assert [line["step"] for line in lines(tmp_path) if "loss" in line] == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize("steps", [20, 10])
+def test_running_a_finished_run_again_trains_nothing_and_changes_nothing(straight, tmp_path, monkeypatch, steps):
+  folder, metrics = straight
+  shutil.copytree(folder, tmp_path / "run")
+  monkeypatch.setattr(training, "make_update", lambda *args: lambda *args: pytest.fail("trained"))
+  objective = Slope()
+  again = training.train(objective, ROWS, settings(steps=steps), tmp_path / "run")
+  assert again == metrics and objective.asked == []
+  assert finished(tmp_path / "run") == finished(folder)
+  assert (tmp_path / "run" / "model.json").read_text() == (folder / "model.json").read_text()
+  assert lines(tmp_path / "run") == lines(folder)
+
+
+def test_checkpoint_of_another_shape_is_refused_and_left_alone(straight, tmp_path):
+  shutil.copytree(straight[0], tmp_path / "run")
+  before = {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
+  message = refusal(training.train, Slope(width=6), ROWS, settings(steps=30), tmp_path / "run")
+  assert "resume" in message and "--workdir" in message
+  assert {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()} == before
+
+
+def test_loss_that_is_not_finite_stops_at_its_step_and_leaves_nothing_of_it(straight, tmp_path):
+  rows = ROWS.copy()
+  bad = Batches(np.arange(320)[:, None], 16, 0)[12][3, 0]  # comes in step 13
+  rows[bad, 13] = POISON
+  config = settings(steps_per_call=2, save_every=2, eval_every=20)
+  message = refusal(training.train, Slope(finite=False), rows, config, tmp_path)
+  assert "step 13" in message and "optimizer.lr" in message
+  assert not (tmp_path / "model.json").exists() and not (tmp_path / "model.safetensors").exists()
+  training.train(Slope(), rows, settings(), tmp_path)  # what was saved before it is sound, and is gone on with
+  assert lines(tmp_path)[-1]["step"] == 20 and np.isfinite(lines(tmp_path)[-1]["score"])
+
+
+def test_settings_that_cannot_be_used_are_named(tmp_path):
+  for wrong in ({"steps": 0}, {"batch_size": 0}, {"steps_per_call": -1}, {"batch_size": 12}):
+    (name,) = wrong
+    assert f"{name} = {wrong[name]}" in refusal(training.train, Slope(), ROWS, settings(**wrong), tmp_path)
+  (tmp_path / "file").write_text("")
+  assert "folder" in refusal(training.train, Slope(), ROWS, settings(), tmp_path / "file" / "run")
+
+
+# Optimizers.
+
+
+def optimizer(steps=100, **changes):
+  return training.make_optimizer(ConfigDict(ADAMW | changes), steps)
+
+
+def parameters(seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = {"embed": (15, 8), "block": {"q": {"kernel": (8, 8), "bias": (8,)}, "fc": {"kernel": (8, 16)}}, "ln": {"scale": (8,)}}
+  return jax.tree.map(lambda shape: np.float32(rng.normal(size=shape)), shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def first_updates(rule, grads, params=None):
+  params = parameters() if params is None else params
+  return jax.tree.map(np.asarray, parallel.jit(rule.update)(grads, rule.init(params), params)[0])
+
+
+def test_adamw_decays_matrices_only():
+  params = parameters()
+  updates = first_updates(optimizer(lr=0.1, weight_decay=0.5), jax.tree.map(np.zeros_like, params), params)
+  for decayed, param in ((updates["embed"], params["embed"]), (updates["block"]["q"]["kernel"], params["block"]["q"]["kernel"])):
+    np.testing.assert_allclose(decayed, -0.1 * 0.5 * param, rtol=1e-5)
+  assert not updates["block"]["q"]["bias"].any() and not updates["ln"]["scale"].any()
+
+
+@pytest.mark.parametrize("adam_lr", [0.0, 0.02])
+def test_muon_moves_kernels_by_orthogonal_matrices_and_everything_else_as_adam_does(adam_lr):
+  grads = parameters(1)
+  updates = first_updates(optimizer(name="muon", lr=0.1, adam_lr=adam_lr, weight_decay=0.0, clip=0.0), grads)
+  for path in (("embed",), ("ln", "scale"), ("block", "q", "bias")):
+    update, grad = updates, grads
+    for key in path:
+      update, grad = update[key], grad[key]
+    np.testing.assert_allclose(update, -(adam_lr or 0.1) * np.sign(grad), rtol=1e-3)  # Adam's first step
+  for name in ("q", "fc"):
+    update, grad = updates["block"][name]["kernel"], grads["block"][name]["kernel"]
+    sizes = np.linalg.svd(update, compute_uv=False)
+    assert sizes.max() / sizes.min() < 2 < np.divide(*np.linalg.svd(grad, compute_uv=False)[[0, -1]])
+    assert np.sum(update * grad) < 0 and np.std(np.abs(update)) > 0.1 * np.abs(update).mean()
+
+
+def test_muon_decays_kernels():
+  params = parameters()
+  zero = jax.tree.map(np.zeros_like, params)
+  plain, decayed = (first_updates(optimizer(name="muon", lr=0.1, weight_decay=decay), zero, params) for decay in (0.0, 0.5))
+  np.testing.assert_allclose(
+      decayed["block"]["q"]["kernel"] - plain["block"]["q"]["kernel"], -0.1 * 0.5 * params["block"]["q"]["kernel"], rtol=1e-4
+  )
+  assert not decayed["ln"]["scale"].any() and not decayed["block"]["q"]["bias"].any()
+
+
+@pytest.mark.parametrize(
+    "schedule, rates", [("constant", [0, 0.05, 0.1, 0.1, 0.1, 0.1, 0.1]), ("cosine", [0, 0.05, 0.1, 0.0854, 0.05, 0.0146, 0])]
+)
+def test_rate_warms_up_and_then_stays_or_falls_to_zero_at_the_last_step(schedule, rates):
+  rule = optimizer(steps=6, schedule=schedule, lr=0.1, warmup_steps=2, weight_decay=0.0)
+  params = {"w": np.ones(3, np.float32)}
+  state, found = rule.init(params), []
+  for _ in rates:
+    updates, state = rule.update(params, state, params)  # Adam's step with a constant gradient is the rate
+    found.append(-float(updates["w"][0]))
+  np.testing.assert_allclose(found, rates, atol=2e-4)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+  rule = optimizer(clip=1.0, weight_decay=0.0, lr=0.1)
+  params = {"v": np.zeros(2, np.float32), "w": np.zeros(2, np.float32)}
+  small, large = ({"v": s * np.array([0.3, 0.4]), "w": s * np.array([0.3, 0.4])} for s in (1.0, 1000.0))
+  norm = float(optax.global_norm(small))
+  updates, _ = rule.update(large, rule.update(small, rule.init(params), params)[1], params)
+  unclipped, _ = rule.update(
+      jax.tree.map(lambda g: g / norm, small), rule.update(small, rule.init(params), params)[1], params
+  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, unclipped)
+
+
+@pytest.mark.parametrize("wrong, named", [({"name": "adamx"}, ("'adamx'", "adamw, muon")), ({"schedule": "cosin"}, ("'cosin'", "constant, cosine"))])
+def test_unknown_optimizer_and_schedule_are_named_with_the_known_ones(wrong, named):
+  message = refusal(optimizer, **wrong)
+  assert all(name in message for name in named)
+
+
+# Targets and decoders.
+
+
+def test_target_learns_and_its_finished_model_is_the_one_that_was_evaluated(tmp_path):
+  config = settings(batch_size=32, steps=60, steps_per_call=20, log_every=20, eval_every=60, save_every=60, average=0.0)
+  config.update({"model": {"n_layers": 1, "n_heads": 2, "d_model": 16, "d_mlp": 32}, "eval_examples": 20})
+  objective = objectives.TargetObjective(TASK, config, HELD_OUT)
+  metrics = training.train(objective, ROWS, config, tmp_path / "target")
+  losses = [line["loss"] for line in lines(tmp_path / "target") if "loss" in line]
+  assert losses == sorted(losses, reverse=True) and losses[-1] < 0.8 * losses[0]
+  assert metrics["held_out"] == len(HELD_OUT)  # all of them at the end
+  target = load_target(tmp_path, convention="raw")
+  assert target.task == "addition" and target.tokenizer == TASK.tokenizer
+  assert json.loads((tmp_path / "target" / "model.json").read_text())["notes"] == metrics
+  assert objective.evaluate(target.params, {}, True)[0] == metrics
+
+
+def test_accuracy_is_the_share_of_answers_right_in_every_token_as_greedy_generation_gives_them(small_target):
+  rows = TASK.tokens(TASK.split("test")[:60])
+  for place in range(9, 14):  # every other row gets the model's own answer
+    rows[::2, place] = np.asarray(small_target.run(rows).logits)[::2, place - 1].argmax(axis=-1)
+  rows[4::10, 11] = (rows[4::10, 11] + 1) % 10  # and some of these are wrong in one digit
+  config = ConfigDict({"model": {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_mlp": 32, "tied": False}, "eval_examples": 30})
+  objective = objectives.TargetObjective(TASK, config, rows)
+  metrics, _ = objective.evaluate(small_target.params, {}, True)
+  right = np.arange(60) % 2 == 0
+  right[4::10] = False
+  best = np.asarray(small_target.run(rows).logits).argmax(axis=-1)
+  by_hand = [all(row[t] == TASK.tokenizer.pad_id or row[t] == own[t - 1] for t in range(9, 14)) for row, own in zip(rows, best)]
+  assert by_hand == right.tolist()
+  hard = rows[:, 2] + rows[:, 6] == 9
+  assert hard.any()
+  assert metrics == {"accuracy": pytest.approx(right.mean()), "held_out": 60, "accuracy_tens_sum_9": pytest.approx(right[hard].mean())}
+  assert objective.evaluate(small_target.params, {}, False)[0]["held_out"] == 30
+
+
+def decoder_objective(small_target, **changes):
+  config = settings(steps=4, steps_per_call=2, log_every=2, eval_every=2, save_every=4, average=0.0)
+  config.update({
+      "model": {"n_layers": 1, "n_heads": 2, "d_model": 16, "d_mlp": 32}, "encoder_blocks": 1, "normalize": "standard", "bos_rate": 0.01,
+      "sites": ("x0.pre", "a0.0", "x1.post"), "pairs_per_text": 1, "reweight": 0.0, "noise": 0.0, "eval_queries": 8, "final_queries": 60,
+  })  # fmt: skip
+  config.update(changes)
+  return objectives.DecoderObjective(TASK, config, small_target, ROWS, HELD_OUT), config
+
+
+def test_decoder_becomes_a_reader_that_says_how_well_it_reads(small_target, tmp_path):
+  objective, config = decoder_objective(small_target)
+  metrics = training.train(objective, ROWS, config, tmp_path / "decoder")
+  rates = [metrics[f"rate/{name}"] for name in config.sites]
+  assert metrics["rate"] == pytest.approx(np.mean(rates)) and metrics["rate_lowest"] == min(rates)
+  assert metrics["queries_per_site"] == len(HELD_OUT) < 60  # no more than there are
+  assert not any(name.startswith("weight/") for name in metrics)
+  save_target(tmp_path / "target", small_target.params, small_target.config, TASK.tokenizer, small_target.name, "addition")
+  reader = load_reader(tmp_path)
+  assert reader.config.sites == tuple(config.sites)
+  np.testing.assert_array_equal(reader.variables["stats"]["encoder"]["mean"], objective._statistics["mean"])
+
+
+def test_weak_sites_are_drawn_more_often_if_the_config_asks_for_it(small_target):
+  objective, config = decoder_objective(small_target, reweight=6.0, eval_queries=50)
+  params, extra = parallel.jit(objective.init)(jax.random.key(0))
+  assert not extra["site_logits"].any()
+  metrics, after = objective.evaluate(params, extra, False)
+  rates = np.array([metrics[f"rate/{name}"] for name in config.sites])
+  assert rates.max() > rates.min()
+  np.testing.assert_allclose(after["site_logits"], 6.0 * (rates.mean() - rates), rtol=1e-5)
+  weights = np.exp(6.0 * (rates.mean() - rates))
+  np.testing.assert_allclose([metrics[f"weight/{name}"] for name in config.sites], 3 * weights / weights.sum(), rtol=1e-5)
+  jax.tree.map(np.testing.assert_array_equal, after["stats"], extra["stats"])
+  same, _ = decoder_objective(small_target)
+  assert not same.evaluate(params, extra, False)[1]["site_logits"].any()
+  # Sites that are not drawn have no say in the loss.
+  grad = parallel.jit(jax.grad(lambda params, extra: objective.loss(
+      params, extra, objective.frozen, jnp.asarray(ROWS[:16]), parallel.fold_in_each(jax.random.key(0), jnp.arange(16))
+  )[0]))  # fmt: skip
+  for logits, drawn in ((np.zeros(3), [True] * 3), ([-1e9, 0, -1e9], [False, True, False])):
+    moved = grad(params, {**extra, "site_logits": jnp.asarray(logits, jnp.float32)})["encoder"]["site_embed"]
+    assert (np.abs(moved).max(axis=1) > 0).tolist() == drawn

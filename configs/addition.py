@@ -3,6 +3,18 @@
     inversionview train-target --config configs/addition.py --workdir W
     inversionview train        --config configs/addition.py --workdir W
 
+Measured on two CPU cores (2.1 GHz), with another training beside, so that alone it is faster:
+
+    train-target  4.2 min   accuracy of whole answers 1.00000 on all 202,500 held-out inputs, also where the tens digits sum to 9
+    train        29.1 min   1.28 million pairs; mean in-epsilon rate 0.850 (lowest: x1.post, 0.570)
+
+    pairs (thousands)    128    256    384    512    640    768    896   1024   1152   1280
+    rate                0.64   0.69   0.71   0.73   0.77   0.79   0.81   0.83   0.85   0.85
+
+The rate is the share of temperature-1 samples within epsilon 0.1, no noise, minimum over positions, one sample for each of 64 (at the end
+200) held-out queries per site. Random inputs of the task score 0.469 on this target, and 0.265 on the paper's own. After 800 steps,
+"standard" normalization had 0.61 and "whiten" 0.53.
+
 Variants: `configs/addition.py:tiny` (a couple of minutes for both commands) and `configs/addition.py:paper` (the paper's decoder:
 d=256, AdamW 1e-4, 100 million pairs; days on a CPU).
 """
@@ -19,12 +31,15 @@ def get_config(variant: str = "full") -> ConfigDict:
   config = ConfigDict()
   config.task = "addition"
   config.seed = 0
-  config.data = ConfigDict({"config": "full", "dir": ""})  # the TFDS config; dir: where datasets are kept, "" for TFDS's default
+  config.data = ConfigDict(
+    {"config": "full", "dir": ""}
+  )  # the TFDS config; dir: where datasets are kept, "" for TFDS's default
 
   # The target: `inversionview train-target`.
   config.target = target = ConfigDict()
   target.model = ConfigDict({"n_layers": 2, "n_heads": 4, "d_model": 32, "d_mlp": 128})
-  target.optimizer = ConfigDict({
+  target.optimizer = ConfigDict(
+    {
       "name": "muon",  # on matrices; Adam elsewhere
       "lr": 5e-3,
       "adam_lr": 0.0,  # of what Adam trains; 0: lr
@@ -33,7 +48,8 @@ def get_config(variant: str = "full") -> ConfigDict:
       "weight_decay": 0.01,
       "clip": 1.0,  # global norm of the gradient
       "b2": 0.99,
-  })
+    }
+  )
   target.batch_size = 512
   target.steps = 5_000
   target.steps_per_call = 20  # steps inside one jitted program
@@ -48,11 +64,22 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.normalize = "standard"  # per site: "none" (paper), "standard", "whiten"
   config.pairs_per_text = 1  # (site, position) pairs per forward pass of the target
   config.bos_rate = 0.01  # share of pairs at BOS, the activation that says nothing
-  config.reweight = 0.0  # sites are drawn with exp(reweight * (mean rate - rate)); the paper's formula has 6; 0: uniformly
+  config.reweight = (
+    0.0  # sites are drawn with exp(reweight * (mean rate - rate)); the paper's formula has 6; 0: uniformly
+  )
   config.noise = 0.0  # most Gaussian noise (eta) added to activations in training
-  config.optimizer = ConfigDict({
-      "name": "muon", "lr": 3e-3, "adam_lr": 0.0, "schedule": "cosine", "warmup_steps": 100, "weight_decay": 0.01, "clip": 1.0, "b2": 0.99,
-  })
+  config.optimizer = ConfigDict(
+    {
+      "name": "muon",
+      "lr": 3e-3,
+      "adam_lr": 0.0,
+      "schedule": "cosine",
+      "warmup_steps": 100,
+      "weight_decay": 0.01,
+      "clip": 1.0,
+      "b2": 0.99,
+    }
+  )
   config.batch_size = 128
   config.steps = 10_000
   config.steps_per_call = 10
@@ -70,9 +97,18 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.model = ConfigDict({"n_layers": 2, "n_heads": 4, "d_model": 256, "d_mlp": 1024})
     config.model.update({"dropout_embed": 0.1, "dropout_attn": 0.1, "dropout_resid": 0.1})
     config.normalize, config.reweight = "none", 0.0
-    config.optimizer = ConfigDict({
-        "name": "adamw", "lr": 1e-4, "adam_lr": 0.0, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.01, "clip": 1.0, "b2": 0.999,
-    })
+    config.optimizer = ConfigDict(
+      {
+        "name": "adamw",
+        "lr": 1e-4,
+        "adam_lr": 0.0,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.01,
+        "clip": 1.0,
+        "b2": 0.999,
+      }
+    )
     config.batch_size, config.steps = 256, 390_700
   return config
 

@@ -19,12 +19,15 @@ def get_config(variant: str = "full") -> ConfigDict:
   config = ConfigDict()
   config.task = "counting"
   config.seed = 0
-  config.data = ConfigDict({"config": "full", "dir": ""})  # the TFDS config; dir: where datasets are kept, "" for TFDS's default
+  config.data = ConfigDict(
+    {"config": "full", "dir": ""}
+  )  # the TFDS config; dir: where datasets are kept, "" for TFDS's default
 
   # The target: `inversionview train-target`. Its loss is on the count alone.
   config.target = target = ConfigDict()
   target.model = ConfigDict({"n_layers": 2, "n_heads": 1, "d_model": 64, "d_mlp": 256, "embed_std": 0.2})
-  target.optimizer = ConfigDict({
+  target.optimizer = ConfigDict(
+    {
       "name": "muon",  # on matrices; Adam elsewhere
       "lr": 1e-2,
       "adam_lr": 2e-3,  # of what Adam trains; 0: lr
@@ -33,7 +36,8 @@ def get_config(variant: str = "full") -> ConfigDict:
       "weight_decay": 0.01,
       "clip": 1.0,  # global norm of the gradient
       "b2": 0.99,
-  })
+    }
+  )
   target.batch_size = 128
   target.steps = 50_000
   target.steps_per_call = 20  # steps inside one jitted program
@@ -48,11 +52,22 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.normalize = "standard"  # per site: "none" (paper), "standard", "whiten"
   config.pairs_per_text = 2  # (site, position) pairs per forward pass of the target
   config.bos_rate = 0.01  # share of pairs at BOS, the activation that says nothing
-  config.reweight = 0.0  # sites are drawn with exp(reweight * (mean rate - rate)); the paper's formula has 6; 0: uniformly
+  config.reweight = (
+    0.0  # sites are drawn with exp(reweight * (mean rate - rate)); the paper's formula has 6; 0: uniformly
+  )
   config.noise = 0.0  # most Gaussian noise (eta) added to activations in training
-  config.optimizer = ConfigDict({
-      "name": "muon", "lr": 3e-3, "adam_lr": 0.0, "schedule": "cosine", "warmup_steps": 100, "weight_decay": 0.01, "clip": 1.0, "b2": 0.99,
-  })
+  config.optimizer = ConfigDict(
+    {
+      "name": "muon",
+      "lr": 3e-3,
+      "adam_lr": 0.0,
+      "schedule": "cosine",
+      "warmup_steps": 100,
+      "weight_decay": 0.01,
+      "clip": 1.0,
+      "b2": 0.99,
+    }
+  )
   config.batch_size = 64  # texts
   config.steps = 10_000
   config.steps_per_call = 10
@@ -70,9 +85,18 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.model = ConfigDict({"n_layers": 2, "n_heads": 4, "d_model": 256, "d_mlp": 1024})
     config.model.update({"dropout_embed": 0.1, "dropout_attn": 0.1, "dropout_resid": 0.1})
     config.normalize, config.reweight = "none", 0.0
-    config.optimizer = ConfigDict({
-        "name": "adamw", "lr": 1e-4, "adam_lr": 0.0, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.01, "clip": 1.0, "b2": 0.999,
-    })
+    config.optimizer = ConfigDict(
+      {
+        "name": "adamw",
+        "lr": 1e-4,
+        "adam_lr": 0.0,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.01,
+        "clip": 1.0,
+        "b2": 0.999,
+      }
+    )
     config.batch_size, config.pairs_per_text, config.steps = 256, 1, 390_700
   return config
 

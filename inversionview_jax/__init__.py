@@ -17,8 +17,13 @@ from inversionview_jax.tasks.registration import register_when_imported
 
 # Saved preimages are shown without JAX, which takes a second to import; what needs it is found here when it is asked for.
 _LAZY = {
-    "Ask": "reader", "Reader": "reader", "load_reader": "reader", "shipped_readers": "reader",
-    "Edit": "target", "Target": "target", "load_target": "target",
+  "Ask": "reader",
+  "Reader": "reader",
+  "load_reader": "reader",
+  "shipped_readers": "reader",
+  "Edit": "target",
+  "Target": "target",
+  "load_target": "target",
 }
 __all__ = ["__version__", "InversionViewError", "Preimage", "Query", "Sample", *_LAZY]
 

@@ -61,7 +61,11 @@ def save_model(folder: str | os.PathLike, params, description: dict) -> None:
   flat = {name: np.ascontiguousarray(leaf) for name, leaf in flatten(params).items()}
   write_whole(folder / "model.safetensors", safetensors.numpy.save(flat))
   # The description last: a folder with a model.json is a whole model.
-  described = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint(params, description["config"]), **description}
+  described = {
+    "format_version": FORMAT_VERSION,
+    "fingerprint": fingerprint(params, description["config"]),
+    **description,
+  }
   write_whole(folder / "model.json", json.dumps(described, indent=1) + "\n")
 
 
@@ -76,7 +80,9 @@ def read_description(folder: str | os.PathLike) -> dict:
     raise InversionViewError(f"cannot read {path}: {error}; the file is damaged or not a model description") from None
   if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
     version = description.get("format_version") if isinstance(description, dict) else None
-    raise InversionViewError(f"{path} is of format version {version!r}; this version of the package reads {FORMAT_VERSION}")
+    raise InversionViewError(
+      f"{path} is of format version {version!r}; this version of the package reads {FORMAT_VERSION}"
+    )
   return description
 
 
@@ -100,7 +106,9 @@ def load_model(folder: str | os.PathLike, expected=None) -> tuple[dict, dict]:
     check_shapes(flat, expected(description), path)
   params = unflatten(flat)
   if fingerprint(params, description.get("config", {})) != description.get("fingerprint"):
-    raise InversionViewError(f"{folder} is damaged: model.safetensors and model.json do not belong together (the fingerprint differs)")
+    raise InversionViewError(
+      f"{folder} is damaged: model.safetensors and model.json do not belong together (the fingerprint differs)"
+    )
   return params, description
 
 
@@ -120,12 +128,14 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 def check_shapes(flat: dict[str, np.ndarray], expected, path) -> None:
   """Raises `InversionViewError` naming the first parameter whose name or shape is not the expected one."""
   shapes = {
-      "/".join(str(key.key) for key in key_path): tuple(leaf.shape)
-      for key_path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]
+    "/".join(str(key.key) for key in key_path): tuple(leaf.shape)
+    for key_path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]
   }
   for name in sorted(set(shapes) | set(flat)):
     if name not in flat or name not in shapes:
-      raise InversionViewError(f"{path}: parameter {name} is {'missing' if name not in flat else 'not part of this model'}")
+      raise InversionViewError(
+        f"{path}: parameter {name} is {'missing' if name not in flat else 'not part of this model'}"
+      )
     if tuple(flat[name].shape) != shapes[name]:
       raise InversionViewError(f"{path}: parameter {name} has shape {tuple(flat[name].shape)}, expected {shapes[name]}")
 
@@ -145,7 +155,9 @@ class Checkpoints:
     self._folder = os.path.abspath(folder)
     try:
       self._manager = ocp.CheckpointManager(
-          self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._folder,
+        options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True),
+        item_handlers=ocp.StandardCheckpointHandler(),
       )
     except (OSError, ValueError) as error:
       raise InversionViewError(f"cannot use {folder} for checkpoints: {error}") from None
@@ -161,14 +173,34 @@ class Checkpoints:
     """The newest state, in the shapes and on the devices of `like`; raises `InversionViewError` if it does not fit."""
     step = self.latest()
     try:
-      abstract = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
-      return self._manager.restore(step, args=self._ocp.args.StandardRestore(abstract))
+      wrong = _difference(self._manager.item_metadata(step), like)
+      if not wrong:
+        abstract = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
+        return self._manager.restore(step, args=self._ocp.args.StandardRestore(abstract))
     except Exception as error:  # Orbax raises many kinds, from KeyError to its own
-      raise InversionViewError(
-          f"cannot resume from {self._folder}/{step}: {str(error).splitlines()[0]}; "
-          "the config was changed or the checkpoint is damaged: use another --workdir to start anew"
-      ) from None
+      wrong = next(iter(str(error).splitlines()), "") or repr(error)
+    raise InversionViewError(
+      f"cannot resume from {self._folder}/{step}: {wrong}; "
+      "the config was changed or the checkpoint is damaged: use another --workdir to start anew"
+    )
 
   def close(self) -> None:
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def _difference(stored, like) -> str:
+  """How the arrays of a checkpoint differ in name or shape from those of `like`, by the first of them; "" if they do not."""
+
+  def shapes(tree):
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))[0]
+    names = ("/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path) for path, _ in leaves)
+    return {name: tuple(leaf.shape) for name, (_, leaf) in zip(names, leaves, strict=True) if hasattr(leaf, "shape")}
+
+  there, here = shapes(stored), shapes(like)
+  different = [name for name in there | here if there.get(name) != here.get(name)]
+  if not different:
+    return ""
+  name = min(different, key=lambda name: (not name.startswith("params/"), name))  # parameters say more than their moments
+  said = ("absent" if name not in tree else f"of shape {tree[name]}" for tree in (there, here))
+  return "{} is {} there and {} here".format(name, *said)

@@ -48,23 +48,44 @@ def _parser() -> argparse.ArgumentParser:
   from inversionview_jax import __version__
 
   parser = argparse.ArgumentParser(
-      prog="inversionview", description="Read what a neural activation says.", epilog="inversionview COMMAND --help says more.",
+    prog="inversionview",
+    description="Read what a neural activation says.",
+    epilog="inversionview COMMAND --help says more.",
   )
   parser.add_argument("--version", action="version", version=f"inversionview_jax {__version__}")
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
   view = commands.add_parser(
-      "view", help="show the preimage of one activation", description=_VIEW, formatter_class=argparse.RawDescriptionHelpFormatter
+    "view",
+    help="show the preimage of one activation",
+    description=_VIEW,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   view.add_argument("text", help="an input of the task, or the beginning of one")
   view.add_argument("--reader", default="addition", help="a shipped reader or a workdir (default: addition)")
-  view.add_argument("--site", required=True, help="a0.3 or blocks.0.attn.hook_result.3; x0.pre, x1.mid, x1.post, m1, ...")
+  view.add_argument(
+    "--site", required=True, help="a0.3 or blocks.0.attn.hook_result.3; x0.pre, x1.mid, x1.post, m1, ..."
+  )
   view.add_argument("--position", required=True, help='an index (BOS is 0) or a label such as "=", "+", "A1"')
   view.add_argument("--epsilon", type=float, help="threshold on the distance (default: the task's)")
   view.add_argument("--metric", help="euclidean (normalized) or cosine (default: the task's)")
-  view.add_argument("--match", default="anywhere", help='"anywhere": minimum over positions; "position": only at the query\'s (default: anywhere)')
-  view.add_argument("--temperature", type=float, action="append", help="sampling temperature; may be repeated (default: the task's mixture)")
-  view.add_argument("--noise", type=float, action="append", help="Gaussian noise on the activation, in units of its spread; one, or one per temperature")
+  view.add_argument(
+    "--match",
+    default="anywhere",
+    help='"anywhere": minimum over positions; "position": only at the query\'s (default: anywhere)',
+  )
+  view.add_argument(
+    "--temperature",
+    type=float,
+    action="append",
+    help="sampling temperature; may be repeated (default: the task's mixture)",
+  )
+  view.add_argument(
+    "--noise",
+    type=float,
+    action="append",
+    help="Gaussian noise on the activation, in units of its spread; one, or one per temperature",
+  )
   view.add_argument("--num-samples", type=int, help="candidates to draw (default: the task's, 1024)")
   view.add_argument("--shown", type=int, default=100, help="how many of them to show (default: 100)")
   view.add_argument("--seed", type=int, default=0)
@@ -74,17 +95,23 @@ def _parser() -> argparse.ArgumentParser:
   view.set_defaults(run=_view)
 
   for name, key, run, about in (
-      ("train-target", "target.optimizer", _train_target, "train a target model on its task"),
-      ("train", "optimizer", _train, "train a decoder on a target's activations"),
+    ("train-target", "target.optimizer", _train_target, "train a target model on its task"),
+    ("train", "optimizer", _train, "train a decoder on a target's activations"),
   ):
     train = commands.add_parser(
-        name, help=about, description=about.capitalize() + ".", epilog=_TRAIN.format(name=name, key=key), allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+      name,
+      help=about,
+      description=about.capitalize() + ".",
+      epilog=_TRAIN.format(name=name, key=key),
+      allow_abbrev=False,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("--config", required=True, help="a config file and a variant, such as configs/addition.py:tiny")
     train.add_argument("--workdir", required=True, help="where everything of this run goes")
     if name == "train":
-      train.add_argument("--target", help="a target to read (default: the one in the workdir, else the task's shipped one)")
+      train.add_argument(
+        "--target", help="a target to read (default: the one in the workdir, else the task's shipped one)"
+      )
     train.set_defaults(run=run)
   return parser
 
@@ -96,13 +123,23 @@ def _view(args, rest) -> int:
     # Before the work, not after it: a page that cannot be written is known now.
     if path and not pathlib.Path(path).resolve().parent.is_dir():
       raise InversionViewError(f"cannot write {path}: the folder {pathlib.Path(path).resolve().parent} does not exist")
+    if path and pathlib.Path(path).is_dir():
+      raise InversionViewError(f"cannot write {path}: it is a folder; give the name of a file")
   from inversionview_jax import render
   from inversionview_jax.reader import load_reader
 
   reader = load_reader(args.reader)
   preimage = reader.preimage(
-      args.text, args.site, args.position, epsilon=args.epsilon, metric=args.metric, match=args.match, temperatures=args.temperature,
-      noise=args.noise, num_samples=args.num_samples, seed=args.seed,
+    args.text,
+    args.site,
+    args.position,
+    epsilon=args.epsilon,
+    metric=args.metric,
+    match=args.match,
+    temperatures=args.temperature,
+    noise=args.noise,
+    num_samples=args.num_samples,
+    seed=args.seed,
   )
   if args.json:
     preimage.to_json(args.json)
@@ -121,25 +158,32 @@ def load_config(path: str, overrides: list[str]):
   import difflib
 
   from absl import flags
-  from ml_collections import config_flags
+  from ml_collections import ConfigDict, config_flags
 
   argv = ["inversionview", f"--config={path}", *overrides]
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
   file = pathlib.Path(path.split(":")[0])
   if not file.is_file():
-    raise InversionViewError(f"no config file {file}; configs of this project are in configs/, for example configs/addition.py:tiny")
+    raise InversionViewError(
+      f"no config file {file}; configs of this project are in configs/, for example configs/addition.py:tiny"
+    )
+  sys.modules.pop("config_config", None)  # a config that was read before, whose names would be found again
   try:
     left = values(argv)
     config = values.config
-  except AttributeError as error:
-    key = str(error).strip("\"'").split()[0]
-    base = config_flags_defaults(path)
-    near = difflib.get_close_matches(key, base, n=3, cutoff=0.4) or sorted(base)[:12]
-    raise InversionViewError(f"unknown config key {key!r} in {path}; closest: {', '.join(near)}") from None
+  except (AttributeError, KeyError) as error:
+    asked = [argument.split("=")[0].removeprefix("--config.") for argument in overrides if argument.startswith("--config.")]
+    known = config_flags_defaults(path) if asked else []
+    if not (unknown := [key for key in asked if key not in known]):
+      raise InversionViewError(f"config {path}: {' '.join(str(error).split())}") from None
+    near = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0.5) or sorted(known)[:12]
+    raise InversionViewError(f"unknown config key {unknown[0]!r} in {path}; closest: {', '.join(near)}") from None
   except (flags.Error, ValueError, TypeError, OSError, SyntaxError) as error:
     lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
     raise InversionViewError(f"config {path}: {lines[-1].strip() if 'Traceback' in str(error) else lines[0]}") from None
+  if not isinstance(config, ConfigDict):
+    raise InversionViewError(f"config {path}: it has no get_config that returns a ConfigDict")
   if left[1:]:
     raise InversionViewError(f"unknown argument {left[1]!r}; settings look like --config.steps=1000")
   return config
@@ -180,21 +224,31 @@ def _train_target(args, overrides) -> int:
 
 
 def _train(args, overrides) -> int:
-  from inversionview_jax import data, objectives, parallel, tasks, training
+  from inversionview_jax import data, objectives, parallel, tasks, tokenizers, training
   from inversionview_jax.target import load_target
 
   config = load_config(args.config, overrides)
   task, workdir = tasks.get(config.task), make_folder(args.workdir)
   own = workdir / "target"
-  source = args.target or (str(own) if (own / "model.json").exists() else task.name)
+  has_own = (own / "model.json").exists()
+  source = args.target or (str(own) if has_own else task.name)
   target = load_target(source, tokenizer=task.tokenizer)
+  if target.tokenizer.describe() != task.tokenizer.describe():
+    raise InversionViewError(
+      f"the target {source} has another tokenizer ({tokenizers.brief(target.tokenizer.describe())}) than the task "
+      f"{task.name} ({tokenizers.brief(task.tokenizer.describe())}); give one that was trained on this task"
+    )
+  if has_own and load_target(own).fingerprint != target.fingerprint:
+    raise InversionViewError(f"{workdir} has another target than {source}; use another --workdir, or leave out --target")
+  if not has_own:  # so that the workdir is a reader on its own, and goes on with this target when resumed
+    load_target(source, convention="raw", tokenizer=task.tokenizer).save(own)
   rows, held_out = _rows(data, task, config)
   print(config)
   print(f"target: {source}")
   mesh = parallel.make_mesh()
-  metrics = training.train(objectives.DecoderObjective(task, config, target, rows, held_out, mesh), rows, config, workdir / "decoder", mesh)
-  if not (own / "model.json").exists():
-    load_target(source, convention="raw", tokenizer=task.tokenizer).save(own)  # so that the workdir is a reader on its own
+  metrics = training.train(
+    objectives.DecoderObjective(task, config, target, rows, held_out, mesh), rows, config, workdir / "decoder", mesh
+  )
   print(f"in-epsilon rate, mean over sites: {metrics['rate']:.3f}; lowest: {metrics['rate_lowest']:.3f}")
   for name, value in metrics.items():
     if name.startswith("rate/"):

@@ -26,7 +26,16 @@ class Pairs:
 
 
 def collect(
-    target: Transformer, params, tokens, keys, *, sites: Sequence[Site], query_mask: Callable, site_logits, pairs_per_text: int, bos_rate: float
+  target: Transformer,
+  params,
+  tokens,
+  keys,
+  *,
+  sites: Sequence[Site],
+  query_mask: Callable,
+  site_logits,
+  pairs_per_text: int,
+  bos_rate: float,
 ) -> Pairs:
   """Draws (site, position) pairs for each text and runs the target once.
 
@@ -44,8 +53,10 @@ def collect(
   activation = activations_at(target, params, tokens, at, site, sites)
   batch, length = tokens.shape
   return Pairs(
-      jnp.broadcast_to(tokens[:, None, :], (batch, pairs_per_text, length)).reshape(-1, length),
-      activation.reshape(-1, activation.shape[-1]), site.reshape(-1), at.reshape(-1),
+    jnp.broadcast_to(tokens[:, None, :], (batch, pairs_per_text, length)).reshape(-1, length),
+    activation.reshape(-1, activation.shape[-1]),
+    site.reshape(-1),
+    at.reshape(-1),
   )
 
 
@@ -57,7 +68,9 @@ def draw(tokens, keys, mask, site_logits, pairs_per_text: int, bos_rate: float):
     where, which, bos = jax.random.split(key, 3)
     position = jax.random.categorical(where, jnp.where(allowed, 0.0, -jnp.inf), shape=(pairs_per_text,))
     position = jnp.where(jax.random.bernoulli(bos, bos_rate, (pairs_per_text,)), 0, position)
-    return position.astype(jnp.int32), jax.random.categorical(which, site_logits, shape=(pairs_per_text,)).astype(jnp.int32)
+    return position.astype(jnp.int32), jax.random.categorical(which, site_logits, shape=(pairs_per_text,)).astype(
+      jnp.int32
+    )
 
   return jax.vmap(one)(keys, mask)
 

@@ -20,13 +20,13 @@ _SLOW = 50_000  # records that take about a second to read, and so deserve a pro
 
 
 def load_rows(
-    task: Task,
-    split: str,
-    *,
-    config: str = "full",
-    data_dir: str | os.PathLike | None = None,
-    limit: int | None = None,
-    progress: bool = True,
+  task: Task,
+  split: str,
+  *,
+  config: str = "full",
+  data_dir: str | os.PathLike | None = None,
+  limit: int | None = None,
+  progress: bool = True,
 ) -> np.ndarray:
   """The tokens of a split, in memory; row i is the input ``task.split(split)[i]``.
 
@@ -63,7 +63,7 @@ def load_rows(
       return _read(builder, split, limit, progress)
   except OSError as error:
     raise InversionViewError(
-        f"cannot make or open the dataset {folder} ({error}): give a data_dir (or TFDS_DATA_DIR) that can be written"
+      f"cannot make or open the dataset {folder} ({error}): give a data_dir (or TFDS_DATA_DIR) that can be written"
     ) from error
 
 
@@ -204,7 +204,7 @@ def _naming(folder: str) -> Iterator[None]:
   except Exception as error:  # pylint: disable=broad-except
     why = str(error).strip().split("\n")[0]
     raise InversionViewError(
-        f"cannot read the dataset {folder} ({why}): delete that folder, and it will be made again"
+      f"cannot read the dataset {folder} ({why}): delete that folder, and it will be made again"
     ) from error
 
 

@@ -44,9 +44,14 @@ class DecoderConfig:
   @classmethod
   def from_dict(cls, said: dict) -> "DecoderConfig":
     """The inverse of `dataclasses.asdict`."""
-    return cls(**{
-        **said, "transformer": TransformerConfig(**said["transformer"]), "sites": tuple(said["sites"]), "forbidden": tuple(said["forbidden"]),
-    })
+    return cls(
+      **{
+        **said,
+        "transformer": TransformerConfig(**said["transformer"]),
+        "sites": tuple(said["sites"]),
+        "forbidden": tuple(said["forbidden"]),
+      }
+    )
 
 
 class ActivationEncoder(nn.Module):

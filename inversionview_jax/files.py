@@ -15,7 +15,9 @@ def write_whole(path: "str | os.PathLike", content: "str | bytes") -> None:
   """
   target = pathlib.Path(path).expanduser().resolve()  # through a link to its file: the link itself stays
   if not target.parent.is_dir():
-    raise InversionViewError(f"cannot write {os.fspath(path)!r}: there is no folder {str(target.parent)!r}; create it first")
+    raise InversionViewError(
+      f"cannot write {os.fspath(path)!r}: there is no folder {str(target.parent)!r}; create it first"
+    )
   if target.exists() and not target.is_file():  # replacing a device such as /dev/null would be worse than an error
     raise InversionViewError(f"cannot write {os.fspath(path)!r}: it exists and is not a file; give the name of a file")
   draft = target.parent / f".{secrets.token_hex(8)}.tmp"
@@ -38,7 +40,9 @@ def make_folder(path: "str | os.PathLike") -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     os.listdir(folder)
   except OSError as error:
-    raise InversionViewError(f"cannot use {os.fspath(path)!r} as a folder: {error.strerror}; give one that can be written") from None
+    raise InversionViewError(
+      f"cannot use {os.fspath(path)!r} as a folder: {error.strerror}; give one that can be written"
+    ) from None
   if not os.access(folder, os.W_OK):
     raise InversionViewError(f"cannot use {os.fspath(path)!r} as a folder: it cannot be written; give one that can")
   return folder

@@ -66,7 +66,9 @@ class TargetObjective:
     return metrics, extra
 
   def finish(self, params, metrics, folder: pathlib.Path):
-    target.save_target(folder, params, self.model.for_use(), self.task.tokenizer, self.task.name, self.task.name, metrics)
+    target.save_target(
+      folder, params, self.model.for_use(), self.task.tokenizer, self.task.name, self.task.name, metrics
+    )
 
 
 def _summed(logits, tokens, mask):
@@ -103,29 +105,50 @@ class DecoderObjective:
       mesh: all devices by default.
     """
     self.task, self.target, self._config = task, model, config
-    names = tuple(model.site(name).short for name in config.sites or task.default_sites(model.config.n_layers, model.config.n_heads))
+    names = tuple(
+      model.site(name).short for name in config.sites or task.default_sites(model.config.n_layers, model.config.n_heads)
+    )
     self._sites = tuple(map(sites.parse, names))
     t = task.tokenizer
     self.model = DecoderConfig(
-        transformer=TransformerConfig(vocab_size=t.vocab_size, n_ctx=task.length, **config.model), sites=names,
-        d_activation=model.config.d_model, encoder_blocks=config.encoder_blocks, normalize=config.normalize, forbidden=(t.bos_id, t.pad_id),
+      transformer=TransformerConfig(vocab_size=t.vocab_size, n_ctx=task.length, **config.model),
+      sites=names,
+      d_activation=model.config.d_model,
+      encoder_blocks=config.encoder_blocks,
+      normalize=config.normalize,
+      forbidden=(t.bos_id, t.pad_id),
     )
     self._module, self.frozen = Decoder(self.model), model.params
     self._sampler = sampling.Sampler(self.model, model.module, task, mesh)
-    self._bos = parallel.jit(sampling.bos_activations, static_argnums=(0, 2, 3))(model.module, model.params, self._sites, t.bos_id)
+    self._bos = parallel.jit(sampling.bos_activations, static_argnums=(0, 2, 3))(
+      model.module, model.params, self._sites, t.bos_id
+    )
     some = self._pairs(np.asarray(rows[:_STATISTICS], np.int32), seed=1)
-    self._statistics = decoder.statistics(np.asarray(some.activation), np.asarray(some.site), len(names), config.normalize)
-    self._spread = np.array([[x.mean(), x.std()] for x in (np.asarray(some.activation)[np.asarray(some.site) == s] for s in range(len(names)))])
+    self._statistics = decoder.statistics(
+      np.asarray(some.activation), np.asarray(some.site), len(names), config.normalize
+    )
+    self._spread = np.array(
+      [
+        [x.mean(), x.std()]
+        for x in (np.asarray(some.activation)[np.asarray(some.site) == s] for s in range(len(names)))
+      ]
+    )
     self._held_out = held_out
 
   def _pairs(self, tokens: np.ndarray, seed: int) -> collect.Pairs:
     """One pair of every site for each text: int32[B, T] -> B * S pairs, the sites in turn."""
     at, _ = collect.draw(
-        tokens, parallel.fold_in_each(jax.random.key(seed), jnp.arange(len(tokens))), self.task.query_mask(tokens),
-        jnp.zeros(len(self._sites)), len(self._sites), 0.0,
+      tokens,
+      parallel.fold_in_each(jax.random.key(seed), jnp.arange(len(tokens))),
+      self.task.query_mask(tokens),
+      jnp.zeros(len(self._sites)),
+      len(self._sites),
+      0.0,
     )
     site = jnp.broadcast_to(jnp.arange(len(self._sites)), at.shape)
-    activation = parallel.jit(collect.activations_at, static_argnums=(0, 5))(self.target.module, self.target.params, tokens, at, site, self._sites)
+    activation = parallel.jit(collect.activations_at, static_argnums=(0, 5))(
+      self.target.module, self.target.params, tokens, at, site, self._sites
+    )
     texts = np.repeat(tokens, len(self._sites), axis=0)
     return collect.Pairs(texts, activation.reshape(len(texts), -1), site.reshape(-1), at.reshape(-1))
 
@@ -143,8 +166,15 @@ class DecoderObjective:
     c = self._config
     both = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
     pairs = collect.collect(
-        self.target.module, frozen, tokens, both[0], sites=self._sites, query_mask=self.task.query_mask,
-        site_logits=extra["site_logits"], pairs_per_text=c.pairs_per_text, bos_rate=c.bos_rate,
+      self.target.module,
+      frozen,
+      tokens,
+      both[0],
+      sites=self._sites,
+      query_mask=self.task.query_mask,
+      site_logits=extra["site_logits"],
+      pairs_per_text=c.pairs_per_text,
+      bos_rate=c.bos_rate,
     )
     activation = jax.lax.stop_gradient(pairs.activation)
     pair_keys = jax.vmap(lambda key: jax.random.split(key, c.pairs_per_text))(both[1]).reshape(-1)
@@ -156,36 +186,57 @@ class DecoderObjective:
 
   def evaluate(self, params, extra, final):
     """In-epsilon rate per site: one temperature-1 sample for each of so many held-out queries (paper, section 3)."""
-    count = self._config.final_queries if final else self._config.eval_queries
-    pairs = self._pairs(np.asarray(self._held_out[:count], np.int32), seed=2)
+    texts = np.asarray(self._held_out[: self._config.final_queries if final else self._config.eval_queries], np.int32)
+    pairs = self._pairs(texts, seed=2)
     n = len(pairs.site)
     queries = sampling.Queries(
-        pairs.activation, pairs.site, np.full(n, -1, np.int32), np.full(n, distance.METRICS.index(self.task.metric), np.int32)
+      pairs.activation,
+      pairs.site,
+      np.full(n, -1, np.int32),
+      np.full(n, distance.METRICS.index(self.task.metric), np.int32),
     )
-    rows = sampling.Rows(np.arange(n, dtype=np.int32), np.arange(n, dtype=np.int32), np.ones(n, np.float32), np.zeros(n, np.float32))
+    rows = sampling.Rows(
+      np.arange(n, dtype=np.int32), np.arange(n, dtype=np.int32), np.ones(n, np.float32), np.zeros(n, np.float32)
+    )
     variables = {"params": params, "stats": extra["stats"]}
     found = self._sampler.run(variables, self.frozen, self._bos, queries, rows, seed=0, effects=False)
     inside = (np.asarray(found.distance) <= self.task.epsilon).reshape(-1, len(self._sites)).mean(axis=0)
-    metrics = {"rate": float(inside.mean()), "rate_lowest": float(inside.min()), "queries_per_site": count}
+    metrics = {"rate": float(inside.mean()), "rate_lowest": float(inside.min()), "queries_per_site": len(texts)}
     metrics |= {f"rate/{site.short}": float(r) for site, r in zip(self._sites, inside, strict=True)}
     if self._config.reweight:
       logits = jnp.asarray(self._config.reweight * (inside.mean() - inside), jnp.float32)
       extra = {**extra, "site_logits": logits}
-      metrics |= {f"weight/{s.short}": float(w) for s, w in zip(self._sites, jax.nn.softmax(logits) * len(logits), strict=True)}
+      metrics |= {
+        f"weight/{s.short}": float(w) for s, w in zip(self._sites, jax.nn.softmax(logits) * len(logits), strict=True)
+      }
     return metrics, extra
 
   def finish(self, params, metrics, folder: pathlib.Path):
     config = dataclasses.replace(self.model, transformer=self.model.transformer.for_use())
-    save_decoder(folder, {"params": params, "stats": {"encoder": self._statistics}}, config, self.target, self.task, metrics)
+    save_decoder(
+      folder, {"params": params, "stats": {"encoder": self._statistics}}, config, self.target, self.task, metrics
+    )
 
 
-def save_decoder(folder, variables, config: DecoderConfig, model: Target, task: Task, notes: dict | None = None) -> None:
+def save_decoder(
+  folder, variables, config: DecoderConfig, model: Target, task: Task, notes: dict | None = None
+) -> None:
   """Writes a finished decoder, with the target and the convention that it belongs to."""
-  checkpoint.save_model(folder, variables, {
-      "kind": "decoder", "name": task.name, "task": task.name, "config": dataclasses.asdict(config),
+  checkpoint.save_model(
+    folder,
+    variables,
+    {
+      "kind": "decoder",
+      "name": task.name,
+      "task": task.name,
+      "config": dataclasses.asdict(config),
       "target": {"name": model.name, "fingerprint": model.fingerprint, "convention": model.convention},
-      "tokenizer": task.tokenizer.describe(), "epsilon": task.epsilon, "metric": task.metric, "notes": notes or {},
-  })
+      "tokenizer": task.tokenizer.describe(),
+      "epsilon": task.epsilon,
+      "metric": task.metric,
+      "notes": notes or {},
+    },
+  )
 
 
 def _perturbed(activation, keys, most: float):

@@ -36,9 +36,7 @@ def make_mesh(data: int | None = None, model: int = 1, devices: Sequence[jax.Dev
   return Mesh(np.asarray(devices).reshape(data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
-def pmap(
-    function: Callable, mesh: Mesh, in_axes: Sequence[int | None], out_axes, *, donate_argnums=()
-) -> Callable:
+def pmap(function: Callable, mesh: Mesh, in_axes: Sequence[int | None], out_axes, *, donate_argnums=()) -> Callable:
   """Compiles `function` to run once per device of the data axis.
 
   Args:
@@ -56,8 +54,12 @@ def pmap(
 
   out_specs = jax.tree.map(spec, out_axes, is_leaf=lambda x: x is None)
   sharded = jax.shard_map(
-      function, mesh=mesh, in_specs=tuple(map(spec, in_axes)), out_specs=out_specs,
-      axis_names={DATA}, check_vma=False,
+    function,
+    mesh=mesh,
+    in_specs=tuple(map(spec, in_axes)),
+    out_specs=out_specs,
+    axis_names={DATA},
+    check_vma=False,
   )
   named = functools.wraps(function)(lambda *args: sharded(*args))
   return jax.jit(named, donate_argnums=donate_argnums, compiler_options=compiler_options(mesh.devices.flat[0].platform))
@@ -73,7 +75,9 @@ def shard(tree, mesh: Mesh, axis: int = 0):
   size = mesh.shape[DATA]
   for leaf in jax.tree.leaves(tree):
     if leaf.shape[axis] % size:
-      raise InversionViewError(f"a batch of {leaf.shape[axis]} does not divide over {size} devices; use a multiple of {size}")
+      raise InversionViewError(
+        f"a batch of {leaf.shape[axis]} does not divide over {size} devices; use a multiple of {size}"
+      )
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*(None,) * axis, DATA)))
 
 

@@ -61,18 +61,25 @@ class Query:
 
   def __post_init__(self):
     attention = None if self.attention is None else _float32s(self.attention)
-    _canonical(self, tokens=_ints(self.tokens), token_strings=_strings(self.token_strings), position=operator.index(self.position))
+    _canonical(
+      self,
+      tokens=_ints(self.tokens),
+      token_strings=_strings(self.token_strings),
+      position=operator.index(self.position),
+    )
     _canonical(self, activation=_float32s(self.activation), attention=attention)
     _check_lengths("the query", self.tokens, token_strings=self.token_strings)
     if not -1 <= self.position < len(self.tokens):
       raise InversionViewError(
-          f"position {self.position} is outside of the query's {len(self.tokens)} tokens (BOS is 0; -1 when unknown)"
+        f"position {self.position} is outside of the query's {len(self.tokens)} tokens (BOS is 0; -1 when unknown)"
       )
     if not all(map(math.isfinite, (*self.activation, *(attention or ())))):
-      raise InversionViewError(f"the query's activation or attention at {self.site!r} is not finite: run the target in float32")
+      raise InversionViewError(
+        f"the query's activation or attention at {self.site!r} is not finite: run the target in float32"
+      )
     if attention is not None and len(attention) != self.position + 1:
       raise InversionViewError(
-          f"attention has {len(attention)} values; at position {self.position} it needs {self.position + 1} (positions 0..position)"
+        f"attention has {len(attention)} values; at position {self.position} it needs {self.position + 1} (positions 0..position)"
       )
 
 
@@ -109,7 +116,12 @@ class Sample:
   ended: bool = True
 
   def __post_init__(self):
-    _canonical(self, tokens=_ints(self.tokens), token_strings=_strings(self.token_strings), position=operator.index(self.position))
+    _canonical(
+      self,
+      tokens=_ints(self.tokens),
+      token_strings=_strings(self.token_strings),
+      position=operator.index(self.position),
+    )
     _canonical(self, distance=_float32(self.distance), effect=tuple(float(f"{e:.6g}") for e in self.effect))
     _canonical(self, temperature=_shortest(self.temperature), noise=_shortest(self.noise))
     _canonical(self, inside=bool(self.inside), ended=bool(self.ended))
@@ -118,16 +130,18 @@ class Sample:
       _check_lengths(f"sample {self.text!r}", self.tokens, effect=self.effect)
     if not -1 <= self.position <= len(self.tokens):
       raise InversionViewError(
-          f"position {self.position} is outside of sample {self.text!r} of {len(self.tokens)} tokens (BOS is 0; -1 when unknown)"
+        f"position {self.position} is outside of sample {self.text!r} of {len(self.tokens)} tokens (BOS is 0; -1 when unknown)"
       )
     # A NaN would sort anywhere and compare as outside: an error of the run that must not look like a finding.
     if math.isnan(self.distance) or not all(map(math.isfinite, (self.temperature, self.noise, *self.effect))):
       raise InversionViewError(
-          f"sample {self.text!r} has a distance, effect, temperature or noise that is not a number: run the target in float32"
+        f"sample {self.text!r} has a distance, effect, temperature or noise that is not a number: run the target in float32"
       )
 
 
-_COLUMNS = tuple(f.name for f in dataclasses.fields(Sample) if f.name != "inside")  # inside follows from distance and epsilon
+_COLUMNS = tuple(
+  f.name for f in dataclasses.fields(Sample) if f.name != "inside"
+)  # inside follows from distance and epsilon
 _QUERY_KEYS = tuple(f.name for f in dataclasses.fields(Query))
 
 
@@ -171,8 +185,8 @@ class Preimage:
     # Distances are float32 values, so epsilon is compared as one: the float32 of 0.1 lies inside 0.1.
     limit = _float32(epsilon)
     samples = tuple(
-        s if s.inside == (s.distance <= limit) else dataclasses.replace(s, inside=s.distance <= limit)
-        for s in sorted(self.samples, key=lambda s: s.distance)
+      s if s.inside == (s.distance <= limit) else dataclasses.replace(s, inside=s.distance <= limit)
+      for s in sorted(self.samples, key=lambda s: s.distance)
     )
     _canonical(self, samples=samples, epsilon=epsilon, seed=operator.index(self.seed))
 
@@ -235,9 +249,13 @@ class Preimage:
     is_text = isinstance(path_or_text, str) and path_or_text.lstrip().startswith("{")
     name = "this text" if is_text else os.fspath(path_or_text)
     try:
-      table = json.loads(path_or_text if is_text else pathlib.Path(path_or_text).expanduser().read_text(encoding="utf-8"))
+      table = json.loads(
+        path_or_text if is_text else pathlib.Path(path_or_text).expanduser().read_text(encoding="utf-8")
+      )
     except OSError as error:
-      raise InversionViewError(f"cannot read preimage {name!r}: {error.strerror}; give a file that Preimage.to_json wrote") from None
+      raise InversionViewError(
+        f"cannot read preimage {name!r}: {error.strerror}; give a file that Preimage.to_json wrote"
+      ) from None
     except (ValueError, RecursionError) as error:
       raise InversionViewError(f"{name} is not JSON ({error}); give a file that Preimage.to_json wrote") from None
     try:
@@ -254,7 +272,7 @@ class Preimage:
       raise InversionViewError(f"format_version {version!r} is not a version; give a file that Preimage.to_json wrote")
     if version > FORMAT_VERSION:
       raise InversionViewError(
-          f"format_version {version} is newer than the {FORMAT_VERSION} this package reads; upgrade inversionview_jax"
+        f"format_version {version} is newer than the {FORMAT_VERSION} this package reads; upgrade inversionview_jax"
       )
     *fields, query, samples = _take(table, (*_PREIMAGE_KEYS, "query", "samples"), "the file")
     query = Query(**dict(zip(_QUERY_KEYS, _take(query, _QUERY_KEYS, "query"))))
@@ -324,14 +342,18 @@ def _positive(epsilon) -> float:
   except (TypeError, ValueError):
     number = math.nan
   if not 0 < number < math.inf:
-    raise InversionViewError(f"epsilon must be a positive number, not {epsilon!r}; the paper uses 0.1, and 0.25 for factual recall")
+    raise InversionViewError(
+      f"epsilon must be a positive number, not {epsilon!r}; the paper uses 0.1, and 0.25 for factual recall"
+    )
   return number
 
 
 def _check_lengths(what: str, tokens, /, **columns) -> None:
   for name, column in columns.items():
     if len(column) != len(tokens):
-      raise InversionViewError(f"{what}: {name} has length {len(column)} and tokens has length {len(tokens)}; they must agree")
+      raise InversionViewError(
+        f"{what}: {name} has length {len(column)} and tokens has length {len(tokens)}; they must agree"
+      )
 
 
 def _take(table, keys, where: str) -> list:

@@ -50,11 +50,23 @@ class Reader:
     self.variables = jax.tree.map(jnp.asarray, variables)
     self._sites = tuple(model.site(site) for site in config.sites)
     self._sampler = sampling.Sampler(config, model.module, task, mesh)
-    self._bos = parallel.jit(sampling.bos_activations, static_argnums=(0, 2, 3))(model.module, model.params, self._sites, task.tokenizer.bos_id)
+    self._bos = parallel.jit(sampling.bos_activations, static_argnums=(0, 2, 3))(
+      model.module, model.params, self._sites, task.tokenizer.bos_id
+    )
 
   def preimage(
-      self, text: str, site: str, position: int | str, *, epsilon: float | None = None, metric: str | None = None, match: str = "anywhere",
-      temperatures: Sequence[float] | None = None, noise: Sequence[float] | float | None = None, num_samples: int | None = None, seed: int = 0,
+    self,
+    text: str,
+    site: str,
+    position: int | str,
+    *,
+    epsilon: float | None = None,
+    metric: str | None = None,
+    match: str = "anywhere",
+    temperatures: Sequence[float] | None = None,
+    noise: Sequence[float] | float | None = None,
+    num_samples: int | None = None,
+    seed: int = 0,
   ) -> Preimage:
     """The epsilon-preimage of one activation (paper, section 2).
 
@@ -80,8 +92,13 @@ class Reader:
     return self.preimages([ask], temperatures=temperatures, noise=noise, num_samples=num_samples, seed=seed)[0]
 
   def preimages(
-      self, asks: Iterable[Ask | tuple | dict | Query], *, temperatures: Sequence[float] | None = None, noise: Sequence[float] | float | None = None,
-      num_samples: int | None = None, seed: int = 0,
+    self,
+    asks: Iterable[Ask | tuple | dict | Query],
+    *,
+    temperatures: Sequence[float] | None = None,
+    noise: Sequence[float] | float | None = None,
+    num_samples: int | None = None,
+    seed: int = 0,
   ) -> list[Preimage]:
     """Many queries over all devices, each answered as `preimage` would.
 
@@ -119,9 +136,14 @@ class Reader:
   def _settings(self, temperatures, noise) -> tuple[tuple[float, float], ...]:
     if temperatures is None and noise is None:
       return self.task.mixture.settings
-    temperatures, noise = _numbers("temperature", 1.0 if temperatures is None else temperatures), _numbers("noise", 0.0 if noise is None else noise)
+    temperatures, noise = (
+      _numbers("temperature", 1.0 if temperatures is None else temperatures),
+      _numbers("noise", 0.0 if noise is None else noise),
+    )
     if len(noise) not in (1, len(temperatures)):
-      raise InversionViewError(f"{len(noise)} values of noise for {len(temperatures)} temperatures: give one, or one for each")
+      raise InversionViewError(
+        f"{len(noise)} values of noise for {len(temperatures)} temperatures: give one, or one for each"
+      )
     return tuple(zip(temperatures.tolist(), np.broadcast_to(noise, len(temperatures)).tolist(), strict=True))
 
   def _site_index(self, name: str) -> int:
@@ -155,9 +177,10 @@ class Reader:
     run = self.target.run(tokens, [*wanted, *(f"p{layer}" for layer in heads)])
     activations = [np.asarray(run[self._sites[c.site]][i, c.position], np.float32) for i, c in enumerate(padded)]
     queries = sampling.Queries(
-        np.stack(activations), np.array([c.site for c in padded], np.int32),
-        np.array([c.position if c.ask.match == "position" else -1 for c in padded], np.int32),
-        np.array([distance.METRICS.index(c.metric) for c in padded], np.int32),
+      np.stack(activations),
+      np.array([c.site for c in padded], np.int32),
+      np.array([c.position if c.ask.match == "position" else -1 for c in padded], np.int32),
+      np.array([distance.METRICS.index(c.metric) for c in padded], np.int32),
     )
     rows = sampling.mixture_rows(settings, count, queries=size)
     out = self._sampler.run(self.variables, self.target.params, self._bos, queries, rows, seed)
@@ -172,26 +195,54 @@ class Reader:
       made.append(self._preimage(c, activations[i], attention, *mine, seed))
     return made
 
-  def _preimage(self, c: "_Checked", activation, attention, out: sampling.Candidates, rows: sampling.Rows, seed: int) -> Preimage:
+  def _preimage(
+    self, c: "_Checked", activation, attention, out: sampling.Candidates, rows: sampling.Rows, seed: int
+  ) -> Preimage:
     t = self.task.tokenizer
     used = [int(x) for x in c.tokens if x != t.pad_id]
     site = self._sites[c.site]
     query = Query(
-        text=c.ask.text, tokens=used, token_strings=t.strings(used), position=c.position, label=self.task.labels(used)[c.position],
-        site=site.short, hook=site.hook, activation=activation, attention=attention,
+      text=c.ask.text,
+      tokens=used,
+      token_strings=t.strings(used),
+      position=c.position,
+      label=self.task.labels(used)[c.position],
+      site=site.short,
+      hook=site.hook,
+      activation=activation,
+      attention=attention,
     )
     samples = []
     columns = (out.tokens, out.distance, out.position, out.effect, rows.temperature, rows.noise)
     for tokens, far, where, effect, temperature, noise in zip(*(x.tolist() for x in columns), strict=True):
-      length = sum(token not in (t.pad_id, t.eos_id) for token in tokens)  # BOS and the text; EOS and PAD only follow it
+      length = sum(
+        token not in (t.pad_id, t.eos_id) for token in tokens
+      )  # BOS and the text; EOS and PAD only follow it
       text = tokens[1:length]
-      samples.append(Sample(
-          tokens=text, token_strings=t.strings(text), text=t.text(text), distance=far, position=where, effect=effect[1:length],
-          temperature=temperature, noise=noise, ended=t.eos_id in tokens,
-      ))
+      samples.append(
+        Sample(
+          tokens=text,
+          token_strings=t.strings(text),
+          text=t.text(text),
+          distance=far,
+          position=where,
+          effect=effect[1:length],
+          temperature=temperature,
+          noise=noise,
+          ended=t.eos_id in tokens,
+        )
+      )
     return Preimage(
-        query, samples, epsilon=c.epsilon, metric=c.metric, match=c.ask.match, seed=seed, reader=self.name, task=self.task.name,
-        convention=self.target.convention, version=__version__,
+      query,
+      samples,
+      epsilon=c.epsilon,
+      metric=c.metric,
+      match=c.ask.match,
+      seed=seed,
+      reader=self.name,
+      task=self.task.name,
+      convention=self.target.convention,
+      version=__version__,
     )
 
 
@@ -264,9 +315,13 @@ def load_reader(name: str | os.PathLike, model: Target | None = None, mesh=None)
   if (shipped := target.shipped_folder(str(name))) and not folder.is_dir():
     folder = shipped
   if not folder.is_dir():
-    raise InversionViewError(f"no reader {str(name)!r}: not a folder, and shipped are only: {', '.join(shipped_readers())}")
+    raise InversionViewError(
+      f"no reader {str(name)!r}: not a folder, and shipped are only: {', '.join(shipped_readers())}"
+    )
   if not (folder / "decoder" / "model.json").exists():
-    raise InversionViewError(f"no reader in {folder}: it has no decoder/model.json; train one with `inversionview train --workdir {folder} ...`")
+    raise InversionViewError(
+      f"no reader in {folder}: it has no decoder/model.json; train one with `inversionview train --workdir {folder} ...`"
+    )
   variables, said = checkpoint.load_model(folder / "decoder", _expected_shapes)
   task = tasks.get(said["task"])
   if model is None:
@@ -285,19 +340,19 @@ def _check_belongs(said: dict, model: Target, task: Task, folder) -> None:
   of = said["target"]
   if of["fingerprint"] != model.fingerprint:
     raise InversionViewError(
-        f"the decoder in {folder} was trained on another target ({of['name']}, {of['fingerprint']}) than this one "
-        f"({model.name}, {model.fingerprint}); use that target, or train a decoder on this one"
+      f"the decoder in {folder} was trained on another target ({of['name']}, {of['fingerprint']}) than this one "
+      f"({model.name}, {model.fingerprint}); use that target, or train a decoder on this one"
     )
   if of["convention"] != model.convention:
     raise InversionViewError(
-        f"the decoder in {folder} was trained under convention {of['convention']!r}, the target is loaded as {model.convention!r}; "
-        f"load it with convention={of['convention']!r}"
+      f"the decoder in {folder} was trained under convention {of['convention']!r}, the target is loaded as {model.convention!r}; "
+      f"load it with convention={of['convention']!r}"
     )
   for whose, tokenizer in (("the target's", model.tokenizer), ("the task's", task.tokenizer)):
     if tokenizer is None or tokenizer.describe() != said["tokenizer"]:
       raise InversionViewError(
-          f"the decoder in {folder} was trained with another tokenizer ({tokenizers.brief(said['tokenizer'])}) than {whose} "
-          f"({tokenizers.brief(tokenizer and tokenizer.describe())}); train a decoder for this one"
+        f"the decoder in {folder} was trained with another tokenizer ({tokenizers.brief(said['tokenizer'])}) than {whose} "
+        f"({tokenizers.brief(tokenizer and tokenizer.describe())}); train a decoder for this one"
       )
 
 
@@ -311,8 +366,12 @@ def _expected_shapes(said: dict):
       raise InversionViewError(f"model.json is damaged: it does not say the target's {', '.join(sorted(missing))}")
     config = DecoderConfig.from_dict(said["config"])
     module = Decoder(config)
-    return jax.eval_shape(lambda: module.init(
+    return jax.eval_shape(
+      lambda: module.init(
         jax.random.key(0), jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, config.d_activation)), jnp.zeros(1, jnp.int32)
-    ))
+      )
+    )
   except (KeyError, TypeError) as error:
-    raise InversionViewError(f"model.json describes no decoder that this version knows: {str(error).splitlines()[0]}") from None
+    raise InversionViewError(
+      f"model.json describes no decoder that this version knows: {str(error).splitlines()[0]}"
+    ) from None

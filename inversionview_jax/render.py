@@ -64,7 +64,9 @@ def _pieces(sample: Sample) -> list[tuple[str, float | None, bool]]:
 def _distance(d: float) -> str:
   if math.isinf(d):
     return "∞"
-  return f"{round(d, 4) + 0.0:.4f}" if abs(d) < 10 else f"{d:.4g}"  # + 0.0: rounding noise of cosine must not read "-0.0000"
+  return (
+    f"{round(d, 4) + 0.0:.4f}" if abs(d) < 10 else f"{d:.4g}"
+  )  # + 0.0: rounding noise of cosine must not read "-0.0000"
 
 
 def _percent(part: int, whole: int) -> str:
@@ -81,10 +83,10 @@ def _place(query: Query) -> str:
 
 def _facts(p: Preimage) -> list[tuple[str, str]]:
   return [
-      ("reader", f"{visible(p.reader)} · task {visible(p.task)} · {visible(p.convention)} weights · seed {p.seed}"),
-      ("site", f"{visible(p.query.site)} · {visible(p.query.hook)}"),
-      ("position", _place(p.query)),
-      ("distance", f"{METRICS[p.metric]}, {MATCHES[p.match]}"),
+    ("reader", f"{visible(p.reader)} · task {visible(p.task)} · {visible(p.convention)} weights · seed {p.seed}"),
+    ("site", f"{visible(p.query.site)} · {visible(p.query.hook)}"),
+    ("position", _place(p.query)),
+    ("distance", f"{METRICS[p.metric]}, {MATCHES[p.match]}"),
   ]
 
 
@@ -92,8 +94,8 @@ def _counts(p: Preimage, samples: Sequence[Sample], distinct: int) -> tuple[str,
   n, inside = len(p.samples), len(p.inside)
   shown_inside = sum(s.inside for s in samples)
   return (
-      f"{inside} of {n} candidates inside ε ({_percent(inside, n)})",
-      f"{len(samples)} shown ({shown_inside} inside, {len(samples) - shown_inside} outside), {distinct} distinct",
+    f"{inside} of {n} candidates inside ε ({_percent(inside, n)})",
+    f"{len(samples)} shown ({shown_inside} inside, {len(samples) - shown_inside} outside), {distinct} distinct",
   )
 
 
@@ -258,7 +260,9 @@ def to_page(preimages: Preimage | Sequence[Preimage], title: str = "InversionVie
 """
 
 
-def write_page(path: str | os.PathLike, preimages: Preimage | Sequence[Preimage], title: str = "InversionView", shown: int = 100) -> None:
+def write_page(
+  path: str | os.PathLike, preimages: Preimage | Sequence[Preimage], title: str = "InversionView", shown: int = 100
+) -> None:
   """Writes `to_page` to `path`, whole or not at all; raises `InversionViewError` when its folder is missing."""
   write_whole(path, to_page(preimages, title, shown))
 
@@ -278,7 +282,9 @@ def _section(p: Preimage, shown: int) -> str:
   if any(s.effect for s in samples):
     legend += ' · <span class="iv-up" style="--e:.7">blue</span> the activation made the token more likely, '
     legend += '<span class="iv-down" style="--e:.7">red</span> less likely'
-  legend += f" · ×2 drawn twice · bars are full at {_FULL} ε" + (f" · {_CUT} cut off" if any(not s.ended for s in samples) else "")
+  legend += f" · ×2 drawn twice · bars are full at {_FULL} ε" + (
+    f" · {_CUT} cut off" if any(not s.ended for s in samples) else ""
+  )
   return f"""<section class="inversionview">
 <h2><code>{_escape(p.query.text) or "∅"}</code></h2>
 <dl>{facts}</dl>
@@ -317,8 +323,8 @@ def _row(sample: Sample, times: int, full: float) -> str:
   share = 100 * min(max(sample.distance / full, 0.0), 1.0)
   text = "".join(tokens) + ("" if sample.ended else f"<i>{_CUT}</i>")
   return (
-      f'<tr><td class="iv-d">{_distance(sample.distance)}<div style="--w:{share:.1f}%"></div></td>'
-      f'<td class="iv-n">{f"×{times}" if times > 1 else ""}</td><td class="iv-text">{text or "<i>∅</i>"}</td></tr>\n'
+    f'<tr><td class="iv-d">{_distance(sample.distance)}<div style="--w:{share:.1f}%"></div></td>'
+    f'<td class="iv-n">{f"×{times}" if times > 1 else ""}</td><td class="iv-text">{text or "<i>∅</i>"}</td></tr>\n'
   )
 
 

@@ -64,7 +64,9 @@ class Candidates:
   effect: jax.Array | None
 
 
-def generate(decoder: Decoder, variables, slots, keys, temperature, *, length: int, bos_id: int, eos_id: int, pad_id: int):
+def generate(
+  decoder: Decoder, variables, slots, keys, temperature, *, length: int, bos_id: int, eos_id: int, pad_id: int
+):
   """Draws one text per row.
 
   Args:
@@ -134,7 +136,9 @@ class Sampler:
     self._specials = {"bos_id": t.bos_id, "eos_id": t.eos_id, "pad_id": t.pad_id}
     self._programs = {}
 
-  def run(self, variables, target_params, bos_activations, queries: Queries, rows: Rows, seed: int, effects: bool = True) -> Candidates:
+  def run(
+    self, variables, target_params, bos_activations, queries: Queries, rows: Rows, seed: int, effects: bool = True
+  ) -> Candidates:
     """Draws and measures candidates.
 
     Args:
@@ -155,7 +159,7 @@ class Sampler:
   def _program(self, effects: bool):
     if effects not in self._programs:
       self._programs[effects] = parallel.pmap(
-          functools.partial(self._candidates, effects), self.mesh, in_axes=(None, None, None, None, 0, None), out_axes=0
+        functools.partial(self._candidates, effects), self.mesh, in_axes=(None, None, None, None, 0, None), out_axes=0
       )
     return self._programs[effects]
 
@@ -201,6 +205,8 @@ def mixture_rows(settings, num_samples: int, queries: int = 1) -> Rows:
   number = np.arange(num_samples)
   setting = np.asarray(settings, np.float32)[number % len(settings)]
   return Rows(
-      query=np.repeat(np.arange(queries, dtype=np.int32), num_samples), number=np.tile(number, queries).astype(np.int32),
-      temperature=np.tile(setting[:, 0], queries), noise=np.tile(setting[:, 1], queries),
+    query=np.repeat(np.arange(queries, dtype=np.int32), num_samples),
+    number=np.tile(number, queries).astype(np.int32),
+    temperature=np.tile(setting[:, 0], queries),
+    noise=np.tile(setting[:, 1], queries),
   )

@@ -21,25 +21,25 @@ from inversionview_jax.errors import InversionViewError
 
 # kind -> (short form, hook form); {l} is the layer and {h} the head.
 _FORMS = {
-    "embed": ("embed", "hook_embed"),
-    "pos_embed": ("pos_embed", "hook_pos_embed"),
-    "pre": ("x{l}.pre", "blocks.{l}.hook_resid_pre"),
-    "mid": ("x{l}.mid", "blocks.{l}.hook_resid_mid"),
-    "post": ("x{l}.post", "blocks.{l}.hook_resid_post"),
-    "mlp": ("m{l}", "blocks.{l}.hook_mlp_out"),
-    "head": ("a{l}.{h}", "blocks.{l}.attn.hook_result.{h}"),
-    "heads": ("a{l}", "blocks.{l}.attn.hook_result"),
-    "pattern": ("p{l}", "blocks.{l}.attn.hook_pattern"),
+  "embed": ("embed", "hook_embed"),
+  "pos_embed": ("pos_embed", "hook_pos_embed"),
+  "pre": ("x{l}.pre", "blocks.{l}.hook_resid_pre"),
+  "mid": ("x{l}.mid", "blocks.{l}.hook_resid_mid"),
+  "post": ("x{l}.post", "blocks.{l}.hook_resid_post"),
+  "mlp": ("m{l}", "blocks.{l}.hook_mlp_out"),
+  "head": ("a{l}.{h}", "blocks.{l}.attn.hook_result.{h}"),
+  "heads": ("a{l}", "blocks.{l}.attn.hook_result"),
+  "pattern": ("p{l}", "blocks.{l}.attn.hook_pattern"),
 }
 # The kinds whose activation is one vector of d_model per position: what a reader can be trained on and an edit can replace.
 VECTOR_KINDS = ("embed", "pos_embed", "pre", "mid", "post", "mlp", "head")
 
 _PATTERNS = {
-    kind: [
-        re.compile(re.escape(form).replace(r"\{l\}", r"(?P<l>\d+)").replace(r"\{h\}", r"(?P<h>\d+)") + r"\Z")
-        for form in forms
-    ]
-    for kind, forms in _FORMS.items()
+  kind: [
+    re.compile(re.escape(form).replace(r"\{l\}", r"(?P<l>\d+)").replace(r"\{h\}", r"(?P<h>\d+)") + r"\Z")
+    for form in forms
+  ]
+  for kind, forms in _FORMS.items()
 }
 
 
@@ -82,8 +82,8 @@ def parse(name: "str | Site") -> Site:
         layer, head = groups.get("l"), groups.get("h")
         return Site(kind, None if layer is None else int(layer), None if head is None else int(head))
   raise InversionViewError(
-      f"unknown site {name!r}: a site looks like a0.3 (a head), x0.pre, x1.mid, x1.post, m1, embed or pos_embed, "
-      "or like blocks.0.attn.hook_result.3"
+    f"unknown site {name!r}: a site looks like a0.3 (a head), x0.pre, x1.mid, x1.post, m1, embed or pos_embed, "
+    "or like blocks.0.attn.hook_result.3"
   )
 
 
@@ -117,8 +117,8 @@ def resolve(name: "str | Site", n_layers: int, n_heads: int, kinds=VECTOR_KINDS)
     return site
   near = _near(str(name), known)
   raise InversionViewError(
-      f"no site {str(name)!r} in a network of {n_layers} layers and {n_heads} heads (both counted from 0)"
-      + (f"; closest: {', '.join(near)}" if near else "")
+    f"no site {str(name)!r} in a network of {n_layers} layers and {n_heads} heads (both counted from 0)"
+    + (f"; closest: {', '.join(near)}" if near else "")
   )
 
 

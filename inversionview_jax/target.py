@@ -64,7 +64,15 @@ class Target:
     fingerprint: names the raw parameters and their configuration, so that a decoder knows what it was trained on.
   """
 
-  def __init__(self, raw_params, config: TransformerConfig, tokenizer=None, convention: str = "centered", name: str = "", task: str = ""):
+  def __init__(
+    self,
+    raw_params,
+    config: TransformerConfig,
+    tokenizer=None,
+    convention: str = "centered",
+    name: str = "",
+    task: str = "",
+  ):
     raw_params = jax.tree.map(np.asarray, raw_params)
     if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
       raise InversionViewError(f"the tokenizer has {tokenizer.vocab_size} tokens but the model {config.vocab_size}")
@@ -108,7 +116,9 @@ class Target:
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or 0 in tokens.shape:
       raise InversionViewError(f"tokens must be integers of shape [B, T], got {tokens.dtype}{list(tokens.shape)}")
     if tokens.shape[1] > self.config.n_ctx:
-      raise InversionViewError(f"a text of {tokens.shape[1]} tokens is longer than the model's context of {self.config.n_ctx}")
+      raise InversionViewError(
+        f"a text of {tokens.shape[1]} tokens is longer than the model's context of {self.config.n_ctx}"
+      )
     if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
       wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)].flat[0]
       raise InversionViewError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
@@ -117,8 +127,12 @@ class Target:
   def _prepared(self, edit: Edit, tokens: np.ndarray) -> SiteEdit:
     site = self.site(edit.site, CAPTURABLE)
     if site.kind not in sites.VECTOR_KINDS:
-      instead = f"; edit its heads, a{site.layer}.0 to a{site.layer}.{self.config.n_heads - 1}" if site.kind == "heads" else ""
-      raise InversionViewError(f"{str(edit.site)!r} can be captured but not edited, being more than one vector per position{instead}")
+      instead = (
+        f"; edit its heads, a{site.layer}.0 to a{site.layer}.{self.config.n_heads - 1}" if site.kind == "heads" else ""
+      )
+      raise InversionViewError(
+        f"{str(edit.site)!r} can be captured but not edited, being more than one vector per position{instead}"
+      )
     batch, length, width = *tokens.shape, self.config.d_model
     value = jnp.asarray(edit.value, jnp.float32)
     shape = (batch, length, width) if edit.position is None else (batch, width)
@@ -129,13 +143,19 @@ class Target:
     if edit.position is not None:
       position = np.asarray(edit.position)
       if position.shape not in ((), (batch,)) or not np.issubdtype(position.dtype, np.integer):
-        raise InversionViewError(f"the edit of {site} needs one position, or one per row ({batch}), got {edit.position!r}")
+        raise InversionViewError(
+          f"the edit of {site} needs one position, or one per row ({batch}), got {edit.position!r}"
+        )
       if (position < -length).any() or (position >= length).any():
-        raise InversionViewError(f"the edit of {site} touches nothing: position {edit.position!r} is outside 0 to {length - 1}")
+        raise InversionViewError(
+          f"the edit of {site} touches nothing: position {edit.position!r} is outside 0 to {length - 1}"
+        )
       position = np.broadcast_to(position % length, (batch,)).astype(np.int32)
       if self.tokenizer is not None and (tokens[np.arange(batch), position] == self.tokenizer.pad_id).any():
         row = int(np.argmax(tokens[np.arange(batch), position] == self.tokenizer.pad_id))
-        raise InversionViewError(f"the edit of {site} touches nothing in row {row}: position {int(position[row])} is padding")
+        raise InversionViewError(
+          f"the edit of {site} touches nothing in row {row}: position {int(position[row])} is padding"
+        )
     return SiteEdit(site.kind, jnp.int32(site.layer or 0), jnp.int32(site.head or 0), position, value)
 
   def save(self, folder: str | os.PathLike) -> None:
@@ -152,6 +172,7 @@ def _run(module: Transformer, params, tokens, capture, edits) -> Output:
 
 def _refuse_overlap(prepared: Sequence[SiteEdit], edits: Sequence[Edit]) -> None:
   """Two edits of one place: one of them would silently do nothing."""
+
   def place(edit):  # the residual stream before a layer is that after the layer before it
     layer = int(edit.layer)
     return ("post", layer - 1, 0) if edit.kind == "pre" and layer else (edit.kind, layer, int(edit.head))
@@ -161,15 +182,27 @@ def _refuse_overlap(prepared: Sequence[SiteEdit], edits: Sequence[Edit]) -> None
       everywhere = one.position is None or other.position is None
       if place(one) == place(other) and (everywhere or (np.asarray(one.position) == np.asarray(other.position)).any()):
         names = " and ".join(dict.fromkeys(sites.parse(edit.site).short for edit in (edits[k], edits[i])))
-        raise InversionViewError(f"two edits of {names} at the same position: one of them would touch nothing; keep one")
+        raise InversionViewError(
+          f"two edits of {names} at the same position: one of them would touch nothing; keep one"
+        )
 
 
-def save_target(folder, raw_params, config: TransformerConfig, tokenizer, name: str = "", task: str = "", notes: dict | None = None) -> None:
+def save_target(
+  folder, raw_params, config: TransformerConfig, tokenizer, name: str = "", task: str = "", notes: dict | None = None
+) -> None:
   """Writes raw parameters as a finished target model (safetensors + JSON)."""
-  checkpoint.save_model(folder, raw_params, {
-      "kind": "target", "name": name, "task": task, "config": dataclasses.asdict(config),
-      "tokenizer": None if tokenizer is None else tokenizer.describe(), "notes": notes or {},
-  })
+  checkpoint.save_model(
+    folder,
+    raw_params,
+    {
+      "kind": "target",
+      "name": name,
+      "task": task,
+      "config": dataclasses.asdict(config),
+      "tokenizer": None if tokenizer is None else tokenizer.describe(),
+      "notes": notes or {},
+    },
+  )
 
 
 def shipped_folder(name: str) -> pathlib.Path | None:
@@ -201,7 +234,9 @@ def load_target(name: str | os.PathLike, convention: str = "centered", tokenizer
   if (shipped := shipped_folder(str(name))) and not folder.is_dir():
     folder = shipped
   if not folder.is_dir():
-    raise InversionViewError(f"no target {str(name)!r}: not a folder, and shipped are only: {', '.join(shipped_names())}")
+    raise InversionViewError(
+      f"no target {str(name)!r}: not a folder, and shipped are only: {', '.join(shipped_names())}"
+    )
   if (folder / "target" / "model.json").exists():
     folder = folder / "target"
   if not (folder / "model.json").exists():
@@ -221,4 +256,6 @@ def _expected_shapes(said: dict):
     module = Transformer(TransformerConfig(**said["config"]))
     return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
   except (KeyError, TypeError) as error:
-    raise InversionViewError(f"model.json describes no model that this version knows: {str(error).splitlines()[0]}") from None
+    raise InversionViewError(
+      f"model.json describes no model that this version knows: {str(error).splitlines()[0]}"
+    ) from None

@@ -51,7 +51,7 @@ class CharTokenizer:
       if character not in self._ids:
         known = "".join(t for t in self.vocabulary if len(t) == 1)
         raise InversionViewError(
-            f"character {character!r} (at {place} of {text!r}) is outside the vocabulary; known characters: {known}"
+          f"character {character!r} (at {place} of {text!r}) is outside the vocabulary; known characters: {known}"
         )
     return [self._ids[character] for character in text]
 
@@ -69,7 +69,7 @@ class CharTokenizer:
     if longest > length:
       text = texts[max(range(len(rows)), key=lambda i: len(rows[i]))]
       raise InversionViewError(
-          f"text {text!r} has {longest - 2} tokens; the model takes at most {length - 2} (besides BOS and EOS)"
+        f"text {text!r} has {longest - 2} tokens; the model takes at most {length - 2} (besides BOS and EOS)"
       )
     out = np.full((len(rows), length), self.pad_id, np.int32)
     for i, row in enumerate(rows):

@@ -77,13 +77,14 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
   """
   if config.schedule == "cosine":
     rate = optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup_steps, max(steps, config.warmup_steps + 1))
-  elif config.schedule == "constant":
-    rate = optax.join_schedules(
-        [optax.linear_schedule(0.0, config.lr, config.warmup_steps), optax.constant_schedule(config.lr)],
-        [config.warmup_steps],
-    )
+  elif config.schedule in ("constant", "trapezoid"):
+    warmed = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
+    rate = optax.join_schedules([warmed, optax.constant_schedule(config.lr)], [config.warmup_steps])
+    if config.schedule == "trapezoid":
+      fall = max(steps // 5, 1)
+      rate = optax.join_schedules([rate, optax.linear_schedule(config.lr, 0.0, fall)], [steps - fall])
   else:
-    raise one_of("schedule", config.schedule, ("constant", "cosine"))
+    raise one_of("schedule", config.schedule, ("constant", "cosine", "trapezoid"))
 
   def matrices(params):
     return jax.tree.map(lambda x: x.ndim >= 2, params)
@@ -92,9 +93,13 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
     rule = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=matrices)
   elif config.name == "muon":
     rule = optax.contrib.muon(
-        rate, weight_decay=config.weight_decay, weight_decay_mask=matrices, adam_b2=config.b2, adam_weight_decay=0.0,
-        adam_learning_rate=(lambda step: config.adam_lr / config.lr * rate(step)) if config.adam_lr else None,
-        muon_weight_dimension_numbers=_hidden_matrices,
+      rate,
+      weight_decay=config.weight_decay,
+      weight_decay_mask=matrices,
+      adam_b2=config.b2,
+      adam_weight_decay=0.0,
+      adam_learning_rate=(lambda step: config.adam_lr / config.lr * rate(step)) if config.adam_lr else None,
+      muon_weight_dimension_numbers=_hidden_matrices,
     )
   else:
     raise one_of("optimizer", config.name, ("adamw", "muon"))
@@ -141,12 +146,12 @@ def make_update(objective: Objective, optimizer, config: ConfigDict, mesh):
     state, (losses, norms) = jax.lax.scan(functools.partial(step, frozen), state, tokens)
     return state, losses, norms
 
-  return parallel.pmap(
-      steps, mesh, in_axes=(None, None, 1), out_axes=(None, None, None), donate_argnums=(0,)
-  )
+  return parallel.pmap(steps, mesh, in_axes=(None, None, 1), out_axes=(None, None, None), donate_argnums=(0,))
 
 
-def train(objective: Objective, rows: np.ndarray, config: ConfigDict, folder: str | pathlib.Path, mesh=None) -> dict[str, float]:
+def train(
+  objective: Objective, rows: np.ndarray, config: ConfigDict, folder: str | pathlib.Path, mesh=None
+) -> dict[str, float]:
   """Trains to the end, or goes on from the newest checkpoint in `folder`, and writes the finished model there.
 
   Args:
@@ -194,15 +199,18 @@ def train(objective: Objective, rows: np.ndarray, config: ConfigDict, folder: st
         if pending is not None:
           log.losses(*pending)
         pending = (done, losses, norms)
-        if _passed(done, count, config.eval_every) or done == config.steps:
-          log.losses(*pending)
+        last = done == config.steps
+        evaluate, save = (last or _passed(done, count, every) for every in (config.eval_every, config.save_every))
+        if evaluate or save:
+          log.losses(*pending)  # now, so that nothing is saved of steps whose loss was not finite
           pending = None
-          metrics, extra = objective.evaluate(_best(state), state.extra, done == config.steps)
+        if evaluate:
+          metrics, extra = objective.evaluate(_best(state), state.extra, last)
           state = dataclasses.replace(state, extra=parallel.replicate(extra, mesh))
           log.metrics(done, metrics)
-        if _passed(done, count, config.save_every) or done == config.steps:
+        if save:
           saved.save(done, state)
-    final = log.last_metrics() or objective.evaluate(_best(state), state.extra, True)[0]
+    final = log.last_metrics(done) or objective.evaluate(_best(state), state.extra, True)[0]
     objective.finish(jax.tree.map(np.asarray, _best(state)), final, folder)
   finally:
     saved.close()
@@ -224,7 +232,7 @@ def _check(config: ConfigDict, mesh) -> None:
       raise InversionViewError(f"{name} = {config[name]} must be at least 1")
   if config.batch_size % mesh.shape[parallel.DATA]:
     raise InversionViewError(
-        f"batch_size = {config.batch_size} does not divide over {mesh.shape[parallel.DATA]} devices; use a multiple of that"
+      f"batch_size = {config.batch_size} does not divide over {mesh.shape[parallel.DATA]} devices; use a multiple of that"
     )
 
 
@@ -243,11 +251,18 @@ class _Log:
     write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
     self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
     console = rich.console.Console(stderr=True)
-    console.print(f"{size:,} parameters, batch {config.batch_size}, step {done:,} of {config.steps:,}; log in {self._path}")
+    console.print(
+      f"{size:,} parameters, batch {config.batch_size}, step {done:,} of {config.steps:,}; log in {self._path}"
+    )
     self._console = console
     self.progress = rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(), rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(), rich.progress.TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+      rich.progress.TextColumn("{task.description}"),
+      rich.progress.BarColumn(),
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.TimeElapsedColumn(),
+      rich.progress.TimeRemainingColumn(),
+      console=console,
+      disable=not console.is_terminal,
     )
     self._bar = self.progress.add_task("compiling", total=config.steps, completed=done)
     self._start, self._logged, self._last_step = time.perf_counter(), time.perf_counter(), done
@@ -255,21 +270,34 @@ class _Log:
   def _read(self) -> list[dict]:
     if not self._path.exists():
       return []
-    return [json.loads(line) for line in self._path.read_text().splitlines()]
+    found = []
+    for line in self._path.read_text().splitlines():
+      try:
+        found.append(json.loads(line))
+      except ValueError:  # cut off where an earlier run was stopped
+        pass
+    return found
 
   def losses(self, step: int, losses, norms) -> None:
     losses, norms = np.asarray(losses), np.asarray(norms)
     if not (np.isfinite(losses).all() and np.isfinite(norms).all()):
       first = step - len(losses) + int(np.argmin(np.isfinite(losses) & np.isfinite(norms))) + 1
-      raise InversionViewError(f"loss or gradient is not finite at step {first}; lower optimizer.lr or set optimizer.clip")
+      raise InversionViewError(
+        f"loss or gradient is not finite at step {first}; lower optimizer.lr or set optimizer.clip"
+      )
     self.progress.update(self._bar, completed=step, description=f"loss {losses.mean():.4f}")
     if _passed(step, len(losses), self._config.log_every):
       now = time.perf_counter()
       rate = (step - self._last_step) / (now - self._logged)
-      self._write(step, {
-          "loss": float(losses.mean()), "grad_norm": float(norms.mean()), "steps_per_second": rate,
+      self._write(
+        step,
+        {
+          "loss": float(losses.mean()),
+          "grad_norm": float(norms.mean()),
+          "steps_per_second": rate,
           "examples_per_second": rate * self._config.batch_size,
-      })
+        },
+      )
       self._logged, self._last_step = now, step
 
   def metrics(self, step: int, metrics: dict[str, float]) -> None:
@@ -278,9 +306,9 @@ class _Log:
     self._write(step, metrics)
     self._logged, self._last_step = time.perf_counter(), step  # evaluation is not training time
 
-  def last_metrics(self) -> dict[str, float] | None:
-    """The metrics of the final evaluation, if this folder's run has already done it."""
-    lines = [line for line in self._read() if line["step"] == self._config.steps and "loss" not in line]
+  def last_metrics(self, step: int) -> dict[str, float] | None:
+    """The metrics of the evaluation after `step`, if this folder's run has already done it."""
+    lines = [line for line in self._read() if line["step"] == step and "loss" not in line]
     return {k: v for k, v in lines[-1].items() if k not in ("step", "seconds")} if lines else None
 
   def _write(self, step: int, values: dict[str, float]) -> None:

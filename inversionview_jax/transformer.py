@@ -34,9 +34,9 @@ def _gelu_new_forward(x):
 gelu_new.defvjp(_gelu_new_forward, lambda slope, g: (g * slope,))
 
 ACTIVATIONS = {
-    "gelu_new": gelu_new,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "relu": jax.nn.relu,
+  "gelu_new": gelu_new,
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "relu": jax.nn.relu,
 }
 
 
@@ -248,8 +248,17 @@ class Transformer(nn.Module):
     self.dropout = nn.Dropout(c.dropout_embed)
 
   def __call__(
-      self, tokens, *, slots=None, capture: Sequence[Site] = (), at=None, edits: Sequence[SiteEdit] = (),
-      logits: bool = True, logits_at=None, exact: bool = False, deterministic: bool = True,
+    self,
+    tokens,
+    *,
+    slots=None,
+    capture: Sequence[Site] = (),
+    at=None,
+    edits: Sequence[SiteEdit] = (),
+    logits: bool = True,
+    logits_at=None,
+    exact: bool = False,
+    deterministic: bool = True,
   ) -> Output:
     """Runs the model.
 
@@ -274,7 +283,9 @@ class Transformer(nn.Module):
     positions = jnp.broadcast_to(self.pos_embed[:length].astype(dtype), (batch, length, c.d_model))
     x = x + recorder.through("pos_embed", None, positions)
     x = self.dropout(x, deterministic=deterministic)
-    last = c.n_layers if logits else 1 + max([-1] + [s.layer for s in capture if s.layer is not None and s.kind != "pre"])
+    last = (
+      c.n_layers if logits else 1 + max([-1] + [s.layer for s in capture if s.layer is not None and s.kind != "pre"])
+    )
     depth = max([last] + [s.layer for s in capture if s.kind == "pre"])
     if logits_at is not None and (capture or edits):
       raise ValueError("logits_at cannot be combined with captures or edits")

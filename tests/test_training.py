@@ -180,12 +180,30 @@ def test_running_a_finished_run_again_trains_nothing_and_changes_nothing(straigh
   assert lines(tmp_path / "run") == lines(folder)
 
 
-def test_checkpoint_of_another_shape_is_refused_and_left_alone(straight, tmp_path):
+@pytest.mark.parametrize(
+  "width, changes, named",
+  [
+    (6, {}, "params/layer/kernel is of shape (4, 4) there and of shape (6, 4) here"),
+    (4, {"average": 0.0}, "average/layer/bias is of shape (4,) there and absent here"),
+    (4, {"optimizer": ADAMW | {"name": "muon"}}, "opt_state/"),
+  ],
+)
+def test_checkpoint_of_another_config_is_refused_and_left_alone(straight, tmp_path, width, changes, named):
   shutil.copytree(straight[0], tmp_path / "run")
-  before = {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
-  message = refusal(training.train, Slope(width=6), ROWS, settings(steps=30), tmp_path / "run")
-  assert "resume" in message and "--workdir" in message
-  assert {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()} == before
+  before = contents(tmp_path / "run")
+  message = refusal(training.train, Slope(width), ROWS, settings(steps=30, **changes), tmp_path / "run")
+  assert named in message and "resume" in message and "--workdir" in message
+  assert contents(tmp_path / "run") == before
+
+
+def contents(folder) -> dict:
+  return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_damaged_checkpoint_is_refused_in_one_line(straight, tmp_path):
+  shutil.copytree(straight[0], tmp_path / "run")
+  (tmp_path / "run" / "checkpoints" / "20" / "default" / "_METADATA").write_text("{")
+  assert "damaged" in refusal(training.train, Slope(), ROWS, settings(steps=30), tmp_path / "run")
 
 
 def test_loss_that_is_not_finite_stops_at_its_step_and_leaves_nothing_of_it(straight, tmp_path):
@@ -242,7 +260,8 @@ def test_muon_moves_kernels_by_orthogonal_matrices_and_everything_else_as_adam_d
     update, grad = updates, grads
     for key in path:
       update, grad = update[key], grad[key]
-    np.testing.assert_allclose(update, -(adam_lr or 0.1) * np.sign(grad), rtol=1e-3)  # Adam's first step
+    # Adam's first step is as long for every element; optax looks ahead (Nesterov), which makes it 1.47 times the rate.
+    np.testing.assert_allclose(update, -1.474 * (adam_lr or 0.1) * np.sign(grad), rtol=1e-3)
   for name in ("q", "fc"):
     update, grad = updates["block"][name]["kernel"], grads["block"][name]["kernel"]
     sizes = np.linalg.svd(update, compute_uv=False)
@@ -276,7 +295,7 @@ def test_rate_warms_up_and_then_stays_or_falls_to_zero_at_the_last_step(schedule
 def test_gradients_are_clipped_by_their_global_norm():
   rule = optimizer(clip=1.0, weight_decay=0.0, lr=0.1)
   params = {"v": np.zeros(2, np.float32), "w": np.zeros(2, np.float32)}
-  small, large = ({"v": s * np.array([0.3, 0.4]), "w": s * np.array([0.3, 0.4])} for s in (1.0, 1000.0))
+  small, large = (jax.tree.map(lambda x, s=s: np.float32([0.3 * s, 0.4 * s]), params) for s in (1, 1000))
   norm = float(optax.global_norm(small))
   updates, _ = rule.update(large, rule.update(small, rule.init(params), params)[1], params)
   unclipped, _ = rule.update(

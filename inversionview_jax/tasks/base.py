@@ -115,13 +115,17 @@ class Task(abc.ABC):
         return labels.index(where)
       known = ", ".join(label for label in labels if label)
       raise InversionViewError(
-          f"unknown position {where!r}: "
-          + (f"{self.tokenizer.text(used)!r} has the positions {known}" if known else f"{self.tokenizer.text(used)!r} has no named positions")
-          + f"; or give an index from 0 (BOS) to {len(used) - 1}"
+        f"unknown position {where!r}: "
+        + (
+          f"{self.tokenizer.text(used)!r} has the positions {known}"
+          if known
+          else f"{self.tokenizer.text(used)!r} has no named positions"
+        )
+        + f"; or give an index from 0 (BOS) to {len(used) - 1}"
       )
     if not -len(used) <= index < len(used):
       raise InversionViewError(
-          f"position {index} is out of range: {self.tokenizer.text(used)!r} has the positions 0 (BOS) to {len(used) - 1}"
+        f"position {index} is out of range: {self.tokenizer.text(used)!r} has the positions 0 (BOS) to {len(used) - 1}"
       )
     return index % len(used)
 

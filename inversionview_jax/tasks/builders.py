@@ -38,8 +38,8 @@ class _TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "First release."}
   BUILDER_CONFIGS = [
-      tfds.core.BuilderConfig(name="full", description="Every input of the task."),
-      tfds.core.BuilderConfig(name="tiny", description="A uniform sample: 20,000 to train on and 5,000 to test on."),
+    tfds.core.BuilderConfig(name="full", description="Every input of the task."),
+    tfds.core.BuilderConfig(name="tiny", description="A uniform sample: 20,000 to train on and 5,000 to test on."),
   ]
   DEFAULT_BUILDER_CONFIG_NAME = "full"
   TASK: Task
@@ -59,17 +59,19 @@ class _TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
-        builder=self,
-        description=self.__doc__,
-        features=tfds.features.FeaturesDict({
-            "text": tfds.features.Text(doc="The input as people read it, without BOS, EOS and PAD."),
-            "tokens": tfds.features.Tensor(
-                shape=(self.TASK.length,), dtype=np.int32, doc="Its ids with BOS, EOS and PAD."
-            ),
-        }),
-        homepage="https://arxiv.org/abs/2405.17653",
-        citation=_CITATION,
-        disable_shuffling=True,
+      builder=self,
+      description=self.__doc__,
+      features=tfds.features.FeaturesDict(
+        {
+          "text": tfds.features.Text(doc="The input as people read it, without BOS, EOS and PAD."),
+          "tokens": tfds.features.Tensor(
+            shape=(self.TASK.length,), dtype=np.int32, doc="Its ids with BOS, EOS and PAD."
+          ),
+        }
+      ),
+      homepage="https://arxiv.org/abs/2405.17653",
+      citation=_CITATION,
+      disable_shuffling=True,
     )
 
   def _split_generators(self, dl_manager) -> dict:

@@ -42,7 +42,7 @@ class Counting(Task):
     out = np.full((len(index), self.length), t.pad_id, np.int32)
     out[:, 0] = t.bos_id
     out[:, 1 : 1 + _LONGEST] = np.take_along_axis(
-        np.concatenate([letters, np.full((len(index), 1), t.pad_id)], axis=1), which, axis=1
+      np.concatenate([letters, np.full((len(index), 1), t.pad_id)], axis=1), which, axis=1
     )
     rows, total = np.arange(len(index)), ends[:, 2]
     bar, colon = t.encode("|:")

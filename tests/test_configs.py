@@ -1,0 +1,158 @@
+"""Every config file and variant, and what the command line makes of them."""
+
+import functools
+import importlib.util
+import pathlib
+
+import pytest
+
+from inversionview_jax import decoder, tasks, training, transformer
+from inversionview_jax.cli import config_flags_defaults, load_config
+from inversionview_jax.errors import InversionViewError
+
+FILES = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+def module(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  loaded = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(loaded)
+  return loaded
+
+
+EVERY = [(path, variant) for path in FILES for variant in module(path).VARIANTS]
+EACH_FILE = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+EACH_VARIANT = pytest.mark.parametrize("path, variant", EVERY, ids=lambda part: getattr(part, "stem", part))
+ADDITION = next(str(path) for path in FILES if path.stem == "addition")
+
+
+def refusal(path, *overrides) -> str:
+  with pytest.raises(InversionViewError) as caught:
+    load_config(path, list(overrides))
+  assert "\n" not in str(caught.value)
+  return str(caught.value)
+
+
+def test_every_task_has_a_config_with_the_three_variants():
+  assert [path.stem for path in FILES] == sorted(tasks.names())
+  assert all(module(path).VARIANTS == ("full", "tiny", "paper") for path in FILES)
+
+
+@EACH_VARIANT
+def test_variant_is_what_its_file_returns_and_locked(path, variant):
+  config = load_config(f"{path}:{variant}", [])
+  assert config.to_dict() == module(path).get_config(variant).to_dict()
+  assert config.is_locked and config.task == path.stem
+  with pytest.raises(AttributeError):
+    config.target.optimizer.learning_rate = 1.0
+
+
+@EACH_VARIANT
+def test_variant_holds_whatever_training_asks_for(path, variant):
+  config, task = load_config(f"{path}:{variant}", []), tasks.get(path.stem)
+  for one in (config, config.target):
+    transformer.TransformerConfig(task.tokenizer.vocab_size, task.length, **one.model)
+    training.make_optimizer(one.optimizer, one.steps)
+    keys = {"batch_size", "steps", "steps_per_call", "average", "log_every", "eval_every", "save_every", "keep"}
+    assert keys <= set(one)
+  assert config.data.config in ("full", "tiny") and "eval_examples" in config.target
+  decoders = {"sites", "encoder_blocks", "pairs_per_text", "bos_rate", "reweight", "noise", "eval_queries", "final_queries", "seed"}
+  assert decoders <= set(config) and config.normalize in decoder.NORMALIZATIONS
+  names = config.sites or task.default_sites(config.target.model.n_layers, config.target.model.n_heads)
+  assert len(names) == {"addition": 13, "counting": 9}[path.stem]
+  assert variant != "paper" or (config.model.d_model, config.batch_size, config.steps) == (256, 256, 390_700)
+
+
+@EACH_FILE
+def test_no_variant_means_full(path):
+  assert load_config(str(path), []) == load_config(f"{path}:full", [])
+
+
+@EACH_FILE
+def test_overrides_reach_nested_keys_and_every_type(path):
+  config = load_config(
+    f"{path}:tiny",
+    [
+      "--config.optimizer.lr=0.25", "--config.target.model.n_layers=3", "--config.data.dir=/somewhere", "--config.sites=('x0.pre', 'm1')",
+      "--config.steps=7", "--config.optimizer.name", "adamw",
+    ],
+  )  # fmt: skip
+  assert (config.optimizer.lr, config.target.model.n_layers, config.data.dir) == (0.25, 3, "/somewhere")
+  assert (config.sites, config.steps, config.optimizer.name) == (("x0.pre", "m1"), 7, "adamw")
+  assert load_config(str(path), ["--config.sites=x0.pre"]).sites == ("x0.pre",)
+  untouched = load_config(f"{path}:tiny", [])
+  assert config.target.optimizer == untouched.target.optimizer and config.batch_size == untouched.batch_size
+
+
+@pytest.mark.parametrize(
+  "override, named",
+  [
+    ("--config.stepps=7", "steps"), ("--config.optimizer.learning_rate=1", "optimizer.lr"), ("--config.target.model.n_layer=3", "target.model.n_layers"),
+    ("--config.target.steps.more=3", "steps"),
+  ],
+)  # fmt: skip
+def test_unknown_key_is_refused_with_the_closest_ones(override, named):
+  message = refusal(f"{ADDITION}:tiny", override)
+  assert override.removeprefix("--config.").split("=")[0] in message and named in message
+
+
+@pytest.mark.parametrize(
+  "override", ["--config.steps=many", "--config.steps=1.5", "--config.optimizer.lr=high", "--config.optimizer=3"]
+)
+def test_value_of_another_type_is_refused(override):
+  key, value = override.removeprefix("--config.").split("=")
+  message = refusal(ADDITION, override)
+  assert key in message or value in message
+
+
+@pytest.mark.parametrize("argument", ["--steps=7", "steps=7", "--confg.steps=7"])
+def test_argument_that_is_no_setting_is_refused(argument):
+  assert argument.split("=")[0].lstrip("-") in refusal(ADDITION, argument)
+
+
+@EACH_FILE
+def test_unknown_variant_is_refused_with_the_known_ones(path):
+  message = refusal(f"{path}:tyni")
+  assert "'tyni'" in message and "full, tiny, paper" in message
+
+
+@pytest.mark.parametrize("name", ["no/such/config.py", "no/such/config.py:tiny", "configs", ""])
+def test_missing_file_is_refused(name):
+  assert "configs/addition.py" in refusal(name)
+
+
+@pytest.mark.parametrize(
+  "content, named", [("def get_config(: pass", "syntax"), ("x = 1", "get_config"), ("get_config = lambda: {'task': 1}", "ConfigDict")]
+)
+def test_broken_file_is_refused(tmp_path, content, named):
+  path = tmp_path / "broken.py"
+  path.write_text(content)
+  message = refusal(str(path))
+  assert "broken.py" in message and named in message
+
+
+class Hyper:
+  """Stands in for the sweeps of the launch scripts."""
+
+  @staticmethod
+  def sweep(name, values):
+    return [{name: value} for value in values]
+
+  @staticmethod
+  def product(sweeps):
+    found = [{}]
+    for sweep in sweeps:
+      found = [before | after for before in found for after in sweep]
+    return found
+
+
+@EACH_FILE
+def test_sweep_sets_keys_that_exist_to_values_they_can_have(path):
+  trials = module(path).get_hyper(Hyper)
+  assert len(trials) > 1 and len({tuple(trial.items()) for trial in trials}) == len(trials)
+  known = config_flags_defaults(str(path))
+  for trial in trials:
+    assert all(key.removeprefix("config.") in known for key in trial)
+    config = load_config(str(path), [f"--{key}={value}" for key, value in trial.items()])
+    for key, value in trial.items():
+      assert functools.reduce(lambda place, part: place[part], key.split(".")[1:], config) == value

@@ -30,7 +30,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     {
       "name": "muon",  # on matrices; Adam elsewhere
       "lr": 1e-2,
-      "adam_lr": 2e-3,  # of what Adam trains; 0: lr
+      "adam_lr": 5e-4,  # of what Adam trains; 0: lr
       "schedule": "cosine",
       "warmup_steps": 300,
       "weight_decay": 0.01,
@@ -39,7 +39,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     }
   )
   target.batch_size = 128
-  target.steps = 50_000
+  target.steps = 20_000
   target.steps_per_call = 20  # steps inside one jitted program
   target.average = 0.0  # decay of the moving average of the parameters; 0: none
   target.eval_examples = 5_120  # held-out inputs each time; all of them at the end

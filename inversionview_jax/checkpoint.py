@@ -194,13 +194,17 @@ def _difference(stored, like) -> str:
 
   def shapes(tree):
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))[0]
-    names = ("/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path) for path, _ in leaves)
+    names = (
+      "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path) for path, _ in leaves
+    )
     return {name: tuple(leaf.shape) for name, (_, leaf) in zip(names, leaves, strict=True) if hasattr(leaf, "shape")}
 
   there, here = shapes(stored), shapes(like)
   different = [name for name in there | here if there.get(name) != here.get(name)]
   if not different:
     return ""
-  name = min(different, key=lambda name: (not name.startswith("params/"), name))  # parameters say more than their moments
+  name = min(
+    different, key=lambda name: (not name.startswith("params/"), name)
+  )  # parameters say more than their moments
   said = ("absent" if name not in tree else f"of shape {tree[name]}" for tree in (there, here))
   return "{} is {} there and {} here".format(name, *said)

@@ -173,7 +173,9 @@ def load_config(path: str, overrides: list[str]):
     left = values(argv)
     config = values.config
   except (AttributeError, KeyError) as error:
-    asked = [argument.split("=")[0].removeprefix("--config.") for argument in overrides if argument.startswith("--config.")]
+    asked = [
+      argument.split("=")[0].removeprefix("--config.") for argument in overrides if argument.startswith("--config.")
+    ]
     known = config_flags_defaults(path) if asked else []
     if not (unknown := [key for key in asked if key not in known]):
       raise InversionViewError(f"config {path}: {' '.join(str(error).split())}") from None
@@ -239,7 +241,9 @@ def _train(args, overrides) -> int:
       f"{task.name} ({tokenizers.brief(task.tokenizer.describe())}); give one that was trained on this task"
     )
   if has_own and load_target(own).fingerprint != target.fingerprint:
-    raise InversionViewError(f"{workdir} has another target than {source}; use another --workdir, or leave out --target")
+    raise InversionViewError(
+      f"{workdir} has another target than {source}; use another --workdir, or leave out --target"
+    )
   if not has_own:  # so that the workdir is a reader on its own, and goes on with this target when resumed
     load_target(source, convention="raw", tokenizer=task.tokenizer).save(own)
   rows, held_out = _rows(data, task, config)

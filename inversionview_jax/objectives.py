@@ -123,7 +123,8 @@ class DecoderObjective:
     self._bos = parallel.jit(sampling.bos_activations, static_argnums=(0, 2, 3))(
       model.module, model.params, self._sites, t.bos_id
     )
-    some = self._pairs(np.asarray(rows[:_STATISTICS], np.int32), seed=1)
+    self._drawn = parallel.jit(self._pairs)
+    some = self._drawn(model.params, np.asarray(rows[:_STATISTICS], np.int32), 1)
     self._statistics = decoder.statistics(
       np.asarray(some.activation), np.asarray(some.site), len(names), config.normalize
     )
@@ -135,21 +136,13 @@ class DecoderObjective:
     )
     self._held_out = held_out
 
-  def _pairs(self, tokens: np.ndarray, seed: int) -> collect.Pairs:
+  def _pairs(self, params, tokens, seed) -> collect.Pairs:
     """One pair of every site for each text: int32[B, T] -> B * S pairs, the sites in turn."""
-    at, _ = collect.draw(
-      tokens,
-      parallel.fold_in_each(jax.random.key(seed), jnp.arange(len(tokens))),
-      self.task.query_mask(tokens),
-      jnp.zeros(len(self._sites)),
-      len(self._sites),
-      0.0,
-    )
-    site = jnp.broadcast_to(jnp.arange(len(self._sites)), at.shape)
-    activation = parallel.jit(collect.activations_at, static_argnums=(0, 5))(
-      self.target.module, self.target.params, tokens, at, site, self._sites
-    )
-    texts = np.repeat(tokens, len(self._sites), axis=0)
+    keys, count = parallel.fold_in_each(jax.random.key(seed), jnp.arange(len(tokens))), len(self._sites)
+    at, _ = collect.draw(tokens, keys, self.task.query_mask(tokens), jnp.zeros(count), count, 0.0)
+    site = jnp.broadcast_to(jnp.arange(count), at.shape)
+    activation = collect.activations_at(self.target.module, params, tokens, at, site, self._sites)
+    texts = jnp.repeat(tokens, count, axis=0)
     return collect.Pairs(texts, activation.reshape(len(texts), -1), site.reshape(-1), at.reshape(-1))
 
   def init(self, key):
@@ -187,7 +180,7 @@ class DecoderObjective:
   def evaluate(self, params, extra, final):
     """In-epsilon rate per site: one temperature-1 sample for each of so many held-out queries (paper, section 3)."""
     texts = np.asarray(self._held_out[: self._config.final_queries if final else self._config.eval_queries], np.int32)
-    pairs = self._pairs(texts, seed=2)
+    pairs = self._drawn(self.frozen, texts, 2)
     n = len(pairs.site)
     queries = sampling.Queries(
       pairs.activation,

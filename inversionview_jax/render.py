@@ -144,7 +144,7 @@ class TerminalView:
         left = f"{_distance(sample.distance):>8} {f'×{times}' if times > 1 else '':>5}"
         yield from _hanging(left, _sample_line(sample, plain), console, width)
       if inside:
-        yield Rule(Text(f"ε = {p.epsilon:g}"), characters="─", style="yellow")
+        yield Rule(Text(f"ε = {p.epsilon:g}"), characters="─", style="" if plain else "yellow")
     yield Text()
     counts, of_shown = _counts(p, samples, len(groups))
     yield Text(counts, "bold")
@@ -214,7 +214,9 @@ def _query_lines(query: Query, width: int, plain: bool) -> Iterator[Text]:
         caret = Text(" " * (cell_len(tokens.plain) + lead) + "^" * size)
       tokens.append(" " * lead).append(word, "reverse" if k == query.position and not plain else "bold")
       height = int(8 * attention[k] / top) if k < len(attention) else 0
-      bars.append(" " * lead).append((_BARS[min(height, 7)] if k < len(attention) else " ") * size, "cyan")
+      bars.append(" " * lead).append(
+        (_BARS[min(height, 7)] if k < len(attention) else " ") * size, "" if plain else "cyan"
+      )
     yield tokens
     if attention and row[0] < len(attention):
       bars.rstrip()

@@ -69,8 +69,8 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
   """config.optimizer -> optax.
 
   Keys: name ("adamw" or "muon": Muon on the kernels, Adam elsewhere), lr, adam_lr (with Muon, the rate of what Adam trains; 0: also
-  lr), warmup_steps, schedule ("constant" or "cosine", to zero at `steps`), weight_decay (on matrices only), clip (global norm, 0: off),
-  b2 (of Adam).
+  lr), warmup_steps, schedule ("constant", "cosine" to zero at `steps`, or "trapezoid", which falls to zero over the last fifth),
+  weight_decay (on matrices only), clip (global norm, 0: off), b2 (of Adam).
 
   Raises:
     InversionViewError: an unknown name or schedule.
@@ -81,8 +81,11 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
     warmed = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
     rate = optax.join_schedules([warmed, optax.constant_schedule(config.lr)], [config.warmup_steps])
     if config.schedule == "trapezoid":
-      fall = max(steps // 5, 1)
-      rate = optax.join_schedules([rate, optax.linear_schedule(config.lr, 0.0, fall)], [steps - fall])
+      level, fall = rate, max(steps // 5, 1)
+
+      def rate(step):  # the smaller of the two, so that a run shorter than its warm-up never jumps
+        return jnp.clip(config.lr * (steps - step) / fall, 0.0, level(step))
+
   else:
     raise one_of("schedule", config.schedule, ("constant", "cosine", "trapezoid"))
 

@@ -1,4 +1,4 @@
-"""What the tests share: eight simulated devices, a compilation cache of their own, and a small target with a small decoder."""
+"""What the tests share: eight simulated devices, a compilation cache of their own, a small target and its decoder."""
 
 import os
 import pathlib
@@ -23,37 +23,42 @@ from inversionview_jax.target import Target, save_target
 from inversionview_jax.transformer import Transformer, TransformerConfig
 
 TASK = tasks.get("addition")
-SHAPE = dict(vocab_size=15, n_ctx=14, n_layers=2, n_heads=2, d_model=16, d_mlp=32)
+SHAPE = {"vocab_size": 15, "n_ctx": 14, "n_layers": 2, "n_heads": 2, "d_model": 16, "d_mlp": 32}
 SITES = ("x0.pre", "a0.0", "a0.1", "x0.mid", "a1.1", "x1.post")
 
 
 @pytest.fixture(scope="module")
 def quick_to_compile():
-  """For modules that run large programs on next to nothing: their machine code is not optimized, which takes a third of the time."""
+  """For modules that run large programs on next to nothing: compiles without optimizing, in a third of the time."""
   before = jax.config.read("jax_disable_most_optimizations")
   jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", before)
 
 
-def random_like(shapes, seed: int, spread: float):
-  """Parameters so large that every one of them matters, biases and norms included."""
-  rng = np.random.default_rng(seed)
+@pytest.fixture(scope="session")
+def random_variables():
+  """A function (spread, seed, module, inputs) -> variables large enough for every one to matter, biases included."""
 
-  def random(path, leaf):
-    return np.float32((path[-1].key == "scale") + spread * rng.normal(size=leaf.shape))
+  def make(spread, seed, module, *inputs):
+    rng = np.random.default_rng(seed)
 
-  return jax.tree_util.tree_map_with_path(random, shapes)
+    def random(path, leaf):
+      return np.float32((path[-1].key == "scale") + spread * rng.normal(size=leaf.shape))
+
+    return jax.tree_util.tree_map_with_path(random, jax.eval_shape(module.init, jax.random.key(0), *inputs))
+
+  return make
 
 
 @pytest.fixture(scope="session")
-def make_target():
+def make_target(random_variables):
   """A function (seed, convention, tokenizer) -> a small random target of the addition task."""
   config = TransformerConfig(**SHAPE, tied=False)
-  shapes = jax.eval_shape(lambda: Transformer(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
 
   def make(seed=0, convention="raw", tokenizer=TASK.tokenizer):
-    return Target(random_like(shapes, seed, 0.3), config, tokenizer, convention, name=f"random-{seed}", task="addition")
+    params = random_variables(0.3, seed, Transformer(config), jnp.zeros((1, 1), jnp.int32))["params"]
+    return Target(params, config, tokenizer, convention, name=f"random-{seed}", task="addition")
 
   return make
 
@@ -64,18 +69,23 @@ def small_target(make_target):
 
 
 @pytest.fixture(scope="session")
-def small_decoder(small_target):
+def small_decoder(small_target, random_variables):
   """(config, variables) of a random decoder for `small_target` that writes texts of all lengths."""
   t = TASK.tokenizer
   config = DecoderConfig(
-      TransformerConfig(**SHAPE), SITES, small_target.config.d_model, encoder_blocks=1, normalize="standard", forbidden=(t.bos_id, t.pad_id)
+    TransformerConfig(**SHAPE),
+    SITES,
+    small_target.config.d_model,
+    encoder_blocks=1,
+    normalize="standard",
+    forbidden=(t.bos_id, t.pad_id),
   )
   blank = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, config.d_activation)), jnp.zeros(1, jnp.int32)
-  shapes = jax.eval_shape(lambda: Decoder(config).init(jax.random.key(0), *blank))
+  params = random_variables(0.3, 1, Decoder(config), *blank)["params"]
   rng = np.random.default_rng(1)
   activations, site = rng.normal(0.5, 2.0, size=(600, config.d_activation)), np.arange(600) % len(SITES)
   stats = {"encoder": decoder.statistics(activations, site, len(SITES), "standard")}
-  return config, jax.tree.map(jnp.asarray, {"params": random_like(shapes["params"], 1, 0.3), "stats": stats})
+  return config, jax.tree.map(jnp.asarray, {"params": params, "stats": stats})
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -61,17 +62,20 @@ def test_view_prints_the_preimage_and_writes_page_and_data(inversionview, tmp_pa
   code, out, error = inversionview(*view(html="page.html", json="data.json", shown=12, seed=3))
   assert (code, error) == (0, "")
   preimage = Preimage.from_json(tmp_path / "data.json")
-  assert len(preimage.samples) == 40 and (preimage.seed, preimage.reader, preimage.query.site) == (3, "addition", "a0.0")
+  assert len(preimage.samples) == 40 and (preimage.seed, preimage.reader, preimage.query.site) == (
+    3,
+    "addition",
+    "a0.0",
+  )
   assert preimage == load_reader("addition").preimage(TEXT, "a0.0", "=", num_samples=40, seed=3)
   page = (tmp_path / "page.html").read_text()
   assert page.lstrip().lower().startswith("<!doctype html")
   shown = preimage.shown(12)
   assert len(shown) == 12
-  for sample in shown:
-    assert sample.text in out
-  left_out = {sample.text for sample in preimage.samples} - {sample.text for sample in shown} - {TEXT}
-  assert not any(text in out for text in left_out if len(text) > 11)
-  assert "a0.0" in out and f"epsilon" in out.lower() or "ε" in out
+  printed = out.replace("[", "").replace("]", "")  # around the nearest token
+  for sample in preimage.samples:
+    assert (sample.text in printed) == any(sample.text in one.text for one in (*shown, preimage.query))
+  assert "a0.0" in out and "12 shown" in out
   assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "page.html"]
 
 
@@ -85,7 +89,15 @@ def test_shipped_reader_finds_inputs_inside_epsilon(inversionview, tmp_path):
 
 def test_view_takes_every_option(inversionview, tmp_path):
   argv = view(
-    "615+861=", position=-1, epsilon=0.3, metric="cosine", match="position", seed=1, json="data.json", temperature=None, noise=None
+    "615+861=",
+    position=-1,
+    epsilon=0.3,
+    metric="cosine",
+    match="position",
+    seed=1,
+    json="data.json",
+    temperature=None,
+    noise=None,
   )
   code, _, _ = inversionview(*argv, "--temperature=0.5", "--temperature=1.5", "--noise=0.1", "--noise=0.2")
   preimage = Preimage.from_json(tmp_path / "data.json")
@@ -94,15 +106,21 @@ def test_view_takes_every_option(inversionview, tmp_path):
   assert {(sample.temperature, sample.noise) for sample in preimage.samples} == {(0.5, 0.1), (1.5, 0.2)}
 
 
-def test_no_color_prints_the_same_without_escapes(inversionview, monkeypatch):
+def test_no_color_prints_no_color(inversionview, monkeypatch):
   monkeypatch.setenv("FORCE_COLOR", "1")
   (_, colored, _), (_, plain, _) = inversionview(*view()), inversionview(*view(), "--no-color")
-  assert "\x1b[" in colored
-  assert "\x1b[" not in plain and TEXT in plain
+  color = re.compile(r"\x1b\[(\d+;)*([34][0-8]|9[0-7]|10[0-7])[;m]")  # what is dim or bold may stay
+  assert color.search(colored) and not color.search(plain)
+  words = [re.sub(r"\x1b\[[\d;]*m", "", out) for out in (colored, plain)]
+  assert TEXT in words[0] and TEXT in words[1] and "[=]" in words[1]
 
 
 def test_version_and_help_name_the_program(capsys):
-  for argv, expected in ((["--version"], __version__), (["view", "--help"], "--site"), (["train", "--help"], "--config.optimizer.lr")):
+  for argv, expected in (
+    (["--version"], __version__),
+    (["view", "--help"], "--site"),
+    (["train", "--help"], "--config.optimizer.lr"),
+  ):
     with pytest.raises(SystemExit) as caught:
       cli.main(argv)
     assert caught.value.code == 0 and expected in capsys.readouterr().out
@@ -149,8 +167,8 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(inversionview, tmp_
 @pytest.mark.parametrize(
   "argv",
   [
-    [], ["veiw"], ["view"], view(site=None), view(position=None), view(epsilon="wide"), view(seed=1.5), [*view(), "--colour"],
-    ["train"], ["train", "--workdir", "w"],
+    [], ["veiw"], ["view"], view(site=None), view(position=None), view(epsilon="wide"), view(seed=1.5),
+    [*view(), "--colour"], ["train"], ["train", "--workdir", "w"],
   ],
   ids=lambda argv: " ".join(argv[:1] + argv[-1:]),
 )  # fmt: skip
@@ -200,13 +218,17 @@ def test_path_below_a_file_is_refused(inversionview, tmp_path):
 def test_training_names_settings_that_do_not_exist(inversionview, tmp_path):
   config = f"--config={ROOT / 'configs' / 'addition.py'}:tiny"
   assert "'stepps'" in refused(inversionview, tmp_path, "train", config, "--workdir=w", "--config.stepps=3")
-  assert "--colour" in refused(inversionview, tmp_path, "train-target", config, "--workdir=w", "--colour")
+  assert "'colour'" in refused(inversionview, tmp_path, "train-target", config, "--workdir=w", "--colour")
 
 
 def test_decoder_is_not_trained_on_a_target_that_its_reader_could_not_use(inversionview, tmp_path, make_target):
   config = f"--config={ROOT / 'configs' / 'addition.py'}:tiny"
   vocabulary = list(TASK.tokenizer.vocabulary)
-  for name, seed, tokenizer in (("own/target", 0, TASK.tokenizer), ("other", 1, TASK.tokenizer), ("swapped", 0, CharTokenizer(vocabulary[::-1]))):
+  for name, seed, tokenizer in (
+    ("own/target", 0, TASK.tokenizer),
+    ("other", 1, TASK.tokenizer),
+    ("swapped", 0, CharTokenizer(vocabulary[::-1])),
+  ):
     target = make_target(seed)
     save_target(tmp_path / name, target.params, target.config, tokenizer, target.name, target.task)
   message = refused(inversionview, tmp_path, "train", config, "--workdir=own", "--target=other")
@@ -224,10 +246,18 @@ def trained(tmp_path_factory):
   folder = tmp_path_factory.mktemp("trained")
   model = {"n_layers": 1, "n_heads": 2, "d_model": 16, "d_mlp": 32}
   settings = [f"--config.{part}model.{key}={value}" for part in ("", "target.") for key, value in model.items()]
-  settings += [f"--config.{part}{key}={value}" for part in ("", "target.") for key, value in (("steps", 20), ("batch_size", 16))]
-  settings += [f"--config.data.dir={folder / 'data'}", "--config.eval_queries=4", "--config.final_queries=8", "--config.encoder_blocks=1"]
+  settings += [
+    f"--config.{part}{key}={value}" for part in ("", "target.") for key, value in (("steps", 20), ("batch_size", 16))
+  ]
+  settings += [
+    f"--config.data.dir={folder / 'data'}",
+    "--config.eval_queries=4",
+    "--config.final_queries=8",
+    "--config.encoder_blocks=0",
+  ]
   common = [f"--config={ROOT / 'configs' / 'addition.py'}:tiny", f"--workdir={folder / 'work'}", *settings]
-  environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
+  settings += ["--config.optimizer.name=adamw", "--config.target.optimizer.name=adamw"]  # compiles faster
+  environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
   for command in ("train-target", "train"):
     argv = [sys.executable, "-m", "inversionview_jax.cli", command, *common]
     done = subprocess.run(argv, env=environment, cwd=folder, capture_output=True, text=True, check=False)

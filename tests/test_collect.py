@@ -44,8 +44,8 @@ def test_activations_are_the_captures_at_those_positions_and_sites(small_target,
 def test_pairs_of_a_text_follow_one_another(small_target, captured):
   pairs_per_text = 5
   pairs = parallel.jit(lambda params, rows, keys: collect.collect(
-      small_target.module, params, rows, keys, sites=SITES, query_mask=TASK.query_mask, site_logits=jnp.zeros(len(SITES)),
-      pairs_per_text=pairs_per_text, bos_rate=0.2,
+      small_target.module, params, rows, keys, sites=SITES, query_mask=TASK.query_mask,
+      site_logits=jnp.zeros(len(SITES)), pairs_per_text=pairs_per_text, bos_rate=0.2,
   ))(small_target.params, ROWS, keys(B))  # fmt: skip
   np.testing.assert_array_equal(pairs.tokens, np.repeat(ROWS, pairs_per_text, axis=0))
   position, site = collect.draw(ROWS, keys(B), TASK.query_mask(ROWS), jnp.zeros(len(SITES)), pairs_per_text, 0.2)

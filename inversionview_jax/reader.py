@@ -319,8 +319,10 @@ def load_reader(name: str | os.PathLike, model: Target | None = None, mesh=None)
       f"no reader {str(name)!r}: not a folder, and shipped are only: {', '.join(shipped_readers())}"
     )
   if not (folder / "decoder" / "model.json").exists():
+    where = "W" if folder == shipped else folder
     raise InversionViewError(
-      f"no reader in {folder}: it has no decoder/model.json; train one with `inversionview train --workdir {folder} ...`"
+      f"no reader in {name}: it has no decoder/model.json (shipped readers: {', '.join(shipped_readers())}); "
+      f"train one with `inversionview train --workdir {where} ...`"
     )
   variables, said = checkpoint.load_model(folder / "decoder", _expected_shapes)
   task = tasks.get(said["task"])

@@ -254,9 +254,10 @@ def trained(tmp_path_factory):
     "--config.eval_queries=4",
     "--config.final_queries=8",
     "--config.encoder_blocks=0",
+    "--config.optimizer.name=adamw",  # which compiles faster
+    "--config.target.optimizer.name=adamw",
   ]
   common = [f"--config={ROOT / 'configs' / 'addition.py'}:tiny", f"--workdir={folder / 'work'}", *settings]
-  settings += ["--config.optimizer.name=adamw", "--config.target.optimizer.name=adamw"]  # compiles faster
   environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
   for command in ("train-target", "train"):
     argv = [sys.executable, "-m", "inversionview_jax.cli", command, *common]

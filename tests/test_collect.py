@@ -1,5 +1,7 @@
 """Training pairs: which (site, position) is drawn for a text, and the activation found there."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,5 +126,9 @@ def test_position_site_and_bos_are_drawn_independently():
   at_bos = position == 0
   for s in range(3):
     assert_binomial((at_bos & (site == s)).sum(), N * P, 1 / 6)
+  position, site = (drawn[:, 0] for drawn in draw())  # where keys that are used twice would show
+  for place, s in itertools.product((1, 2, 3), range(3)):
+    assert_binomial(((position == place) & (site == s)).sum(), N, 1 / 3 / 11.2)
+  position, _ = draw(bos_rate=0.5)
   # The pairs of one text differ, as do the texts.
   assert len({tuple(row) for row in position}) > 0.95 * N and (position.std(axis=1) > 0).mean() > 0.9

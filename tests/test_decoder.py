@@ -79,13 +79,16 @@ def test_scores_are_those_of_the_encoders_slots(config, variables, asked):
   np.testing.assert_allclose(jitted(config, "logits")(variables, TOKENS, slots), whole, rtol=0, atol=1e-5)
 
 
-def test_activation_and_site_reach_the_logits_at_every_position(config, variables, asked):
+def test_activation_site_and_its_embedding_reach_the_logits_at_every_position(config, variables, asked):
   call = jitted(config, "__call__")
   activation, site = asked
   original = np.asarray(call(variables, TOKENS, activation, site))
+  params = variables["params"]
+  renamed = {**params["encoder"], "site_embed": -params["encoder"]["site_embed"]}
   for changed in (
     call(variables, TOKENS, activation[::-1], site),
     call(variables, TOKENS, activation, (site + 1) % len(config.sites)),
+    call({**variables, "params": {**params, "encoder": renamed}}, TOKENS, activation, site),
   ):
     assert (np.abs(changed - original).max(axis=-1) > 1e-3).all()
 

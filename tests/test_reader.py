@@ -93,6 +93,19 @@ def test_candidates_are_sorted_and_carry_what_the_target_says_of_them(found, rea
   assert max(abs(effect) for sample in found.samples for effect in sample.effect) > 0.05
 
 
+def test_effects_belong_to_their_tokens(found, reader):
+  sample = next(sample for sample in found.samples if len(sample.tokens) > 5)
+  row = np.array([TASK.tokenizer.bos_id, *sample.tokens])
+  prefixes = np.full((len(row), TASK.length), TASK.tokenizer.pad_id)
+  for t in range(len(row)):
+    prefixes[t, : t + 1] = row[: t + 1]
+  p = []
+  for z in (np.array(found.query.activation), reader.target.run(row[None, :1], ["a0.1"])["a0.1"][0, 0]):
+    p.append(np.exp(np.diff(reader.log_prob(prefixes, z, "a0.1"))))  # of each token after those before it
+  np.testing.assert_allclose(sample.effect, p[0] - p[1], atol=1e-4)
+  assert np.abs(sample.effect).max() > 0.01
+
+
 def test_default_is_the_tasks_mixture(reader, monkeypatch):
   assert reader.task.mixture.num_samples == 1024
   monkeypatch.setattr(reader.task, "mixture", dataclasses.replace(reader.task.mixture, num_samples=N))

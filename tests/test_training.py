@@ -55,7 +55,7 @@ class Slope:
     noise = jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys)
     y = tokens[:, : self.width] / 10.0 @ params["layer"]["kernel"] + params["layer"]["bias"] + noise
     total = extra["gain"] * jnp.sum(jnp.square(y - frozen["wanted"]))
-    return total if self.finite else total + jnp.where(jnp.any(tokens == POISON), jnp.nan, 0.0), jnp.float32(y.size)
+    return total if self.finite else total * jnp.where(jnp.any(tokens == POISON), jnp.nan, 1.0), jnp.float32(y.size)
 
   def evaluate(self, params, extra, final):
     self.asked.append(final)
@@ -351,7 +351,7 @@ def test_target_learns_and_its_finished_model_is_the_one_that_was_evaluated(tmp_
   assert losses == sorted(losses, reverse=True) and losses[-1] < 0.8 * losses[0]
   assert metrics["held_out"] == len(HELD_OUT)  # all of them at the end
   target = load_target(tmp_path, convention="raw")
-  params = jax.tree.map(np.asarray, target.params)
+  params = parallel.replicate(target.params, parallel.make_mesh())
   assert target.task == "addition" and target.tokenizer == TASK.tokenizer
   assert json.loads((tmp_path / "target" / "model.json").read_text())["notes"] == metrics
   assert objective.evaluate(params, {}, True)[0] == metrics
@@ -413,7 +413,9 @@ def test_decoder_becomes_a_reader_that_says_how_well_it_reads(small_target, tmp_
 def test_weak_sites_are_drawn_more_often_if_the_config_asks_for_it(small_target, random_variables):
   objective, config = decoder_objective(small_target, reweight=6.0)
   blank = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 16)), jnp.zeros(1, jnp.int32)
-  params = parallel.replicate(random_variables(0.2, 0, Decoder(objective.model), *blank)["params"], parallel.make_mesh())
+  params = parallel.replicate(
+    random_variables(0.2, 0, Decoder(objective.model), *blank)["params"], parallel.make_mesh()
+  )
   extra = {"stats": {"encoder": objective._statistics}, "site_logits": jnp.zeros(3)}
   metrics, after = objective.evaluate(params, extra, False)
   rates = np.array([metrics[f"rate/{name}"] for name in config.sites])

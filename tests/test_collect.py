@@ -128,7 +128,7 @@ def test_position_site_and_bos_are_drawn_independently():
     assert_binomial((at_bos & (site == s)).sum(), N * P, 1 / 6)
   position, site = (drawn[:, 0] for drawn in draw())  # where keys that are used twice would show
   for place, s in itertools.product((1, 2, 3), range(3)):
-    assert_binomial(((position == place) & (site == s)).sum(), N, 1 / 3 / 11.2)
+    assert_binomial(((position == place) & (site == s)).sum(), N, 1 / 3 / 11.54)
   position, _ = draw(bos_rate=0.5)
   # The pairs of one text differ, as do the texts.
   assert len({tuple(row) for row in position}) > 0.95 * N and (position.std(axis=1) > 0).mean() > 0.9

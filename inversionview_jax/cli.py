@@ -315,10 +315,6 @@ def _train(args, overrides) -> int:
   return 0
 
 
-def _target_dtype(config) -> str | None:
-  return (config.get("compute") or {}).get("target_dtype", "") or None
-
-
 def _own_target(args, config, mesh):
   """-> task, target, where it came from, and the workdir, which now holds a copy of it."""
   from inversionview_jax import hosts, tasks
@@ -328,7 +324,8 @@ def _own_target(args, config, mesh):
   own = workdir / "target"
   has_own = (own / "model.json").exists()
   source = args.target or (str(own) if has_own else task.name)
-  target = load_target(source, tokenizer=task.tokenizer, dtype=_target_dtype(config), mesh=mesh)
+  dtype = (config.get("compute") or {}).get("target_dtype", "") or None
+  target = load_target(source, tokenizer=task.tokenizer, dtype=dtype, mesh=mesh)
   refuse_other_tokenizer(target, task, source)
   if has_own and args.target and load_target(own).fingerprint != target.fingerprint:
     raise InversionViewError(
@@ -346,22 +343,10 @@ def _language_target(args, config, mesh):
   """The same for a language model, of which the workdir says where it is."""
   from inversionview_jax import hosts, reference
 
-  settings, where = config.get("inputs"), pathlib.Path(args.workdir) / "target"
+  where = pathlib.Path(args.workdir) / "target"
   said = reference.said_in(where)
   source = args.target or (said and said["path"]) or config.target.path
-  if not source:
-    raise InversionViewError(
-      f"the task {config.task} reads a language model: give its Hugging Face folder or .gguf file with --target, or set target.path"
-    )
-  target, task = reference.load(
-    source,
-    config.task,
-    settings.to_dict() if settings else None,
-    names=tuple(config.sites),
-    convention=config.target.convention or None,
-    dtype=config.target.dtype or _target_dtype(config),
-    mesh=mesh,
-  )
+  target, task = reference.load_for(config.task, config, source, names=tuple(config.sites), mesh=mesh)
   if said and said["fingerprint"] != target.fingerprint:
     raise InversionViewError(
       f"{args.workdir} reads another target or other layers ({said['path']}); use another --workdir"

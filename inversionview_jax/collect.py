@@ -166,11 +166,3 @@ def activations_each(target: Transformer, params, tokens, at, sites: Sequence[Si
   out = target.apply({"params": params}, tokens, capture=tuple(sites), at=where, logits=False)
   found = jnp.stack([out[site] for site in sites], axis=2)  # [B, E, S, D]
   return found.reshape(*at.shape, -1).astype(jnp.float32)
-
-
-def select(out, sites: Sequence[Site], index):
-  """The activation of the site with this index, which may be another one in each row: `index` broadcasts against [B, P, 1]."""
-  chosen = out[sites[0]]
-  for i, site in enumerate(sites[1:], start=1):
-    chosen = jnp.where(index == i, out[site], chosen)
-  return chosen

@@ -100,7 +100,7 @@ class Said:
   @property
   def certainty(self) -> float:
     """0 for a guess, 1 for what all members agree on."""
-    return _above(self.rate.value, self.base)
+    return certainty_of(self.rate.value, self.base)
 
   @property
   def verdict(self) -> str:
@@ -120,12 +120,13 @@ class Said:
     return told | {"control": control}
 
 
-def _above(rate: float, base: float) -> float:
+def certainty_of(rate: float, base: float) -> float:
+  """What of the gap between random inputs and all members agreeing is closed: 0 for a guess, 1 for certainty."""
   return (rate - base) / (1.0 - base)
 
 
 def _verdict(rate: Rate, base: float) -> str:
-  least = _above(rate.low, base)
+  least = certainty_of(rate.low, base)
   return "says" if least > SAYS else "hints" if least > HINTS else "nothing"
 
 
@@ -248,7 +249,7 @@ def of_query(
 
 def ordered(rows: Sequence[Said]) -> tuple[Said, ...]:
   """Most certain first; of two that are equally so, the one that random inputs share less."""
-  return tuple(sorted(rows, key=lambda row: (-round(_above(row.rate.low, row.base), 6), row.base)))
+  return tuple(sorted(rows, key=lambda row: (-round(certainty_of(row.rate.low, row.base), 6), row.base)))
 
 
 def _said(name: str, value: int, found, inside: Members, random, task: Task) -> Said:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inversionview_jax import exact, parallel, sampling
+from inversionview_jax import exact, parallel
 from inversionview_jax.decoder import Decoder, token_log_probs
 from inversionview_jax.measure import Asked
 from inversionview_jax.reader import Reader
@@ -142,11 +142,10 @@ def against_exact(
   )
   rng, made = np.random.default_rng(seed), []
   for q in range(len(asked)):
-    rows = sampling.mixture_rows(mixture.settings, mixture.num_samples, stratified=mixture.stratified)
     one = jax.tree.map(lambda x, q=q: x[q : q + 1], asked.queries)
-    out = reader.draw(one, rows, seed + q)
-    near = np.asarray(out.distance) <= np.float32(task.epsilon)
-    candidates = np.asarray(out.tokens)[near]
+    out, _ = reader.draw_mixture(one, mixture, seed + q)
+    near = out.distance <= np.float32(task.epsilon)
+    candidates = out.tokens[near]
     preimage = found.members(q, task.epsilon)
     some = rng.permutation(preimage)[:members]
     site = int(asked.queries.site[q])

@@ -8,11 +8,12 @@ import functools
 import itertools
 import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.progress import bar
 from inversionview_jax.tasks.base import TINY, Task
 
 _CHUNK = 4096  # records read by one call; by the thousand they cost 10 us each, one by one 200
@@ -147,7 +148,7 @@ def _existing(task: Task, config: str, root: str, folder: str, progress: bool):
       builder = find()
       if not builder.data_path.exists():
         total = sum(len(builder.indices(split)) for split in ("train", "test"))
-        with _bar(f"making {builder.name}/{config}", total, progress) as advance, _no_tfds_bars():
+        with bar(f"making {builder.name}/{config}", total, progress) as advance, _no_tfds_bars():
           builder.on_progress = advance
           builder.download_and_prepare()
   return builder
@@ -165,7 +166,7 @@ def _read(builder, split: str, limit: int | None, progress: bool) -> np.ndarray:
   chunks = grain.MapDataset.source(_Chunks(source, rows.shape, dtype))
   start = 0
   what, show = f"reading {builder.name}/{builder.builder_config.name}", progress and len(rows) > _SLOW
-  with _bar(what, len(rows), show) as advance:
+  with bar(what, len(rows), show) as advance:
     for chunk in chunks.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)):
       rows[start : start + len(chunk)] = chunk
       start += len(chunk)
@@ -227,18 +228,6 @@ def _lock(folder: str) -> Iterator[None]:
   with open(os.path.join(folder, ".lock"), "w") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
-
-
-@contextlib.contextmanager
-def _bar(what: str, total: int, show: bool) -> Iterator[Callable[[int], None]]:
-  """Yields a function that moves a bar on stderr by so many of `total`."""
-  from rich import console, progress
-
-  stderr = console.Console(stderr=True)
-  # Into a file it would write empty lines.
-  show = show and (stderr.is_terminal or stderr.is_jupyter)
-  with progress.Progress(console=stderr, transient=True, disable=not show) as bar:
-    yield functools.partial(bar.advance, bar.add_task(what, total=total))
 
 
 @contextlib.contextmanager

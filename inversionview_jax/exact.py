@@ -20,6 +20,7 @@ from inversionview_jax.sampling import Queries
 from inversionview_jax.sites import Site
 from inversionview_jax.target import Target
 from inversionview_jax.tasks import Task
+from inversionview_jax.transformer import texts_that_fit
 
 # Inputs per device and program call: a few MB of activations, so that all queries read them from the cache.
 _BATCH = 1024
@@ -113,7 +114,8 @@ def distances(
   program = _program(target.module, task, tuple(sites[s] for s in used), mesh)
   params, queries = parallel.replicate((target.params, queries), mesh)
   devices = mesh.shape[parallel.DATA]
-  size = devices * min(_batch(target.config, task.length, len(used)), -(-len(index) // devices))
+  fitting = min(_BATCH, texts_that_fit(target.config, task.length, len(used) + 8))
+  size = devices * min(fitting, -(-len(index) // devices))
   found = np.empty((count, len(index)), np.float32), np.empty((count, len(index)), np.int8)
   waiting = None
   for start in range(0, len(index), size):
@@ -153,12 +155,6 @@ def _program(module, task: Task, sites: tuple[Site, ...], mesh):
     return jax.lax.map(one, queries)
 
   return parallel.pmap(program, mesh, in_axes=(None, None, 0), out_axes=(1, 1))
-
-
-def _batch(config, length: int, sites: int) -> int:
-  """Inputs of one program on one device: fewer of a large model, so that what it holds of them stays near 2 GiB."""
-  numbers = length * (config.d_model * (sites + 8) + 4 * config.d_mlp)
-  return int(np.clip(2**29 // numbers, 8, _BATCH))
 
 
 def _check_memory(queries: int, inputs: int) -> None:

@@ -15,7 +15,7 @@ from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.interventions import Estimate
 from inversionview_jax.patching import Reading
 from inversionview_jax.places import places_of, positions_of, refuse_unreachable
-from inversionview_jax.tasks.base import Task
+from inversionview_jax.tasks.base import Task, index_or_label
 from inversionview_jax.tasks.contrast import Pairs, joined
 from inversionview_jax.tasks.grammar import holds
 
@@ -112,8 +112,6 @@ def prepare(target, task: Task, name: str, settings: Mapping, config: Mapping) -
     if other := sorted(set(settings["contrast"]) - {"file"}):
       raise InversionViewError(f"pairs from a file are taken as they are; contrast.{other[0]} would have no effect")
     pairs = pairs_file.read(settings["contrast"]["file"], target, config["pairs"])
-    clean, corrupted = pairs.clean, pairs.corrupted
-    reading = Reading(pairs.clean_at[:, None], pairs.corrupted_at[:, None], pairs.answer[:, None], pairs.foil[:, None])
   elif kind == "patch":
     contrast = dict(settings["contrast"])
     known = list(inspect.signature(task.contrast).parameters)[2:]  # behind the index and the seed
@@ -125,14 +123,15 @@ def prepare(target, task: Task, name: str, settings: Mapping, config: Mapping) -
       return task.contrast(index, config["seed"], **contrast)
 
     pairs = collect_pairs(task, draw, config["pairs"], where=where, **drawing)
-    clean, corrupted = pairs.clean, pairs.corrupted
-    reading = Reading(pairs.clean_at[:, None], pairs.corrupted_at[:, None], pairs.answer[:, None], pairs.foil[:, None])
   else:
     interventions.check_ablation(settings["to"])
     order = np.random.default_rng(config["seed"]).permutation(task.split(config["split"]))
     clean = task.tokens(order[: config["pairs"]])
     at = np.stack([positions_of(target, clean, where) for where in settings["read"]], axis=1)
     reading = Reading(at, None, np.full_like(at, -1), np.full_like(at, -1))
+  if pairs is not None:
+    clean, corrupted = pairs.clean, pairs.corrupted
+    reading = Reading(pairs.clean_at[:, None], pairs.corrupted_at[:, None], pairs.answer[:, None], pairs.foil[:, None])
   groups = [text.split() for text in settings["places"]] or [
     [f"a{layer}.{head}@{settings['position']}"]
     for layer in range(target.config.n_layers)
@@ -159,7 +158,7 @@ def split_place(text: str) -> tuple[str, "int | str | None"]:
   site, sign, position = text.partition("@")
   if sign and not position:
     raise InversionViewError(f"place {text!r} has no position behind '@'; write a0.3@= or a0.3@8")
-  return site, (int(position) if position.lstrip("-").isdigit() else position) if sign else None
+  return site, index_or_label(position) if sign else None
 
 
 def run(target, prepared: Prepared, *, batch_size: int, mesh=None) -> dict:

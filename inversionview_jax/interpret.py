@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from inversionview_jax import tasks
-from inversionview_jax.consistency import SAYS, Members
+from inversionview_jax.consistency import SAYS, Members, certainty_of
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preimage import FORMAT, METRICS, Preimage
 from inversionview_jax.properties import Background
@@ -252,7 +252,7 @@ def score(place: Place, feature: str, seen: int = _SEEN_QUERIES) -> Score:
   }
   if base > _CONSTANT:
     return Score(feature, "not testable", f"{100 * base:.1f} % of random inputs agree anyway", **told)
-  certainty = [(x - base) / (1 - base) for x in (told["rate"].low, told["rate"].high)]
+  certainty = [certainty_of(x, base) for x in (told["rate"].low, told["rate"].high)]
   said = f"{100 * mean:.1f} % agree inside, {100 * base:.1f} % of random inputs"
   if certainty[0] > SAYS:
     return Score(feature, "confirmed", said, **told)

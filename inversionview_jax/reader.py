@@ -181,20 +181,19 @@ class Reader:
     return exact.ExactPreimage.of(found, 0, asked.epsilon, self.task)
 
   def draw(
-    self, queries: sampling.Queries, rows: sampling.Rows, seed: int, effects: bool = False
+    self, queries: sampling.Queries, rows: sampling.Rows, seed: int, effects: bool = False, **parts
   ) -> sampling.Candidates:
-    """Candidates as arrays, for measurements over many queries; arguments as for `sampling.Sampler.run`."""
+    """Candidates as arrays, for measurements over many queries; arguments, `part` and `told` too, as for `sampling.Sampler.run`."""
     held = self.variables, self.target.params, self.bos_activations
-    return self.sampler.run(
-      *(self._copies if parallel.spans_hosts(self.sampler.mesh) else held), queries, rows, seed, effects=effects
-    )
+    held = self._copies if parallel.spans_hosts(self.sampler.mesh) else held
+    return self.sampler.run(*held, queries, rows, seed, effects=effects, **parts)
 
   def draw_mixture(
     self, queries: sampling.Queries, drawn: Mixture, seed: int, effects: bool = False, tell: "_Progress | None" = None
   ) -> tuple[sampling.Candidates, sampling.Rows]:
     """Candidates of a mixture, those of each query together, and what they were drawn with; NumPy arrays."""
     size = len(queries.site)
-    draw = self.draw if tell is None or tell.to is None else functools.partial(self._draw_in_parts, tell=tell)
+    how = {} if tell is None or tell.to is None else {"part": _PART, "told": tell.drawn}
     rows = sampling.mixture_rows(drawn.settings, drawn.num_samples, size, drawn.stratified, drawn.directions)
     if drawn.repeats and self.task.rare is None:
       raise InversionViewError(
@@ -207,7 +206,7 @@ class Reader:
         whose = rows.query[np.concatenate([np.zeros(0, int), *parts[: len(asked)]]).astype(int)]
         used = sampling.overused(tokens, whose, size, self.task.rare, drawn.repeats)
         queries = queries.replace(suppressed=used)
-      found = draw(queries, jax.tree.map(lambda x, which=which: x[which], rows), seed, effects)
+      found = self.draw(queries, jax.tree.map(lambda x, which=which: x[which], rows), seed, effects, **how)
       asked.append(jax.tree.map(np.asarray, found))
     back = np.argsort(np.concatenate(parts), kind="stable")
     return jax.tree.map(lambda *each: np.concatenate(each)[back], *asked), rows
@@ -303,17 +302,6 @@ class Reader:
     """One program for whatever is asked of a text: all sites, all patterns."""
     patterns = [f"p{layer}" for layer in range(self.target.config.n_layers)]
     return self.target.run(tokens, [*dict.fromkeys(self.sites), *patterns])
-
-  def _draw_in_parts(self, queries, rows: sampling.Rows, seed: int, effects: bool, tell: "_Progress"):
-    """`draw`, by parts of one size; a candidate has its own key and stratum, so it does not matter in which part it is drawn."""
-    parts, total = [], len(rows.query)
-    for start in range(0, total, _PART):
-      taken = min(_PART, total - start)
-      part = jax.tree.map(lambda x, at=start: parallel.filled(x[at : at + _PART], _PART), rows)
-      out = self.draw(queries, part, seed, effects)
-      parts.append(jax.tree.map(lambda x, n=taken: np.asarray(x)[:n], out))
-      tell.drawn(taken)
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
   def _queries(self, checked: list["_Checked"], activations) -> sampling.Queries:
     return sampling.Queries(

@@ -57,6 +57,45 @@ def load(
   return load_target(path, convention, base, dtype, layers, mesh).of(made), made
 
 
+def load_for(
+  name: str,
+  config=None,
+  source: str | os.PathLike | None = None,
+  *,
+  convention: str | None = None,
+  names=None,
+  mesh=None,
+) -> tuple[Target, tasks.Task]:
+  """`load` as a config says.
+
+  Args:
+    name: of the task.
+    config: a `ConfigDict` with, all optional, `inputs` (the task's settings), `target.path`, `.convention` and `.dtype`, and
+      `compute.target_dtype`; or None.
+    source, convention: in place of the config's.
+    names, mesh: see `load`.
+
+  Raises:
+    InversionViewError: as `load` does, and where nobody says which checkpoint.
+  """
+  said = {} if config is None else config.to_dict()
+  of = said.get("target") or {}
+  source = source or of.get("path")
+  if not source:
+    raise InversionViewError(
+      f"the task {name} is about a language model: give its Hugging Face folder or .gguf file with --target, or set target.path"
+    )
+  return load(
+    source,
+    name,
+    said.get("inputs"),
+    names=names,
+    convention=convention or of.get("convention") or None,
+    dtype=of.get("dtype") or (said.get("compute") or {}).get("target_dtype") or None,
+    mesh=mesh,
+  )
+
+
 def layers_of(names, config) -> int:
   """How many layers must run for these sites; at least 1."""
   depths = [1]

@@ -8,6 +8,7 @@ Shapes: Q queries, R rows (one candidate each, of any query), T tokens, D width,
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -17,9 +18,7 @@ import numpy as np
 from inversionview_jax import distance, parallel, sites
 from inversionview_jax.decoder import NEVER, Decoder, DecoderConfig
 from inversionview_jax.tasks import Task
-from inversionview_jax.transformer import Transformer
-
-_MEMORY = 2**31  # bytes
+from inversionview_jax.transformer import Transformer, texts_that_fit
 
 
 @flax.struct.dataclass
@@ -223,9 +222,18 @@ class Sampler:
     self._programs = {}
 
   def run(
-    self, variables, target_params, bos_activations, queries: Queries, rows: Rows, seed: int, effects: bool = True
+    self,
+    variables,
+    target_params,
+    bos_activations,
+    queries: Queries,
+    rows: Rows,
+    seed: int,
+    effects: bool = True,
+    part: int = 0,
+    told: Callable[[int], object] | None = None,
   ) -> Candidates:
-    """Draws and measures candidates.
+    """Draws and measures candidates; each has its own key and stratum, so it does not matter in which part it is drawn.
 
     Args:
       variables: of the decoder.
@@ -234,24 +242,27 @@ class Sampler:
       queries, rows: what is asked; the number of rows is rounded up to the devices and the surplus dropped.
       seed: candidates are a function of (seed, row.number, z, temperature, noise).
       effects: whether to compute each token's effect (two more passes of the decoder).
+      part: rows of one program, filled up to that many; 0: all. Never more than `rows_at_once`.
+      told: called with the number of rows of each part once they are drawn.
     """
-    count, most = len(rows.query), self.rows_at_once
-    size = min(count, most)
+    count = len(rows.query)
+    size = min(part or count, self.rows_at_once)
     size += -size % self.mesh.shape[parallel.DATA]
     program, parts = self.program(effects), []
     for start in range(0, count, size):
-      part = jax.tree.map(lambda x, start=start: parallel.filled(x[start : start + size], size), rows)
-      out = program(variables, target_params, bos_activations, queries, part, np.uint32(seed))
+      some = jax.tree.map(lambda x, start=start: parallel.filled(x[start : start + size], size), rows)
+      out = program(variables, target_params, bos_activations, queries, some, np.uint32(seed))
       parts.append(parallel.fetch(out) if parallel.spans_hosts(self.mesh) else out)
+      if told is not None:
+        jax.block_until_ready(parts[-1])
+        told(min(size, count - start))
     out = parts[0] if len(parts) == 1 else jax.tree.map(lambda *each: np.concatenate(each), *parts)
     return out if len(parts) == 1 and size == count else jax.tree.map(lambda x: x[:count], out)
 
   @property
   def rows_at_once(self) -> int:
     """How many rows run at a time: what re-running the target on them takes stays near 2 GiB on each device."""
-    c = self.target.config
-    numbers = self.task.length * (12 * c.d_model + 4 * c.d_mlp)
-    return self.mesh.shape[parallel.DATA] * max(8, _MEMORY // (4 * numbers))
+    return self.mesh.shape[parallel.DATA] * texts_that_fit(self.target.config, self.task.length, 12)
 
   def program(self, effects: bool):
     """The compiled function behind `run`, whose arguments it takes in that order, with the seed as uint32[]."""

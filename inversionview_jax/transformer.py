@@ -117,6 +117,14 @@ class TransformerConfig:
     )
 
 
+_MEMORY = 2**31  # bytes
+
+
+def texts_that_fit(config: TransformerConfig, length: int, kept: int) -> int:
+  """How many texts of `length` tokens run at a time if what a model holds of them shall stay near 2 GiB: `kept` vectors of a token, and the MLP's."""
+  return max(8, _MEMORY // (4 * length * (kept * config.d_model + 4 * config.d_mlp)))
+
+
 # Queries times keys up to which attention on a CPU multiplies and sums: XLA's batched products of such small matrices are slower (1.5 to
 # 5 times at 14 x 14), and its fusions of larger ones slower still (7 times at 33 x 33).
 _SHORT = 256

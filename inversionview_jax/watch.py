@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 import os
 import pathlib
 import time
@@ -10,15 +9,15 @@ import time
 import jax
 import jax.numpy as jnp
 
-from inversionview_jax import parallel
+from inversionview_jax import chips, parallel, program_cost
 from inversionview_jax.errors import InversionViewError
 
 # Peak of dense bfloat16 matrix products, TFLOP/s of one JAX device, by what its `device_kind` begins with; the makers' figures. For
 # TPU v2 and v3 a device is one of the chip's two cores.
 PEAK_TFLOPS = {
-  "TPU v2": 22.5, "TPU v3": 61.5, "TPU v4": 275.0, "TPU v5 lite": 197.0, "TPU v5e": 197.0, "TPU v5p": 459.0, "TPU v5": 459.0,
-  "TPU v6 lite": 918.0, "TPU v6e": 918.0, "NVIDIA H200": 989.0, "NVIDIA H100 PCIe": 756.0, "NVIDIA H100": 989.0, "NVIDIA A100": 312.0,
-  "NVIDIA L4": 121.0, "Tesla V100": 125.0, "Tesla T4": 65.0,
+  "TPU v2": 22.5, "TPU v3": 61.5, "TPU v4": 275.0, "NVIDIA H200": 989.0, "NVIDIA H100 PCIe": 756.0, "NVIDIA H100": 989.0,
+  "NVIDIA A100": 312.0, "NVIDIA L4": 121.0, "Tesla V100": 125.0, "Tesla T4": 65.0,
+  **{name: chip.flops / 1e12 for chip in chips.CHIPS.values() for name in (chip.kind, f"TPU {chip.name}")},
 }  # fmt: skip
 
 
@@ -31,35 +30,7 @@ def peak_flops(device: jax.Device) -> float | None:
 
 def matmul_flops(function, *args) -> float:
   """FLOPs of all matrix products in a function of these shapes, loops counted as often as they run; what XLA adds or saves is not in it."""
-  return _flops(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _flops(jaxpr) -> float:
-  total = 0.0
-  for eqn in jaxpr.eqns:
-    name, times = eqn.primitive.name, 1
-    if name == "dot_general":
-      (contracted, _), _ = eqn.params["dimension_numbers"]
-      total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
-      continue
-    if name == "scan":
-      times = eqn.params["length"]
-    inner = [j for value in eqn.params.values() for j in _jaxprs(value)]
-    if name == "cond":
-      total += max(map(_flops, inner), default=0.0)
-    else:
-      total += times * sum(map(_flops, inner))
-  return total
-
-
-def _jaxprs(value):
-  if hasattr(value, "jaxpr"):  # a ClosedJaxpr
-    yield value.jaxpr
-  elif hasattr(value, "eqns"):
-    yield value
-  elif isinstance(value, tuple | list):
-    for one in value:
-      yield from _jaxprs(one)
+  return program_cost.matmul_flops(jax.make_jaxpr(function)(*args), share=1)
 
 
 def training_flops(objective, params, extra, frozen, tokens: int, length: int) -> float:

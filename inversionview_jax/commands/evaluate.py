@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 
-from inversionview_jax.errors import InversionViewError
+from inversionview_jax.commands import at_least
 from inversionview_jax.files import make_folder, write_whole
 
 _ABOUT = """\
@@ -61,18 +61,7 @@ def add_parser(commands) -> None:
 def run(args, rest) -> int:
   """Measures, prints the tables and writes the files."""
   del rest
-  for name, least in (
-    ("queries", 1),
-    ("exact", 0),
-    ("num_samples", 1),
-    ("completeness", 0),
-    ("inputs", 1),
-    ("draws", 1),
-    ("seed", 0),
-  ):
-    value = getattr(args, name)
-    if value is not None and value < least:
-      raise InversionViewError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+  at_least(args, queries=1, exact=0, num_samples=1, completeness=0, inputs=1, draws=1, seed=0)
   from inversionview_jax import charts, coverage, evaluation, exact, measure
   from inversionview_jax.reader import load_reader
 

@@ -2,6 +2,7 @@
 
 import argparse
 
+from inversionview_jax.commands import at_least
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.files import make_folder
 
@@ -48,8 +49,7 @@ def run(args, rest) -> int:
   del rest
   if args.format not in FORMATS:
     raise one_of("format", args.format, FORMATS)
-  if args.shown < 1:
-    raise InversionViewError(f"--shown {args.shown} must be at least 1")
+  at_least(args, shown=1)
   from inversionview_jax.commands.measure import texts_of
 
   texts = texts_of(args)

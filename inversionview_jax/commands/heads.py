@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 
+from inversionview_jax.commands import at_least
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold, write_whole
 
@@ -56,16 +57,12 @@ def run(args, rest) -> int:
   """Prints the table and writes the JSON."""
   from inversionview_jax.cli import load_config
 
-  for name in ("count", "top", "batch_size"):
-    if getattr(args, name) < 1:
-      raise InversionViewError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
-  if args.seed < 0:
-    raise InversionViewError(f"--seed {args.seed} must be at least 0")
+  at_least(args, count=1, top=1, batch_size=1, seed=0)
   if args.json:
     check_can_hold(args.json)
   import numpy as np
 
-  from inversionview_jax import experiments, importance
+  from inversionview_jax import experiments, importance, parallel
 
   config = load_config(args.config, rest) if args.config else None
   if rest and not config:
@@ -80,7 +77,7 @@ def run(args, rest) -> int:
   for start in range(0, len(tokens), args.batch_size):
     part = slice(start, start + args.batch_size)
     found, predicted = importance.head_shares(
-      target, _filled(tokens[part], args), _filled(at[part], args), args.batch_size
+      target, *(parallel.filled(x[part], args.batch_size) for x in (tokens, at)), args.batch_size
     )
     some = len(tokens[part])
     right = np.ones(some, bool) if answers is None or predicted is None else predicted[:some] == answers[part]
@@ -110,18 +107,13 @@ def run(args, rest) -> int:
   return 0
 
 
-def _filled(rows, args):
-  from inversionview_jax import parallel
-
-  return parallel.filled(rows, args.batch_size)
-
-
 def _prompts(args, config):
   """-> target, the task's name, int32[N, T], int32[N] positions, int32[N] tokens that follow them (or None)."""
   import numpy as np
 
   from inversionview_jax import reference, tasks
   from inversionview_jax.target import load_target
+  from inversionview_jax.tasks.base import index_or_label
 
   source = args.target or (config and config.get("target") and config.target.get("path"))
   if args.prompts:
@@ -130,10 +122,7 @@ def _prompts(args, config):
     return _from_file(args, load_target(source, args.convention))
   name = config.task if config else args.task
   if name in tasks.names() and tasks.is_language(name):
-    settings = config.get("inputs") if config else None
-    if not source:
-      raise InversionViewError(f"the task {name} is for language models: give a checkpoint with --target")
-    target, task = reference.load(source, name, settings.to_dict() if settings else None, convention=args.convention)
+    target, task = reference.load_for(name, config, source, convention=args.convention)
   else:
     task = tasks.get(name)
     target = load_target(source or name, args.convention, tokenizer=name)
@@ -146,7 +135,7 @@ def _prompts(args, config):
     tokens = tokens[["answer" in task.labels(row) for row in tokens]]
     if not len(tokens):
       raise InversionViewError("there are no facts among the inputs; add some to inputs.sources")
-  at = task.positions(tokens, int(where) if where.lstrip("-").isdigit() else where)
+  at = task.positions(tokens, index_or_label(where))
   following = np.take_along_axis(tokens, np.minimum(at + 1, tokens.shape[1] - 1)[:, None], axis=1)[:, 0]
   return target, name, tokens, at, following
 
@@ -155,6 +144,7 @@ def _from_file(args, target):
   import numpy as np
 
   from inversionview_jax.tasks import sources
+  from inversionview_jax.tasks.base import index_or_label
 
   t, texts, answers = target.require_tokenizer(), [], []
   for where, record in sources.records(args.prompts):
@@ -169,11 +159,12 @@ def _from_file(args, target):
   target._checked_tokens(tokens)
   lengths = np.array([1 + len(t.encode(texts[i])) for i in order])
   where = args.position or "-1"
-  if not where.lstrip("-").isdigit():
+  index = index_or_label(where)
+  if isinstance(index, str):
     raise InversionViewError(
       f"position {where!r}: prompts of your own have no labels; give an index (-1: the last token)"
     )
-  at = np.where(int(where) < 0, lengths + int(where), int(where))
+  at = np.where(index < 0, lengths + index, index)
   if wrong := [i for i in range(len(at)) if not 0 <= at[i] < lengths[i]]:
     raise InversionViewError(
       f"position {where} is out of range: {texts[order[wrong[0]]]!r} has {lengths[wrong[0]]} tokens"

@@ -3,6 +3,7 @@
 import argparse
 import json
 
+from inversionview_jax.commands import at_least
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder, write_whole
 
@@ -54,9 +55,7 @@ def add_parser(commands) -> None:
 def run(args, rest) -> int:
   """Asks, tests and reports; 2 if a prompt stays without an answer."""
   del rest
-  for name, least in (("queries", 1), ("samples", 1), ("max_tokens", 1), ("retries", 0), ("at_once", 1)):
-    if getattr(args, name) < least:
-      raise InversionViewError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least {least}")
+  at_least(args, queries=1, samples=1, max_tokens=1, retries=0, at_once=1)
   if not args.timeout > 0:
     raise InversionViewError(f"--timeout {args.timeout:g} must be above 0")
   prices = _prices(args.prices)

@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 
+from inversionview_jax.commands import at_least
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold
 
@@ -61,18 +62,7 @@ def add_parser(commands) -> None:
 def run(args, rest) -> int:
   """Measures and prints the table."""
   del rest
-  for name, least in (
-    ("queries", 2),
-    ("num_samples", 1),
-    ("controls", 2),
-    ("inputs", 64),
-    ("draws", 12),
-    ("shown", 1),
-    ("seed", 0),
-  ):
-    value = getattr(args, name)
-    if value is not None and value < least:
-      raise InversionViewError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+  at_least(args, queries=2, num_samples=1, controls=2, inputs=64, draws=12, shown=1, seed=0)
   texts = texts_of(args)
   if args.json:
     check_can_hold(args.json)

@@ -80,20 +80,7 @@ def task_and_target(task_name: str, source: str | None, convention: str | None, 
   from inversionview_jax.target import load_target, refuse_other_tokenizer
 
   if tasks.is_language(task_name):
-    said = {} if config is None else config.to_dict()
-    of = said.get("target", {})
-    source = source or of.get("path")
-    if not source:
-      raise InversionViewError(
-        f"the task {task_name} is about a language model: give its folder or .gguf file with --target"
-      )
-    target, task = reference.load(
-      source,
-      task_name,
-      said.get("inputs"),
-      convention=convention or of.get("convention") or None,
-      dtype=of.get("dtype") or None,
-    )
+    target, task = reference.load_for(task_name, config, source, convention=convention)
     return task, target
   task = tasks.get(task_name)
   target = load_target(source or task_name, convention, tokenizer=task_name)

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from inversionview_jax.errors import InversionViewError
+from inversionview_jax.commands import at_least
 from inversionview_jax.files import check_can_hold, write_whole
 
 _ABOUT = """\
@@ -50,12 +50,9 @@ def run(args, overrides) -> int:
   for name in wanted:
     if name not in _PROGRAMS:
       raise one_of("--program", name, _PROGRAMS)
-  if args.rows < 1:
-    raise InversionViewError(f"--rows {args.rows} must be at least 1")
+  at_least(args, rows=1, batch_per_device=1)
   if args.json:
     check_can_hold(args.json)
-  if args.batch_per_device is not None and args.batch_per_device < 1:
-    raise InversionViewError(f"--batch-per-device {args.batch_per_device} must be at least 1")
   from inversionview_jax import chips
 
   topologies = [chips.topology(name) for name in args.topology]

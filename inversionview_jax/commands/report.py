@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 
+from inversionview_jax.commands import at_least
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold, make_folder, write_whole
 
@@ -47,8 +48,7 @@ def run(args, rest) -> int:
     raise InversionViewError(f"unknown argument {rest[0]!r}; see inversionview report --help")
   if args.save and args.config is None:
     raise InversionViewError("--save goes with --config; preimages from a folder are saved already")
-  if args.shown is not None and args.shown < 1:
-    raise InversionViewError(f"--shown {args.shown} must be at least 1")
+  at_least(args, shown=1)
   check_can_hold(args.out)
   if pathlib.Path(args.out).is_dir():
     raise InversionViewError(f"cannot write {args.out}: it is a folder; give the name of a file")

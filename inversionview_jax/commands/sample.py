@@ -6,6 +6,7 @@ import pathlib
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder, write_whole
+from inversionview_jax.progress import bar
 
 _ABOUT = """\
 Ask many queries; candidates are spread over all devices, of all hosts if there are several (run the same command on each).
@@ -74,7 +75,7 @@ def run(args, rest) -> int:
   if hosts.writer():
     write_whole(folder / _SETTINGS, json.dumps(settings) + "\n")
   inside = 0
-  with _bar(len(asks), done, hosts.writer()) as advance:
+  with bar("sampling", len(asks), hosts.writer(), done) as advance:
     for start in range(done, len(asks), _AT_ONCE):
       found = reader.preimages(
         asks[start : start + _AT_ONCE],
@@ -101,6 +102,8 @@ def read_queries(path: str, sites: str, position: str) -> list[dict]:
     lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
   except (OSError, UnicodeDecodeError) as error:
     raise InversionViewError(f"cannot read the queries in {path}: {getattr(error, 'strerror', '') or error}") from None
+  from inversionview_jax.tasks.base import index_or_label
+
   asks = []
   for number, line in enumerate(lines, start=1):
     if not line.strip():
@@ -116,14 +119,10 @@ def read_queries(path: str, sites: str, position: str) -> list[dict]:
       continue
     if not sites or position == "":
       raise InversionViewError(f"{path}, line {number} is a text: give --sites and --position for it")
-    asks += [{"text": line, "site": site.strip(), "position": _index(position)} for site in sites.split(",")]
+    asks += [{"text": line, "site": site.strip(), "position": index_or_label(position)} for site in sites.split(",")]
   if not asks:
     raise InversionViewError(f"there are no queries in {path}: write one on each line")
   return asks
-
-
-def _index(position: str) -> int | str:
-  return int(position) if position.lstrip("-").isdigit() else position
 
 
 def _done_before(folder: pathlib.Path, settings: dict) -> int:
@@ -157,19 +156,3 @@ def _append(path: pathlib.Path, lines: list[str]) -> None:
       file.write("".join(f"{line}\n" for line in lines))
   except OSError as error:
     raise InversionViewError(f"cannot write {path}: {error.strerror}; the same command goes on from there") from None
-
-
-def _bar(total: int, done: int, show: bool):
-  """A progress bar on stderr, if that is a terminal."""
-  import contextlib
-
-  from rich import console, progress
-
-  @contextlib.contextmanager
-  def bar():
-    stderr = console.Console(stderr=True)
-    with progress.Progress(console=stderr, transient=True, disable=not (show and stderr.is_terminal)) as shown:
-      task = shown.add_task("sampling", total=total, completed=done)
-      yield lambda count: shown.advance(task, count)
-
-  return bar()

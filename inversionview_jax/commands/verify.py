@@ -55,13 +55,14 @@ def run(args, rest) -> int:
   if args.json:
     check_can_hold(args.json)
   from inversionview_jax import experiments, verification
+  from inversionview_jax.tasks.base import index_or_label
   from inversionview_jax.tasks.contrast import VARY
 
   task, target = task_and_target(args.task, args.target, args.convention)
   verdict = verification.verify(
     target,
     args.site,
-    int(args.position) if args.position.lstrip("-").isdigit() else args.position,
+    index_or_label(args.position),
     args.feature,
     task=task,
     predict=args.predict,

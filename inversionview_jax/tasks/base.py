@@ -246,6 +246,11 @@ class Task(abc.ABC):
     return (tokens == t.bos_id) | (tokens == t.eos_id) | (tokens == t.pad_id)
 
 
+def index_or_label(typed: str) -> "int | str":
+  """A position as people type it: "8" -> 8, "-1" -> -1, "=" -> "="."""
+  return int(typed) if typed.lstrip("-").isdigit() else typed
+
+
 def shift_left(array, fill):
   """array[:, 1:] with a column of `fill` behind it, so that column t tells about token t + 1."""
   xp = array.__array_namespace__()

@@ -1,0 +1,17 @@
+"""A bar on a terminal for what takes more than a second; nothing elsewhere."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def bar(what: str, total: int, show: bool = True, done: int = 0) -> Iterator[Callable[[int], None]]:
+  """Yields a function that moves a bar on stderr, which starts at `done`, by so many of `total`."""
+  from rich import console, progress
+
+  stderr = console.Console(stderr=True)
+  # Into a file it would write empty lines.
+  show = show and (stderr.is_terminal or stderr.is_jupyter)
+  with progress.Progress(console=stderr, transient=True, disable=not show) as shown:
+    yield functools.partial(shown.advance, shown.add_task(what, total=total, completed=done))

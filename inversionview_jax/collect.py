@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from inversionview_jax.sites import Site
 from inversionview_jax.transformer import Transformer
 
+_PIECE = 32 * 2**20  # bytes of the widest array that a target computes for the texts it is run on at once
+
 
 @flax.struct.dataclass
 class Pairs:
@@ -78,6 +80,32 @@ def collect(
   )
 
 
+def in_pieces(target: Transformer, run: Callable, tokens, *rest):
+  """run(tokens, *rest), a few texts at a time where all at once would need much room.
+
+  What a large target computes on the way is wider than what is taken of it: 256 texts of 24 tokens through the MLPs of GPT-2 small need
+  as much as all 157 activations of each. A piece's widest array stays below 32 MiB, which is still thousands of rows to multiply.
+
+  Args:
+    target: its width is counted.
+    run: of arrays with B rows, to a pytree of arrays with B rows.
+    tokens: int32[B, T].
+    rest: more arrays (or keys) with B rows.
+  """
+  c = target.config
+  widest = tokens.shape[1] * max(c.d_mlp * (2 if c.gated else 1), 3 * c.n_heads * c.d_head, c.d_model) * 4
+  pieces = next(
+    n
+    for n in range(1, len(tokens) + 1)
+    if len(tokens) % n == 0 and (len(tokens) // n * widest <= _PIECE or n == len(tokens))
+  )
+  if pieces == 1:
+    return run(tokens, *rest)
+  parts = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), (tokens, *rest))
+  found = jax.lax.map(lambda part: run(*part), parts)
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+
 def attentive(target: Transformer, params, tokens, mask, keys, sites: Sequence[Site], most: float):
   """Of every site the activation at one position of each text: of a head the one of `mask` that attends to BOS least (paper, factual recall).
 
@@ -92,6 +120,10 @@ def attentive(target: Transformer, params, tokens, mask, keys, sites: Sequence[S
   Returns:
     positions int32[B, S]; activations float32[B, 2 S, D], at these positions and then at BOS; bool[B, S], whether they count.
   """
+  return in_pieces(target, lambda *part: _attentive(target, params, *part, sites, most), tokens, mask, keys)
+
+
+def _attentive(target: Transformer, params, tokens, mask, keys, sites: Sequence[Site], most: float):
   any_position = jax.vmap(lambda key, allowed: jax.random.categorical(key, jnp.where(allowed, 0.0, -jnp.inf)))(
     keys, mask
   )
@@ -152,8 +184,12 @@ def draw(tokens, keys, mask, site_logits, pairs_per_text: int, bos_rate: float):
 
 def activations_at(target: Transformer, params, tokens, at, site, sites: Sequence[Site]):
   """int32[B, T] texts, int32[B, P] positions, int32[B, P] site indices -> float32[B, P, D]."""
-  out = target.apply({"params": params}, tokens, at=at, choose=(tuple(sites), site), logits=False)
-  return out.chosen.astype(jnp.float32)
+
+  def run(tokens, at, site):
+    out = target.apply({"params": params}, tokens, at=at, choose=(tuple(sites), site), logits=False)
+    return out.chosen.astype(jnp.float32)
+
+  return in_pieces(target, run, tokens, at, site)
 
 
 def activations_each(target: Transformer, params, tokens, at, sites: Sequence[Site]):
@@ -162,7 +198,11 @@ def activations_each(target: Transformer, params, tokens, at, sites: Sequence[Si
   No more of any site is kept, so that it takes little more room than what it returns.
   """
   count = len(sites)
-  where = {site: at[:, i::count] for i, site in enumerate(sites)}
-  out = target.apply({"params": params}, tokens, capture=tuple(sites), at=where, logits=False)
-  found = jnp.stack([out[site] for site in sites], axis=2)  # [B, E, S, D]
-  return found.reshape(*at.shape, -1).astype(jnp.float32)
+
+  def run(tokens, at):
+    where = {site: at[:, i::count] for i, site in enumerate(sites)}
+    out = target.apply({"params": params}, tokens, capture=tuple(sites), at=where, logits=False)
+    found = jnp.stack([out[site] for site in sites], axis=2)  # [B, E, S, D]
+    return found.reshape(*at.shape, -1).astype(jnp.float32)
+
+  return in_pieces(target, run, tokens, at)

@@ -68,8 +68,8 @@ class ActivationEncoder(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, activation, site):
-    """float32[N, D], int32[N] -> float32[N, L, J, M]; with `cross_width` float32[N, L, 1, R]."""
+  def __call__(self, activation, site, said=False):
+    """float32[N, D], int32[N] -> float32[N, L, J, M], with `cross_width` float32[N, L, 1, R]; `said`: float32[N, R], before it is cut into slots."""
     c = self.config
     mean = self.variable("stats", "mean", jnp.zeros, (len(c.sites), c.d_activation)).value
     x = activation.astype(jnp.float32)
@@ -92,6 +92,8 @@ class ActivationEncoder(nn.Module):
       y = jax.nn.relu(Linear(inner, name=f"in_{block}")(LayerNorm(name=f"ln_{block}")(x)))
       x = x + Linear(x.shape[-1], name=f"out_{block}")(y)
     x = LayerNorm(name="ln_f")(x)
+    if said:
+      return x
     if c.transformer.cross_width:
       return jnp.broadcast_to(x[:, None, None, :], (x.shape[0], c.transformer.n_layers, 1, x.shape[-1]))
     m = c.transformer.d_model
@@ -119,6 +121,10 @@ class Decoder(nn.Module):
     """float32[N, D], int32[N] -> float32[N, L, J, M]."""
     return self.encoder(activation, site)
 
+  def said(self, activation, site):
+    """float32[N, D], int32[N] -> float32[N, R]: what the encoder makes of an activation, before it is cut into slots."""
+    return self.encoder(activation, site, said=True)
+
   def logits(self, tokens, slots, *, deterministic=True):
     """int32[N, T], float32[N, L, J, M] -> float32[N, T, V]."""
     return self._allowed(self.transformer(tokens, slots=slots, deterministic=deterministic).logits)
@@ -135,6 +141,11 @@ class Decoder(nn.Module):
     forbidden = np.zeros(self.config.transformer.vocab_size, bool)
     forbidden[list(self.config.forbidden)] = True
     return jnp.where(forbidden, NEVER, logits)
+
+
+def encoded_width(config: DecoderConfig) -> int:
+  """R: of the encoder's residual stream."""
+  return config.encoder_width or config.d_activation + (config.site_width or len(config.sites))
 
 
 def initial(config: DecoderConfig, key: jax.Array) -> dict:

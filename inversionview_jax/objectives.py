@@ -30,9 +30,10 @@ from inversionview_jax.decoder import Decoder, DecoderConfig
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.target import Target
 from inversionview_jax.tasks import Task
-from inversionview_jax.transformer import Transformer, TransformerConfig
+from inversionview_jax.transformer import Linear, Transformer, TransformerConfig
 
 _STATISTICS = 4096  # activations of each site from which their statistics are taken
+_TIMES = 11  # a token is counted up to so many times less one
 _LARGE = 256  # a target at least so wide costs too much to run on as many texts: several positions are taken of each
 
 
@@ -144,13 +145,23 @@ class DecoderObjective:
     Args:
       task: of the target.
       config: `model` (keys of `TransformerConfig`), `encoder_blocks`, `encoder_width`, `n_slots`, `normalize`, `sites` (short names; empty: the task's),
-        `pairs_per_text`, `bos_rate`, `reweight` (0: off; the paper's formula has 6), `noise`, `eval_queries`, `final_queries`, `seed`, and
-        `init_from` (`decoder_start`; "": random parameters).
+        `pairs_per_text`, `bos_rate`, `reweight` (0: off; the paper's formula has 6), `noise`, `eval_queries`, `final_queries`, `seed`; and,
+        optional, `encoder_inner`, `init_from` (`decoder_start`; "": random parameters) and `bag`, the weight of `_bag_loss` (0: none), which
+        is all there is to train on if `pairs_per_text` is 0.
       model: the target.
       rows, held_out: int[N, T]; statistics come from the former, queries for the in-epsilon rate from the latter.
       mesh: all devices by default.
+
+    Raises:
+      InversionViewError: settings that cannot be used; an `init_from` that does not belong here.
     """
     self.task, self.target, self._config = task, model, config
+    if config.pairs_per_text < (0 if config.get("bag", 0.0) else 1):
+      raise InversionViewError(
+        f"pairs_per_text = {config.pairs_per_text} must be at least 1, or 0 with a `bag` above 0, which trains the encoder alone"
+      )
+    if config.get("bag", 0.0) < 0:
+      raise InversionViewError(f"bag = {config.bag:g} must not be negative")
     names = tuple(
       model.site(name).short for name in config.sites or task.default_sites(model.config.n_layers, model.config.n_heads)
     )
@@ -163,6 +174,7 @@ class DecoderObjective:
       d_activation=model.config.d_model,
       encoder_blocks=config.encoder_blocks,
       encoder_width=config.encoder_width,
+      encoder_inner=config.get("encoder_inner", 0),
       n_slots=config.n_slots,
       normalize=config.normalize,
       forbidden=(t.bos_id, t.pad_id),
@@ -195,13 +207,16 @@ class DecoderObjective:
 
   def _drawing(self, each: int):
     if each not in self._programs:
-      pairs = functools.partial(self._pairs, each)
+
+      def pairs(params, tokens, index, seed):
+        return self._pairs(each, params, tokens, parallel.fold_in_each(jax.random.key(seed), index))
+
       self._programs[each] = parallel.pmap(pairs, self._mesh, in_axes=(None, 0, 0, None), out_axes=0)
     return self._programs[each]
 
-  def _pairs(self, each: int, params, tokens, index, seed) -> collect.Pairs:
-    """int32[B, T] texts and their places int32[B] among all -> B * S * each pairs; one device's share of `_drawn`."""
-    keys, count = parallel.fold_in_each(jax.random.key(seed), index), len(self._sites)
+  def _pairs(self, each: int, params, tokens, keys) -> collect.Pairs:
+    """int32[B, T] texts, key[B] -> B * S * each pairs, `each` of every site for each text; one device's share."""
+    count = len(self._sites)
     mask, module = self.task.query_mask(tokens), self.target.module
     if self.task.bos_attention is None:
       at, _ = collect.draw(tokens, keys, mask, jnp.zeros(count), count * each, 0.0)
@@ -234,11 +249,19 @@ class DecoderObjective:
     if self.model.normalize == "none":
       start = self._spread[:, :1] + self._spread[:, 1:] * params["encoder"]["site_embed"]
       params = {**params, "encoder": {**params["encoder"], "site_embed": start.astype(jnp.float32)}}
+    if self._config.get("bag", 0.0):
+      width = decoder.encoded_width(self.model)
+      size = self.model.transformer.vocab_size * _TIMES
+      params = {**params, "bag": Linear(size).init(key, jnp.zeros((1, width)))["params"]}
     statistics = {"encoder": {k: jnp.asarray(v) for k, v in self._statistics.items()}}
     return params, {"stats": statistics, "site_logits": jnp.zeros(len(self._sites))}
 
   def loss(self, params, extra, frozen, tokens, keys):
     c = self._config
+    variables = {"params": params, "stats": extra["stats"]}
+    if not c.pairs_per_text:
+      total = self._bag_loss(variables, frozen, tokens, keys)
+      return total, jnp.float32(len(tokens) * len(self._sites))
     both = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
     pairs = collect.collect(
       self.target.module,
@@ -256,10 +279,28 @@ class DecoderObjective:
     pair_keys = jax.vmap(lambda key: jax.random.split(key, c.pairs_per_text))(both[1]).reshape(-1)
     if c.noise:
       activation = _perturbed(activation, pair_keys, c.noise)
-    variables = {"params": params, "stats": extra["stats"]}
     logits = _with_dropout(self._module, variables, pair_keys, pairs.tokens, activation, pairs.site)
     mask = pairs.tokens != self.task.tokenizer.pad_id
-    return _summed(logits, pairs.tokens, mask if pairs.weight is None else mask * pairs.weight[:, None])
+    total, count = _summed(logits, pairs.tokens, mask if pairs.weight is None else mask * pairs.weight[:, None])
+    if c.get("bag", 0.0):
+      total += c.bag * self._bag_loss(variables, frozen, tokens, both[2])
+    return total, count
+
+  def _bag_loss(self, variables, frozen, tokens, keys):
+    """How often does each token occur in the text? Read off the encoder alone, at one position of every site: summed float32[].
+
+    A text gives S such pairs for what one of the decoder's costs, and none of their loss is spent on the order in which it was written.
+    """
+    pairs = self._pairs(1, frozen, tokens, keys)
+    said = self._module.apply(variables, jax.lax.stop_gradient(pairs.activation), pairs.site, method=Decoder.said)
+    size = self.model.transformer.vocab_size
+    log_p = jax.nn.log_softmax(
+      Linear(size * _TIMES).apply({"params": variables["params"]["bag"]}, said).reshape(-1, size, _TIMES)
+    )
+    times = jnp.sum(tokens[:, :, None] == jnp.arange(size), axis=1)  # [B, V]
+    times = jnp.minimum(jnp.repeat(times, len(self._sites), axis=0), _TIMES - 1)
+    each = -jnp.take_along_axis(log_p, times[..., None], axis=-1)[..., 0].sum(axis=-1)
+    return jnp.sum(each if pairs.weight is None else each * pairs.weight)
 
   @property
   def identity(self) -> dict:
@@ -312,6 +353,7 @@ class DecoderObjective:
 
   def finish(self, params, metrics, folder: pathlib.Path):
     config = dataclasses.replace(self.model, transformer=self.model.transformer.for_use())
+    params = {name: part for name, part in params.items() if name != "bag"}  # was for training only
     save_decoder(
       folder, {"params": params, "stats": {"encoder": self._statistics}}, config, self.target, self.task, metrics
     )

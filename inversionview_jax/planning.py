@@ -7,6 +7,7 @@ Bytes and FLOPs are per device.
 """
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -259,8 +260,11 @@ def _compiled(name: str, program, arguments, platform: str, share: int, examples
   finally:
     jax.config.update("jax_enable_compilation_cache", kept)
   seconds = time.perf_counter() - began
-  memory = compiled.memory_analysis()
-  cost = program_cost.traffic(compiled.as_text(), loop)
+  try:
+    memory = compiled.memory_analysis()
+    cost = program_cost.traffic(compiled.as_text(), loop)
+  except jax.errors.JaxRuntimeError as error:
+    raise _unreadable(error) from None
   besides = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
   besides += max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
   return Program(
@@ -273,6 +277,22 @@ def _compiled(name: str, program, arguments, platform: str, share: int, examples
     examples,
     seconds,
   )
+
+
+def _unreadable(error: Exception) -> InversionViewError:
+  """libtpu compiled what jaxlib cannot read: seen with libtpu 0.0.52 under JAX 0.10.2, which asks for 0.0.42, and only for v6e."""
+  versions = ", ".join(f"{name} {_version(name)}" for name in ("libtpu", "jax"))
+  return InversionViewError(
+    f"the compiled program cannot be read ({versions}): {' '.join(str(error).split())[:120]}; libtpu and jax must belong together: "
+    "pip install 'jax[tpu]' takes the libtpu of the installed jax"
+  )
+
+
+def _version(name: str) -> str:
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:
+    return "of unknown version"
 
 
 def _held(x: jax.ShapeDtypeStruct) -> int:

@@ -83,13 +83,14 @@ def refuse_other(saved: dict, config: ConfigDict, folder, same_rates=None) -> No
     saved: the description of the checkpoint.
     config: that of this run.
     folder: shown.
-    same_rates: (saved config) -> whether the learning rates of the steps done are those of this config; `steps` may be part of them.
+    same_rates: (description of the checkpoint) -> whether the learning rates of the steps done are those of this config; `steps` may be
+      part of them.
   """
   there, here = _flat(saved["config"]), flat(config)
   absent = object()
   different = [k for k in sorted({*there, *here}) if there.get(k, absent) != here.get(k, absent)]
   refused = [k for k in different if not _free(k)]
-  if not refused and "steps" in different and same_rates is not None and not same_rates(saved["config"]):
+  if not refused and "steps" in different and same_rates is not None and not same_rates(saved):
     refused = ["steps"]
   if refused:
     key = refused[0]

@@ -335,11 +335,14 @@ def train(
 
 
 def _same_rates(config: ConfigDict):
-  """-> (saved config) -> whether it would have trained with the learning rates of this one, up to the fewer steps of the two."""
+  """-> (description of a checkpoint) -> whether its steps were done with the learning rates of this config.
+
+  So a run whose rate is constant before it falls ("trapezoid") can be made longer or shorter until it falls.
+  """
 
   def same(saved: dict) -> bool:
-    at = np.unique(np.linspace(0, min(saved["steps"], config.steps) - 1, 200).astype(int))
-    mine, theirs = (learning_rate(config.optimizer, steps) for steps in (config.steps, saved["steps"]))
+    at = np.unique(np.linspace(0, max(saved["step"] - 1, 0), 200).astype(int))
+    mine, theirs = (learning_rate(config.optimizer, steps) for steps in (config.steps, saved["config"]["steps"]))
     return bool(np.allclose([mine(i) for i in at], [theirs(i) for i in at], rtol=1e-6, atol=0))
 
   return same

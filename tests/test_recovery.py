@@ -324,13 +324,16 @@ def test_what_does_not_change_the_state_may_change(run):
   training.refuse_workdir(config(**changes), run, parallel.make_mesh(devices=jax.devices()[:1]))
 
 
-def test_length_of_a_falling_schedule_is_part_of_the_state(tmp_path):
+def test_length_of_a_schedule_is_part_of_the_state_once_it_falls(tmp_path):
   falling = tiny_run.ADAMW | {"schedule": "trapezoid"}
   train(tmp_path, steps=20, optimizer=falling)
   mesh = parallel.make_mesh(devices=jax.devices()[:1])
   with pytest.raises(InversionViewError, match="config key steps is 40"):
     training.refuse_workdir(config(optimizer=falling), tmp_path, mesh)
   training.refuse_workdir(config(steps=20, optimizer=falling), tmp_path, mesh)
+  shutil.rmtree(tmp_path / "checkpoints" / "20")  # what is left was saved when the rate began to fall
+  assert newest(tmp_path) == 16
+  training.refuse_workdir(config(optimizer=falling), tmp_path, mesh)
 
 
 def test_other_inputs_and_another_target_are_refused(run):

@@ -435,3 +435,41 @@ def test_weak_sites_are_drawn_more_often_if_the_config_asks_for_it(small_target,
   for logits, drawn in ((np.zeros(3), [True] * 3), ([-1e9, 0, -1e9], [False, True, False])):
     moved = grad(params, {**extra, "site_logits": jnp.asarray(logits, jnp.float32)})["encoder"]["site_embed"]
     assert (np.abs(moved).max(axis=1) > 0).tolist() == drawn
+
+
+def test_bag_of_tokens_is_learned_by_the_encoder_and_left_out_of_the_reader(small_target, tmp_path):
+  """With no pairs for the decoder: its transformer stands still but for weight decay, and the loss is that of counting tokens."""
+  objective, config = decoder_objective(small_target, bag=0.5, pairs_per_text=0)
+  params, extra = objective.init(jax.random.key(0))
+  params["bag"] = jax.tree.map(jnp.zeros_like, params["bag"])  # every number of times as likely as any other
+  texts, keys = jnp.asarray(ROWS[:6]), jax.random.split(jax.random.key(1), 6)
+  (total, count), grads = jax.value_and_grad(objective.loss, has_aux=True)(
+    params, extra, small_target.params, texts, keys
+  )
+  assert count == 6 * 3
+  np.testing.assert_allclose(total / count, TASK.tokenizer.vocab_size * np.log(11), rtol=1e-5)
+  assert not any(np.any(g) for g in jax.tree.leaves(grads["transformer"]))
+  # The bias of a token's number of times: what the uniform guess gave it less how often it was so.
+  said = np.asarray(grads["bag"]["bias"]).reshape(TASK.tokenizer.vocab_size, 11)
+  equals = TASK.tokenizer.encode("=")[0]
+  np.testing.assert_allclose(said[equals, :3], [18 / 11, 18 / 11 - 18, 18 / 11], rtol=1e-4)  # in every text just once
+
+  alone = training.train(objective, ROWS, config, tmp_path)
+  assert np.isfinite(alone["rate"])
+  assert set(checkpoint.load_model(tmp_path)[0]["params"]) == {"encoder", "transformer"}
+
+  both, config = decoder_objective(small_target, bag=0.5, init_from=str(tmp_path))
+  start = jax.tree.map(jnp.asarray, both.start)
+  params = {**both.init(jax.random.key(0))[0], **start}
+  args = extra, small_target.params, texts, keys
+  without, _ = decoder_objective(small_target)
+  more = both.loss(params, *args)[0] - without.loss(params, *args)[0]
+  assert more > 0 and set(start) == {"encoder", "transformer"}
+
+
+@pytest.mark.parametrize(
+  ("changes", "named"), [({"pairs_per_text": 0}, "pairs_per_text = 0"), ({"pairs_per_text": 2, "bag": -1.0}, "bag = -1")]
+)
+def test_pairs_and_bag_that_leave_nothing_to_learn_are_refused(small_target, changes, named):
+  with pytest.raises(InversionViewError, match=named):
+    decoder_objective(small_target, **changes)

@@ -121,7 +121,7 @@ def query(jobs: Jobs, samples: int) -> tuple[Side, ...]:
 
 
 def capture(jobs: Jobs, tokens: np.ndarray) -> tuple[Side, ...]:
-  """Every site of a batch: TransformerLens' cache where it is installed, and the hidden states of `transformers`, which are fewer sites."""
+  """Every site of a batch: TransformerLens' cache where one before 4.0 is installed, and the hidden states of `transformers`, which are fewer sites."""
   import torch
 
   ids = torch.tensor(tokens, dtype=torch.long, device=_device())
@@ -132,7 +132,7 @@ def capture(jobs: Jobs, tokens: np.ndarray) -> tuple[Side, ...]:
     _done(model(input_ids=ids, output_hidden_states=True).hidden_states[-1])
 
   sides = [Side("transformers (residual stream only)", hidden_states, ids.numel())]
-  if importlib.util.find_spec("transformer_lens"):
+  if _hooked_transformer():
     with contextlib.redirect_stdout(None):
       import transformer_lens
 
@@ -166,6 +166,12 @@ def capture(jobs: Jobs, tokens: np.ndarray) -> tuple[Side, ...]:
 
     sides.insert(0, Side("TransformerLens", cached, ids.numel()))
   return tuple(sides)
+
+
+def _hooked_transformer() -> bool:
+  """Whether a TransformerLens is installed that builds a model from a config; 4.0 took `HookedTransformer` away."""
+  found = importlib.util.find_spec("transformer_lens")
+  return found is not None and int(importlib.metadata.version("transformer_lens").split(".")[0]) < 4
 
 
 def _step(loss, model, optimizer) -> None:

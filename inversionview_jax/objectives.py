@@ -38,7 +38,14 @@ _LARGE = 256  # a target at least so wide costs too much to run on as many texts
 
 
 def shape_of(task: Task, config: ConfigDict) -> TransformerConfig:
-  """The transformer that `config.model` describes, over the task's texts."""
+  """The transformer that `config.model` describes, over the task's texts; raises `InversionViewError` for a shape that there is not."""
+  for name in ("n_layers", "n_heads", "d_model", "d_mlp"):
+    if config.model[name] < 1:
+      raise InversionViewError(f"model.{name} = {config.model[name]} must be at least 1")
+  if not config.model.get("head_width", 0) and config.model.d_model % config.model.n_heads:
+    raise InversionViewError(
+      f"model.d_model = {config.model.d_model} does not divide into {config.model.n_heads} heads (model.n_heads); use a multiple of it"
+    )
   return TransformerConfig(vocab_size=task.tokenizer.vocab_size, n_ctx=task.length, **config.model)
 
 
@@ -160,6 +167,11 @@ class DecoderObjective:
       raise InversionViewError(
         f"pairs_per_text = {config.pairs_per_text} must be at least 1, or 0 with a `bag` above 0, which trains the encoder alone"
       )
+    for name in ("eval_queries", "final_queries"):
+      if config[name] < 1:
+        raise InversionViewError(
+          f"{name} = {config[name]} must be at least 1; eval_every = 0 evaluates at the end only"
+        )
     if config.get("bag", 0.0) < 0:
       raise InversionViewError(f"bag = {config.bag:g} must not be negative")
     names = tuple(

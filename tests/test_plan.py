@@ -276,6 +276,11 @@ def test_without_libtpu_the_extra_is_named(capsys, monkeypatch):
     planning.devices(chips.topology("v5e:2x2"))
 
 
+def test_program_that_jaxlib_cannot_read_names_the_two_that_do_not_belong_together():
+  said = str(planning._unreadable(RuntimeError("INTERNAL: RET_CHECK failure\n async-update instruction should have 1 operands")))
+  assert "\n" not in said and f"jax {jax.__version__}" in said and "async-update" in said and "pip install 'jax[tpu]'" in said
+
+
 @pytest.mark.parametrize("name", ["plan_gpt2_xl", "plan_llama_8b"])
 def test_plans_of_large_targets_are_understood(name):
   made = planning.setting(cli.load_config(str(ROOT / "configs" / f"{name}.py"), []))

@@ -468,8 +468,15 @@ def test_bag_of_tokens_is_learned_by_the_encoder_and_left_out_of_the_reader(smal
 
 
 @pytest.mark.parametrize(
-  ("changes", "named"), [({"pairs_per_text": 0}, "pairs_per_text = 0"), ({"pairs_per_text": 2, "bag": -1.0}, "bag = -1")]
+  ("changes", "named"),
+  [
+    ({"pairs_per_text": 0}, "pairs_per_text = 0"),
+    ({"pairs_per_text": 2, "bag": -1.0}, "bag = -1"),
+    ({"eval_queries": 0}, "eval_queries = 0"),
+    ({"model": {"n_layers": 1, "n_heads": 3, "d_model": 16, "d_mlp": 32}}, "model.d_model = 16 does not divide into 3"),
+    ({"model": {"n_layers": 0, "n_heads": 2, "d_model": 16, "d_mlp": 32}}, "model.n_layers = 0"),
+  ],
 )
-def test_pairs_and_bag_that_leave_nothing_to_learn_are_refused(small_target, changes, named):
+def test_settings_of_a_decoder_that_leave_nothing_to_learn_are_refused(small_target, changes, named):
   with pytest.raises(InversionViewError, match=named):
     decoder_objective(small_target, **changes)

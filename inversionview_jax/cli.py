@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 from inversionview_jax.commands import (
+  at_least,
   bench,
   evaluate,
   explore,
@@ -176,8 +177,7 @@ def _join(hosts, args) -> None:
 
 
 def _view(args, rest) -> int:
-  if args.shown < 1:
-    raise InversionViewError(f"--shown {args.shown} must be at least 1")
+  at_least(args, shown=1)
   for path in (args.html, args.json):
     # Before the work, not after it: a page that cannot be written is known now.
     if path:

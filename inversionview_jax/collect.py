@@ -94,11 +94,8 @@ def in_pieces(target: Transformer, run: Callable, tokens, *rest):
   """
   c = target.config
   widest = tokens.shape[1] * max(c.d_mlp * (2 if c.gated else 1), 3 * c.n_heads * c.d_head, c.d_model) * 4
-  pieces = next(
-    n
-    for n in range(1, len(tokens) + 1)
-    if len(tokens) % n == 0 and (len(tokens) // n * widest <= _PIECE or n == len(tokens))
-  )
+  batch = len(tokens)
+  pieces = next((n for n in range(1, batch) if batch % n == 0 and batch // n * widest <= _PIECE), batch)
   if pieces == 1:
     return run(tokens, *rest)
   parts = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), (tokens, *rest))

@@ -143,11 +143,6 @@ class Decoder(nn.Module):
     return jnp.where(forbidden, NEVER, logits)
 
 
-def encoded_width(config: DecoderConfig) -> int:
-  """R: of the encoder's residual stream."""
-  return config.encoder_width or config.d_activation + (config.site_width or len(config.sites))
-
-
 def initial(config: DecoderConfig, key: jax.Array) -> dict:
   """The variables of a new decoder: "params", and "stats" that change nothing."""
   blank = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, config.d_activation)), jnp.zeros(1, jnp.int32)

@@ -193,6 +193,7 @@ class DecoderObjective:
     )
     self._mesh, self._programs = parallel.make_mesh() if mesh is None else mesh, {}
     self._module = Decoder(dataclasses.replace(self.model, transformer=in_training(self.model.transformer, config)))
+    self._bag = Linear(self.model.transformer.vocab_size * _TIMES)
     self.frozen = parallel.put(model.params, layout.shardings(model.params, self._mesh))
     self._sampler = sampling.Sampler(self.model, model.module, task, self._mesh)
     self._bos = parallel.fetch(sampling.bos_activations(model.module, self.frozen, self._sites, t.bos_id))
@@ -262,9 +263,8 @@ class DecoderObjective:
       start = self._spread[:, :1] + self._spread[:, 1:] * params["encoder"]["site_embed"]
       params = {**params, "encoder": {**params["encoder"], "site_embed": start.astype(jnp.float32)}}
     if self._config.get("bag", 0.0):
-      width = decoder.encoded_width(self.model)
-      size = self.model.transformer.vocab_size * _TIMES
-      params = {**params, "bag": Linear(size).init(key, jnp.zeros((1, width)))["params"]}
+      said = jnp.zeros_like(params["encoder"]["ln_f"]["scale"])
+      params = {**params, "bag": self._bag.init(key, said)["params"]}
     statistics = {"encoder": {k: jnp.asarray(v) for k, v in self._statistics.items()}}
     return params, {"stats": statistics, "site_logits": jnp.zeros(len(self._sites))}
 
@@ -306,9 +306,8 @@ class DecoderObjective:
     pairs = self._pairs(1, frozen, tokens, keys)
     said = self._module.apply(variables, jax.lax.stop_gradient(pairs.activation), pairs.site, method=Decoder.said)
     size = self.model.transformer.vocab_size
-    log_p = jax.nn.log_softmax(
-      Linear(size * _TIMES).apply({"params": variables["params"]["bag"]}, said).reshape(-1, size, _TIMES)
-    )
+    logits = self._bag.apply({"params": variables["params"]["bag"]}, said)
+    log_p = jax.nn.log_softmax(logits.reshape(-1, size, _TIMES))
     times = jnp.sum(tokens[:, :, None] == jnp.arange(size), axis=1)  # [B, V]
     times = jnp.minimum(jnp.repeat(times, len(self._sites), axis=0), _TIMES - 1)
     each = -jnp.take_along_axis(log_p, times[..., None], axis=-1)[..., 0].sum(axis=-1)

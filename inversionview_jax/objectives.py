@@ -5,7 +5,6 @@ Shapes: B batch of texts, T tokens, N pairs (text, activation), S sites, D width
 
 import copy
 import dataclasses
-import functools
 import pathlib
 
 import jax

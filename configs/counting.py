@@ -120,6 +120,7 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.model = ConfigDict({"n_layers": 2, "n_heads": 4, "d_model": 128, "d_mlp": 512})
   config.encoder_blocks, config.encoder_width, config.n_slots = 6, 128, 8  # the paper: 6, 0 (the activation's own), 1
   config.encoder_inner = 512  # width inside of the blocks; 0: encoder_width
+  config.site_inputs = True  # each site has a matrix of its own into the encoder, beside the one that all share
   config.bag = 1.0  # weight of a loss on the encoder alone: how often does each token occur in the text? 0: none (paper)
   config.normalize = "whiten"  # per site: "none" (paper), "standard", "whiten"
   config.pairs_per_text = 2  # (site, position) pairs per forward pass of the target
@@ -158,7 +159,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.model = ConfigDict({"n_layers": 2, "n_heads": 4, "d_model": 256, "d_mlp": 1024})
     config.model.update({"dropout_embed": 0.1, "dropout_attn": 0.1, "dropout_resid": 0.1})
     config.encoder_blocks, config.encoder_width, config.encoder_inner, config.n_slots = 6, 0, 0, 1
-    config.bag = 0.0
+    config.site_inputs, config.bag = False, 0.0
     config.normalize, config.reweight = "none", 0.0
     config.optimizer = ConfigDict(
       {

@@ -36,6 +36,8 @@ class DecoderConfig:
     forbidden: token ids that are never written (BOS and PAD).
     site_width: of the embedding of a site; 0: S, as in the paper.
     encoder_inner: width inside the residual blocks; 0: `encoder_width`, or D.
+    site_inputs: whether each site has a matrix of its own into the encoder's residual stream, beside the one that all share: the principal
+      directions of one site have nothing to do with those of another. Needs an `encoder_width`.
   """
 
   transformer: TransformerConfig
@@ -48,6 +50,7 @@ class DecoderConfig:
   forbidden: tuple[int, ...] = ()
   site_width: int = 0
   encoder_inner: int = 0
+  site_inputs: bool = False
 
   @classmethod
   def from_dict(cls, said: dict) -> "DecoderConfig":
@@ -83,10 +86,14 @@ class ActivationEncoder(nn.Module):
       x = jnp.take_along_axis(x, site[:, None, None], axis=1)[:, 0]
     elif c.normalize != "none":
       raise one_of("normalization", c.normalize, NORMALIZATIONS)
+    own = 0.0
+    if c.site_inputs:  # starts at zero, so that a finished decoder can be given one
+      each = self.param("site_inputs", nn.initializers.zeros, (len(c.sites), c.d_activation, c.encoder_width))
+      own = jnp.take_along_axis(jnp.einsum("nd,sde->nse", x, each), site[:, None, None], axis=1)[:, 0]
     names = self.param("site_embed", nn.initializers.normal(1.0), (len(c.sites), c.site_width or len(c.sites)))
     x = jnp.concatenate([x, names[site]], axis=-1)
     if c.encoder_width:
-      x = Linear(c.encoder_width, std=x.shape[-1] ** -0.5, name="widen")(x)
+      x = Linear(c.encoder_width, std=x.shape[-1] ** -0.5, name="widen")(x) + own
     for block in range(c.encoder_blocks):
       inner = c.encoder_inner or c.encoder_width or c.d_activation
       y = jax.nn.relu(Linear(inner, name=f"in_{block}")(LayerNorm(name=f"ln_{block}")(x)))
@@ -131,6 +138,9 @@ class Decoder(nn.Module):
 
   def init_cache(self, slots, length: int):
     return self.transformer.init_cache(slots, length)
+
+  def longer_cache(self, cache, tokens: int):
+    return self.transformer.longer_cache(cache, tokens)
 
   def step(self, tokens, position, cache):
     """int32[N] at int32[] and the cache -> float32[N, V] logits of the next token, and the cache."""

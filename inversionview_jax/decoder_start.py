@@ -28,7 +28,7 @@ def find(source: str | None, task: Task, target: Target, model):
     model: `config.model`; a language model brings its own shape, so only dropout may be set for it.
 
   Returns:
-    None, a `_LanguageModel` or a `_Finished`: both have `transformer`, the configuration, `parameters()`, which take the place of fresh ones of
+    None, a `_LanguageModel` or a `_Finished`: both have `transformer`, the configuration, `parameters(config)`, which take the place of fresh ones of
     the same name, and `statistics(config)`.
 
   Raises:
@@ -77,8 +77,9 @@ class _LanguageModel:
       self._found.config, vocab_size=t.vocab_size, n_ctx=task.length, **{name: value for name, value in model.items()}
     )
 
-  def parameters(self) -> dict:
+  def parameters(self, config: DecoderConfig) -> dict:
     """{"transformer": nested dicts of float32 arrays}; EOS starts as that of the model, PAD as zeros."""
+    del config
     t = self._task.tokenizer
     rows = np.append(t.base_ids, t.base.eos_id)
     made = {}
@@ -115,9 +116,13 @@ class _Finished:
     self._config = DecoderConfig.from_dict(said["config"])
     self.transformer = TransformerConfig(vocab_size=task.tokenizer.vocab_size, n_ctx=task.length, **model)
 
-  def parameters(self) -> dict:
-    """All of the decoder's parameters."""
-    return self._variables["params"]
+  def parameters(self, config: DecoderConfig) -> dict:
+    """All of the decoder's parameters, and `site_inputs` of zeros, which change nothing, where only the config has them."""
+    params = self._variables["params"]
+    if config.site_inputs and not self._config.site_inputs:
+      own = np.zeros((len(config.sites), config.d_activation, config.encoder_width), np.float32)
+      params = {**params, "encoder": {**params["encoder"], "site_inputs": own}}
+    return params
 
   def statistics(self, config: DecoderConfig) -> dict:
     """Those that the decoder was trained with; raises `InversionViewError` if the config describes another decoder."""
@@ -128,7 +133,7 @@ class _Finished:
         name, own, asked = next(
           ((f"model.{key}", own[key], asked[key]) for key in own if own[key] != asked[key]), (name, None, None)
         )
-      if own != asked:
+      if own != asked and (name, own) != ("site_inputs", False):
         raise InversionViewError(
           f"init_from = {str(self._folder)!r} has {name} = {own}, the config {asked}; set the same"
         )

@@ -48,6 +48,30 @@ def shape_of(task: Task, config: ConfigDict) -> TransformerConfig:
   return TransformerConfig(vocab_size=task.tokenizer.vocab_size, n_ctx=task.length, **config.model)
 
 
+def decoder_of(
+  config: ConfigDict,
+  transformer: TransformerConfig,
+  site_names: tuple[str, ...],
+  d_activation: int,
+  forbidden: tuple[int, ...],
+) -> DecoderConfig:
+  """The decoder that `config` describes around this transformer; raises `InversionViewError` for an encoder that there is not."""
+  if config.get("site_inputs", False) and not config.encoder_width:
+    raise InversionViewError("site_inputs needs an encoder_width above 0, which each site's own matrix leads into")
+  return DecoderConfig(
+    transformer=transformer,
+    sites=site_names,
+    d_activation=d_activation,
+    encoder_blocks=config.encoder_blocks,
+    encoder_width=config.encoder_width,
+    encoder_inner=config.get("encoder_inner", 0),
+    site_inputs=bool(config.get("site_inputs", False)),
+    n_slots=config.n_slots,
+    normalize=config.normalize,
+    forbidden=forbidden,
+  )
+
+
 def in_training(shape: TransformerConfig, config: ConfigDict) -> TransformerConfig:
   """The same as it is trained: `compute.dtype` ("" for as it is) and `compute.remat`, both optional."""
   compute = config.get("compute") or {}
@@ -152,7 +176,7 @@ class DecoderObjective:
       task: of the target.
       config: `model` (keys of `TransformerConfig`), `encoder_blocks`, `encoder_width`, `n_slots`, `normalize`, `sites` (short names; empty: the task's),
         `pairs_per_text`, `bos_rate`, `reweight` (0: off; the paper's formula has 6), `noise`, `eval_queries`, `final_queries`, `seed`; and,
-        optional, `encoder_inner`, `init_from` (`decoder_start`; "": random parameters) and `bag`, the weight of `_bag_loss` (0: none), which
+        optional, `encoder_inner`, `site_inputs`, `init_from` (`decoder_start`; "": random parameters) and `bag`, the weight of `_bag_loss` (0: none), which
         is all there is to train on if `pairs_per_text` is 0.
       model: the target.
       rows, held_out: int[N, T]; statistics come from the former, queries for the in-epsilon rate from the latter.
@@ -179,16 +203,12 @@ class DecoderObjective:
     self._sites = tuple(map(sites.parse, names))
     t = task.tokenizer
     start = decoder_start.find(config.get("init_from"), task, model, config.model)
-    self.model = DecoderConfig(
-      transformer=start.transformer if start else shape_of(task, config),
-      sites=names,
-      d_activation=model.config.d_model,
-      encoder_blocks=config.encoder_blocks,
-      encoder_width=config.encoder_width,
-      encoder_inner=config.get("encoder_inner", 0),
-      n_slots=config.n_slots,
-      normalize=config.normalize,
-      forbidden=(t.bos_id, t.pad_id),
+    self.model = decoder_of(
+      config,
+      start.transformer if start else shape_of(task, config),
+      names,
+      model.config.d_model,
+      (t.bos_id, t.pad_id),
     )
     self._mesh, self._programs = parallel.make_mesh() if mesh is None else mesh, {}
     self._module = Decoder(dataclasses.replace(self.model, transformer=in_training(self.model.transformer, config)))
@@ -204,7 +224,7 @@ class DecoderObjective:
     self.start = {}
     if start:
       self._statistics = start.statistics(self.model) or self._statistics
-      self.start = start.parameters()
+      self.start = start.parameters(self.model)
 
   def _drawn(self, texts, seed: int, each: int = 1) -> collect.Pairs:
     """`each` pairs of every site for each text: int[B, T] -> B * S * each pairs as NumPy arrays, the sites in turn, made on all devices."""
@@ -271,7 +291,7 @@ class DecoderObjective:
     c = self._config
     variables = {"params": params, "stats": extra["stats"]}
     if not c.pairs_per_text:
-      total = self._bag_loss(variables, frozen, tokens, keys)
+      total = self._bag_loss(variables, extra, frozen, tokens, keys)
       return total, jnp.float32(len(tokens) * len(self._sites))
     both = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
     pairs = collect.collect(
@@ -294,11 +314,12 @@ class DecoderObjective:
     mask = pairs.tokens != self.task.tokenizer.pad_id
     total, count = _summed(logits, pairs.tokens, mask if pairs.weight is None else mask * pairs.weight[:, None])
     if c.get("bag", 0.0):
-      total += c.bag * self._bag_loss(variables, frozen, tokens, both[2])
+      total += c.bag * self._bag_loss(variables, extra, frozen, tokens, both[2])
     return total, count
 
-  def _bag_loss(self, variables, frozen, tokens, keys):
-    """How often does each token occur in the text? Read off the encoder alone, at one position of every site: summed float32[].
+  def _bag_loss(self, variables, extra, frozen, tokens, keys):
+    """How often does each token occur in the text? Read off the encoder alone, at one position of every site, which has the weight with
+    which it is drawn for the decoder: summed float32[].
 
     A text gives S such pairs for what one of the decoder's costs, and none of their loss is spent on the order in which it was written.
     """
@@ -310,6 +331,7 @@ class DecoderObjective:
     times = jnp.sum(tokens[:, :, None] == jnp.arange(size), axis=1)  # [B, V]
     times = jnp.minimum(jnp.repeat(times, len(self._sites), axis=0), _TIMES - 1)
     each = -jnp.take_along_axis(log_p, times[..., None], axis=-1)[..., 0].sum(axis=-1)
+    each *= len(self._sites) * jax.nn.softmax(extra["site_logits"])[pairs.site]
     return jnp.sum(each if pairs.weight is None else each * pairs.weight)
 
   @property

@@ -60,9 +60,11 @@ def learning_rate(config: ConfigDict, steps: int):
 
 
 def _hidden_matrices(params):
-  """Muon is for matrices between hidden layers: not for embeddings, site tables and norms."""
+  """Muon is for matrices between hidden layers, one for each site too: not for embeddings, site tables and norms."""
 
   def spec(path, leaf):
+    if path[-1].key == "site_inputs":
+      return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     hidden = path[-1].key == "kernel" and leaf.ndim == 2
     return optax.contrib.MuonDimensionNumbers() if hidden else None
 

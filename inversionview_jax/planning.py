@@ -22,7 +22,8 @@ from inversionview_jax.chips import Chip, Topology
 from inversionview_jax.decoder import DecoderConfig
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.program_cost import Collectives
-from inversionview_jax.transformer import TransformerConfig, compiling_for
+from inversionview_jax.layers import compiling_for
+from inversionview_jax.transformer import TransformerConfig
 
 _KEYS = ("target", "decoder", "length", "dtype")
 
@@ -146,16 +147,8 @@ def setting(config: ConfigDict) -> Setting:
       raise InversionViewError(
         f"site {site.short} is not in the target, which has {target.n_layers} layers of {target.n_heads} heads"
       )
-  decoder = DecoderConfig(
-    shape,
-    tuple(site.short for site in map(sites.parse, names)),
-    target.d_model,
-    config.encoder_blocks,
-    config.encoder_width,
-    config.n_slots,
-    config.normalize,
-    forbidden,
-  )
+  names = tuple(site.short for site in map(sites.parse, names))
+  decoder = objectives.decoder_of(config, shape, names, target.d_model, forbidden)
   return Setting(task, target, decoder, config)
 
 

@@ -9,6 +9,7 @@ form when an object is made (plain ints, floats of float32 value), so that a sav
 """
 
 import dataclasses
+import functools
 import json
 import math
 import operator
@@ -345,6 +346,7 @@ def _float32s(values) -> tuple[float, ...]:
   return tuple(np.asarray(values, np.float32).tolist())
 
 
+@functools.lru_cache(256)  # of the few settings of a mixture
 def _shortest(value: float) -> float:
   """The double with the fewest digits that is the same float32 value: exact when read again, and half as long in a file."""
   return float(str(np.float32(value)))

@@ -328,13 +328,16 @@ class Reader:
       activation=activation,
       attention=attention,
     )
-    samples = []
+    samples, out = [], jax.tree.map(np.asarray, out)
     effect = np.empty((len(out.tokens), 0)) if out.effect is None else out.effect
-    columns = (out.tokens, out.distance, out.position, effect, rows.temperature, rows.noise)
-    for tokens, far, where, effect, temperature, noise in zip(*(x.tolist() for x in columns), strict=True):
-      length = sum(
-        token not in (t.pad_id, t.eos_id) for token in tokens
-      )  # BOS and the text; EOS and PAD only follow it
+    ends = out.tokens == t.eos_id
+    lengths = (~ends & (out.tokens != t.pad_id)).sum(axis=1)  # BOS and the text; EOS and PAD only follow it
+    inside = out.distance <= np.float32(c.epsilon)
+    columns = (out.tokens, lengths, ends.any(axis=1), out.distance, inside, out.position, effect)
+    columns = (*columns, rows.temperature, rows.noise)
+    for tokens, length, ended, far, near, where, effect, temperature, noise in zip(
+      *(x.tolist() for x in columns), strict=True
+    ):
       text = tokens[1:length]
       samples.append(
         Sample(
@@ -346,7 +349,8 @@ class Reader:
           effect=effect[1:length],
           temperature=temperature,
           noise=noise,
-          ended=t.eos_id in tokens,
+          inside=near,
+          ended=ended,
         )
       )
     return Preimage(

@@ -18,7 +18,10 @@ import numpy as np
 from inversionview_jax import distance, parallel, sites
 from inversionview_jax.decoder import NEVER, Decoder, DecoderConfig
 from inversionview_jax.tasks import Task
-from inversionview_jax.transformer import Transformer, texts_that_fit
+from inversionview_jax.transformer import Transformer, TransformerConfig, texts_that_fit
+
+_PARTS = 4  # in which a text is written
+_SHALLOW = 4  # layers up to which that pays: compiling a part takes longer with each, and attention is a smaller share of wider ones
 
 
 @flax.struct.dataclass
@@ -112,9 +115,9 @@ def generate(
   rows = slots.shape[0]
   hot = jnp.where(temperature > 0, temperature, 1.0)[:, None]
 
-  def going(carry):
+  def going(until, carry):
     step, _, _, ended, _ = carry
-    return (step < length - 1) & ~jnp.all(ended)
+    return (step < until) & ~jnp.all(ended)
 
   def body(carry):
     step, tokens, cache, ended, interval = carry
@@ -135,8 +138,22 @@ def generate(
     return step + 1, tokens.at[:, step + 1].set(token), cache, ended | (token == eos_id), interval
 
   tokens = jnp.full((rows, length), pad_id, jnp.int32).at[:, 0].set(bos_id)
-  cache = decoder.apply(variables, slots, length, method="init_cache")
-  return jax.lax.while_loop(going, body, (jnp.int32(0), tokens, cache, jnp.zeros(rows, bool), stratum))[1]
+  # The cache grows with the texts: attention reads all of it at each step, and half of it would be empty on average.
+  ends = _ends(decoder.config.transformer, length - 1)
+  cache = decoder.apply(variables, slots, ends[0], method="init_cache")
+  carry = jnp.int32(0), tokens, cache, jnp.zeros(rows, bool), stratum
+  for start, end in zip((0, *ends), ends, strict=False):
+    if start:
+      longer = decoder.apply(variables, carry[2], end - start, method="longer_cache")
+      carry = carry[0], carry[1], longer, *carry[3:]
+    carry = jax.lax.while_loop(functools.partial(going, end), body, carry)
+  return carry[1]
+
+
+def _ends(config: TransformerConfig, steps: int) -> tuple[int, ...]:
+  """The steps before which the cache grows, the last one included. Each part is compiled on its own, so large models have one."""
+  parts = _PARTS if config.n_layers <= _SHALLOW else 1
+  return tuple(sorted({-(-steps * part // parts) for part in range(1, parts + 1)} - {0}))
 
 
 def _within(logits, interval, uniform):

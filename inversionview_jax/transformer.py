@@ -6,8 +6,6 @@ join that layer's keys and values and nothing else (paper, section 2.2).
 Shapes: B batch, T tokens, P positions, L layers, H heads, G key/value heads, D d_model, K d_head, V vocabulary, C cached positions.
 """
 
-import contextlib
-import contextvars
 import dataclasses
 from collections.abc import Sequence
 
@@ -17,10 +15,10 @@ import jax.numpy as jnp
 
 from inversionview_jax.capture import Output, Recorder, SiteEdit, rows_at
 from inversionview_jax.cross_attention import CrossAttention
-from inversionview_jax.layers import ACTIVATIONS, NORMS, LayerNorm, Linear, RMSNorm, normal, rotate
+from inversionview_jax.layers import ACTIVATIONS, NORMS, LayerNorm, Linear, RMSNorm, for_a_cpu, normal, rotate
 from inversionview_jax.sites import Site
 
-__all__ = ["ACTIVATIONS", "LayerNorm", "Linear", "RMSNorm", "Transformer", "TransformerConfig", "compiling_for"]
+__all__ = ["ACTIVATIONS", "LayerNorm", "Linear", "RMSNorm", "Transformer", "TransformerConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,20 +123,10 @@ def texts_that_fit(config: TransformerConfig, length: int, kept: int) -> int:
   return max(8, _MEMORY // (4 * length * (kept * config.d_model + 4 * config.d_mlp)))
 
 
-# Queries times keys up to which attention on a CPU multiplies and sums: XLA's batched products of such small matrices are slower (1.5 to
-# 5 times at 14 x 14), and its fusions of larger ones slower still (7 times at 33 x 33).
-_SHORT = 256
-_compiling_for = contextvars.ContextVar("compiling_for", default="")
-
-
-@contextlib.contextmanager
-def compiling_for(platform: str):
-  """What is traced inside is for this platform, "cpu" or "tpu", and not for the devices that JAX has here."""
-  before = _compiling_for.set(platform)
-  try:
-    yield
-  finally:
-    _compiling_for.reset(before)
+# Queries times keys, and width of a head, up to which attention on a CPU multiplies and sums: XLA's batched products of such small matrices
+# are slower (with gradients 2.5 times at 14 x 14 and width 8, the same at 32), its fusions of larger ones slower still (7 times at 33 x 33),
+# and sums over more than 32 places it writes out first (3 times at 14 x 14 and width 64).
+_SHORT, _NARROW = 256, 32
 
 
 class Attention(nn.Module):
@@ -180,6 +168,23 @@ class Attention(nn.Module):
     k = self._heads(self.k(x))
     return self._turned(self.k_norm(k) if self.config.qk_norm else k, positions), self._heads(self.v(x))
 
+  def keys_values_rows_last(self, x, positions=None):
+    """float[B, T, D], int32[T] -> two float[T, G, K, B]: `keys_values`, as the cache holds them."""
+    k = self._rows_last(self.k, x, lambda x: self.keys_values(x, positions)[0])
+    return k, self._rows_last(self.v, x, None)
+
+  def _rows_last(self, linear, x, made):
+    """float[B, T, D] -> float[T, heads, K, B]: `linear` of x, or where its heads are normalized or turned what `made(x)` says."""
+    c = self.config
+    if made is not None and (c.qk_norm or c.rotary):
+      return jnp.moveaxis(made(x), 0, -1)
+    weights = linear.variables["params"]
+    out = [jnp.einsum("bd,de->eb", x[:, t], weights["kernel"].astype(x.dtype)) for t in range(x.shape[1])]
+    out = jnp.stack(out)
+    if "bias" in weights:
+      out = out + weights["bias"].astype(x.dtype)[:, None]
+    return out.reshape(x.shape[1], -1, c.d_head, x.shape[0])
+
   def _scaled(self, scores):
     c = self.config
     if c.attn_scale:
@@ -215,7 +220,8 @@ class Attention(nn.Module):
       k, v = jnp.concatenate([slot_k, k], axis=1), jnp.concatenate([slot_v, v], axis=1)
       seen = jnp.pad(seen, ((0, 0), (0, 0), (0, 0), (slot.shape[1], 0)), constant_values=True)
     k, v = self._for_each_head(k), self._for_each_head(v)
-    short = q.shape[1] * k.shape[1] <= _SHORT and (_compiling_for.get() or jax.default_backend()) == "cpu"
+    short = q.shape[1] * k.shape[1] <= _SHORT and self.config.d_head <= _NARROW
+    short = short and for_a_cpu()
     if short:
       scores = jnp.sum(q[:, :, None] * k[:, None], axis=-1).transpose(0, 3, 1, 2)
     else:
@@ -228,27 +234,39 @@ class Attention(nn.Module):
     return jnp.einsum("bhqs,bshk->bqhk", weights, v), pattern
 
   def mix_cached(self, x, cache, at, slots: int):
-    """One new token, at position `at`, against a cache of J = `slots` and the tokens behind: x float[B, 1, D]; (keys, values) float[B, C, G, K]."""
-    position, index = jnp.reshape(at, (1,)), at + slots
-    q = self.queries(x, position)
-    k, v = self.keys_values(x, position)
-    keys = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), index, axis=1)
-    values = jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(cache[1].dtype), index, axis=1)
+    """One new token, at position `at`, against a cache of J = `slots` and the tokens behind: x float[B, 1, D]; (keys, values) float[C, G, K, B].
+
+    Rows are the last axis of the cache, so that a CPU sums many rows at a time: over the last axis it adds one number after the other.
+    """
+    index = at + slots
+    q = self._rows_last(self.q, x, lambda x: self.queries(x, jnp.reshape(at, (1,))))
+    q = q.reshape(self.config.kv_heads, -1, *q.shape[-2:])  # [G, H / G, K, B]: consecutive heads share a key/value head
+    new = self.keys_values_rows_last(x, jnp.reshape(at, (1,)))
+    keys, values = (
+      jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), index, axis=0)
+      for old, x in zip(cache, new, strict=True)
+    )
     # Multiply and sum: with one query per row this beats a batched matrix product of tiny matrices. To be compiled with
     # `parallel.compiler_options`, without which XLA's CPU backend gets products of this form wrong (see there).
-    scores = self._scaled(jnp.sum(q * self._for_each_head(keys), axis=-1).astype(jnp.float32))  # [B, C, H]
-    places = jnp.arange(keys.shape[1])
+    scores = self._scaled(_dot(q, keys[:, :, None]).astype(jnp.float32))  # [C, G, H / G, B]
+    places = jnp.arange(keys.shape[0])
     seen = places <= index
     if self.window:
       seen &= (places > index - self.window) | (places < slots)
-    pattern = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf), axis=1).astype(x.dtype)
-    mixed = jnp.sum(pattern[..., None] * self._for_each_head(values), axis=1, keepdims=True)
-    return mixed, (keys, values)
+    pattern = jax.nn.softmax(jnp.where(seen[:, None, None, None], scores, -jnp.inf), axis=0).astype(x.dtype)
+    mixed = jnp.sum(pattern[..., None, :] * values[:, :, None], axis=0)  # [G, H / G, K, B]
+    return mixed.reshape(-1, x.shape[0]), (keys, values)
 
   def write(self, z, deterministic=True):
     """float[B, T, H, K] -> float[B, T, D]: the sum of all heads' writes plus b_O."""
     out = self.o(z.reshape(*z.shape[:-2], -1))
     return self.dropout_resid(out, deterministic=deterministic)
+
+  def write_rows_last(self, z):
+    """float[H * K, B] -> float[B, 1, D]: the sum of all heads' writes plus b_O. The product takes z as it lies; to turn it costs a CPU more."""
+    weights = self.o.variables["params"]
+    out = jax.lax.dot_general(z, weights["kernel"].astype(z.dtype), (((0,), (0,)), ((), ())))
+    return (out + weights["bias"].astype(z.dtype) if "bias" in weights else out)[:, None]
 
   def write_heads(self, z):
     """float[B, T, H, K] -> float[B, T, D]: the sum of all heads' writes, without b_O."""
@@ -319,25 +337,40 @@ class Block(nn.Module):
     return recorder.through("post", self.layer, x)
 
   def cache(self, slot, length: int):
-    """What `step` needs, before the first of `length` tokens: float[B, J, M] -> (keys, values), float[B, J + length, G, K]; with
+    """What `step` needs, before the first of `length` tokens: float[B, J, M] -> (keys, values), float[J + length, G, K, B]; with
     `cross_width` (keys, values), without those of slots, and (keys, values) of the slots."""
     c = self.config
     if c.cross_width:
-      empty = jnp.zeros((slot.shape[0], length, c.kv_heads, c.d_head), slot.dtype)
+      empty = jnp.zeros((length, c.kv_heads, c.d_head, slot.shape[0]), slot.dtype)
       return (empty, empty), self.cross.keys_values(slot)
-    first = self.attn.keys_values(slot)
-    return tuple(jnp.pad(x, ((0, 0), (0, length), (0, 0), (0, 0))) for x in first)
+    return self.longer(self.attn.keys_values_rows_last(slot), length)
+
+  def longer(self, cache, tokens: int):
+    """The same with room for so many tokens more."""
+    if self.config.cross_width:
+      return _longer(cache[0], tokens), cache[1]
+    return _longer(cache, tokens)
 
   def step(self, x, cache, at, slots: int):
     if self.config.cross_width:
       cache, crossed = cache
       z, cache = self.attn.mix_cached(self.ln1(x), cache, at, 0)
-      x = x + self._attention_write(self.attn.write(z))
+      x = x + self._attention_write(self.attn.write_rows_last(z))
       x = x + self.cross(self.cross_ln(x), *crossed)
       return x + self._mlp_write(x), (cache, crossed)
     z, cache = self.attn.mix_cached(self.ln1(x), cache, at, slots)
-    x = x + self._attention_write(self.attn.write(z))
+    x = x + self._attention_write(self.attn.write_rows_last(z))
     return x + self._mlp_write(x), cache
+
+
+def _dot(q, keys):
+  """float[..., K, B] each -> float[..., B]: summed over K, 32 at a time, because XLA's CPU backend would write the products of more out first."""
+  parts = (slice(start, start + 32) for start in range(0, q.shape[-2], 32))
+  return sum(jnp.sum(q[..., part, :] * keys[..., part, :], axis=-2) for part in parts)
+
+
+def _longer(keys_values, tokens: int):
+  return tuple(jnp.pad(x, ((0, tokens), (0, 0), (0, 0), (0, 0))) for x in keys_values)
 
 
 class Transformer(nn.Module):
@@ -433,6 +466,10 @@ class Transformer(nn.Module):
     """An empty cache for `length` tokens behind the slots: what `Block.cache` makes, per layer."""
     dtype = jnp.dtype(self.config.dtype)
     return tuple(block.cache(slots[:, layer].astype(dtype), length) for layer, block in enumerate(self.blocks))
+
+  def longer_cache(self, cache, tokens: int):
+    """The same cache with room for so many tokens more."""
+    return tuple(block.longer(each, tokens) for block, each in zip(self.blocks, cache, strict=True))
 
   def step(self, tokens, position, cache, slots: int = 1):
     """One token more: int32[B] at `position` (int32[], 0 for BOS), J = `slots` -> float32[B, V] logits of the next, and the cache."""

@@ -51,12 +51,14 @@ def jitted(config, method, **static):
   return parallel.jit(lambda variables, *args: Decoder(config).apply(variables, *args, method=method, **static))
 
 
-def step_by_step(config, variables, tokens, slots):
-  """float32[N, T, V]: the logits that a cache gives, one token at a time."""
+def step_by_step(config, variables, tokens, slots, grown=0):
+  """float32[N, T, V]: the logits that a cache gives, one token at a time; `grown`: places that it gets when they are needed."""
   step = jitted(config, "step")
-  cache = jitted(config, "init_cache", length=tokens.shape[1])(variables, slots)
+  cache = jitted(config, "init_cache", length=tokens.shape[1] - grown)(variables, slots)
   out = []
   for position in range(tokens.shape[1]):
+    if grown and position == tokens.shape[1] - grown:
+      cache = jitted(config, "longer_cache", tokens=grown)(variables, cache)
     logits, cache = step(variables, tokens[:, position], jnp.int32(position), cache)
     out.append(logits)
   return np.stack(out, axis=1)
@@ -69,6 +71,25 @@ def test_cached_decoding_equals_scoring_of_the_whole_text(config, variables, slo
   whole = np.asarray(jitted(config, "logits")(variables, TOKENS, slots))
   assert whole[..., :10].std() > 0.5
   np.testing.assert_allclose(step_by_step(config, variables, TOKENS, slots), whole, rtol=0, atol=1e-5)
+
+
+def test_cached_decoding_with_heads_wider_than_are_summed_at_a_time(random_variables):
+  config = TransformerConfig(TASK.tokenizer.vocab_size, T, n_layers=2, n_heads=2, d_model=96, d_mlp=32)
+  module = Transformer(config)
+  params = jax.tree.map(jnp.asarray, random_variables(0.2, 4, module, jnp.zeros((1, 1), jnp.int32)))
+  slots = np.random.default_rng(5).normal(size=(N, 2, 1, 96)).astype(np.float32)
+  whole = module.apply(params, TOKENS, slots=slots).logits
+  step = parallel.jit(lambda *args: module.apply(params, *args, method="step"))
+  cache = module.apply(params, slots, T, method="init_cache")
+  assert np.std(whole) > 0.3
+  for position in range(T):
+    logits, cache = step(TOKENS[:, position], jnp.int32(position), cache)
+    np.testing.assert_allclose(logits, whole[:, position], rtol=0, atol=1e-4)
+
+
+def test_a_cache_that_grows_gives_the_same(config, variables, slots):
+  once, twice = (step_by_step(config, variables, TOKENS, slots, grown) for grown in (0, 2))
+  np.testing.assert_allclose(twice, once, rtol=0, atol=1e-6)
 
 
 def test_scores_are_those_of_the_encoders_slots(config, variables, asked):
@@ -290,6 +311,22 @@ def objective(small_target, mesh=None, **changes):
   })  # fmt: skip
   config.update(changes)
   return objectives.DecoderObjective(TASK, config, small_target, ROWS, ROWS, mesh)
+
+
+def test_each_site_may_have_a_matrix_of_its_own_into_the_encoder(config, variables, asked):
+  """Of zeros it changes nothing, otherwise what is said of that site alone."""
+  more = dataclasses.replace(config, site_inputs=True)
+  own = np.zeros((len(config.sites), config.d_activation, config.encoder_width), np.float32)
+
+  def slots(own):
+    params = {**variables["params"], "encoder": {**variables["params"]["encoder"], "site_inputs": own}}
+    return np.asarray(jitted(more, "slots")({**variables, "params": params}, *asked))
+
+  without = np.asarray(jitted(config, "slots")(variables, *asked))
+  np.testing.assert_array_equal(slots(own), without)
+  own[3] = np.random.default_rng(6).normal(size=own[3].shape)
+  moved = np.abs(slots(own) - without).max(axis=(1, 2, 3))
+  assert (moved > 0.1).tolist() == (asked[1] == 3).tolist() and (moved[asked[1] != 3] == 0).all()
 
 
 def test_site_embeddings_start_with_mean_and_spread_of_their_sites_activations_without_normalization(small_target):

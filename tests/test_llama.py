@@ -196,7 +196,7 @@ def test_cached_decoding_equals_scoring_of_the_whole_text(config, params, slots)
   whole = np.asarray(parallel.jit(lambda s: module.apply({"params": params}, TOKENS, slots=s).logits)(slots))
   assert whole.std() > 0.3
   cache = parallel.jit(lambda s: module.apply({"params": params}, s, T, method="init_cache"))(slots)
-  assert cache[0][0].shape == (B, J + T, config.kv_heads, K)  # nothing is stored once per head that shares it
+  assert cache[0][0].shape == (J + T, config.kv_heads, K, B)  # nothing is stored once per head that shares it
   for position in range(T):
     logits, cache = step(TOKENS[:, position], jnp.int32(position), cache, J)
     np.testing.assert_allclose(logits, whole[:, position], rtol=0, atol=1e-5)

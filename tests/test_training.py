@@ -467,9 +467,30 @@ def test_bag_of_tokens_is_learned_by_the_encoder_and_left_out_of_the_reader(smal
   assert more > 0 and set(start) == {"encoder", "transformer"}
 
 
+def test_finished_decoder_is_given_a_matrix_for_each_site_which_then_learns(small_target, tmp_path):
+  plain, config = decoder_objective(small_target, encoder_width=12)
+  training.train(plain, ROWS, config, tmp_path)
+  again = {"encoder_width": 12, "init_from": str(tmp_path)}
+  texts, keys = jnp.asarray(ROWS[:16]), jax.random.split(jax.random.key(1), 16)
+  losses, grads = [], []
+  for has in (False, True):
+    objective, _ = decoder_objective(small_target, site_inputs=has, **again)
+    params, extra = objective.init(jax.random.key(0))
+    params = {**params, **jax.tree.map(jnp.asarray, objective.start)}
+    (loss, _), grad = jax.value_and_grad(objective.loss, has_aux=True)(params, extra, small_target.params, texts, keys)
+    losses.append(loss)
+    grads.append(grad["encoder"])
+  assert losses[0] == losses[1]
+  assert (np.abs(grads[1]["site_inputs"]).max(axis=(1, 2)) > 0).all() and "site_inputs" not in grads[0]
+  training.train(*decoder_objective(small_target, site_inputs=True, **again)[:1], ROWS, config, tmp_path / "more")
+  with pytest.raises(InversionViewError, match="has site_inputs = True, the config False; set the same"):
+    decoder_objective(small_target, encoder_width=12, init_from=str(tmp_path / "more"))
+
+
 @pytest.mark.parametrize(
   ("changes", "named"),
   [
+    ({"site_inputs": True}, "site_inputs needs an encoder_width above 0"),
     ({"pairs_per_text": 0}, "pairs_per_text = 0"),
     ({"pairs_per_text": 2, "bag": -1.0}, "bag = -1"),
     ({"eval_queries": 0}, "eval_queries = 0"),

@@ -32,7 +32,7 @@ from inversionview_jax import (
 )
 from inversionview_jax.decoder import DecoderConfig
 from inversionview_jax.errors import one_of
-from inversionview_jax.reader import Reader
+from inversionview_jax.reader import Reader, load_reader
 from inversionview_jax.target import Target, load_target
 from inversionview_jax.transformer import TransformerConfig
 
@@ -245,12 +245,41 @@ class Jobs:
     def run():
       return reader.preimage(self.texts[0], "a0.0", "=", **settings)
 
-    theirs = self.rivals.query(self, n) if self.rivals else ()
+    theirs = self.rivals.query(self, n, self.decoder.transformer) if self.rivals else ()
     return Case(
       "query",
       f"one query, {n:,} samples re-run and sorted",
       "queries",
       n * self._sample_flops(),
+      Side("inversionview_jax", run, 1),
+      theirs,
+    )
+
+  def shipped(self) -> Case:
+    """(b) The same with the shipped reader, which is smaller than the paper's decoder; beside GPT-2s of the paper's size and of its own."""
+    reader, n = load_reader("addition"), self.size.samples
+    own, j = reader.config.transformer, reader.config.n_slots
+    length = self.task.length
+    flops = transformer_flops(own, length - 1, length + j) + transformer_flops(self.target.config, length, length)
+
+    def run():
+      return reader.preimage(
+        self.texts[0], "a0.0", "=", temperatures=1.0, num_samples=n, effects=False, mixture="paper"
+      )
+
+    theirs = ()
+    if self.rivals:
+      sizes = {f"transformers, d={own.d_model}": own, f"transformers, d={self.size.d_model}": self.decoder.transformer}
+      theirs = tuple(
+        dataclasses.replace(side, name=name)
+        for name, shape in sizes.items()
+        for side in self.rivals.query(self, n, shape)
+      )
+    return Case(
+      "shipped",
+      f"one query of the shipped reader (d={own.d_model}), {n:,} samples",
+      "queries",
+      n * flops,
       Side("inversionview_jax", run, 1),
       theirs,
     )
@@ -327,7 +356,7 @@ class Jobs:
 
 _initial = parallel.jit(decoder.initial, static_argnums=0)
 
-CASES = ("train", "query", "effects", "queries", "capture", "train_target", "enumerate")
+CASES = ("train", "query", "shipped", "effects", "queries", "capture", "train_target", "enumerate")
 
 
 def case(jobs: Jobs, name: str) -> Case:

@@ -12,6 +12,7 @@ import numpy as np
 
 from inversionview_jax import bench
 from inversionview_jax.bench import Jobs, Side
+from inversionview_jax.transformer import TransformerConfig
 
 
 def available() -> bool:
@@ -82,13 +83,13 @@ def train_target(jobs: Jobs, batch: int) -> tuple[Side, ...]:
   return (Side("transformers", run, batch),)
 
 
-def query(jobs: Jobs, samples: int) -> tuple[Side, ...]:
-  """One query from text to sorted samples: encode, run the target, `generate`, run the target on the samples, distances, sort, decode."""
+def query(jobs: Jobs, samples: int, shape: TransformerConfig) -> tuple[Side, ...]:
+  """With a decoder of this shape, one query from text to sorted samples: encode, run the target, `generate`, run the target on the samples, distances, sort, decode."""
   import torch
 
   t, length = jobs.task.tokenizer, jobs.task.length
-  decoder, target = _gpt2(jobs.decoder.transformer, length + 1), _gpt2(jobs.target.config)
-  enter = torch.nn.Linear(jobs.target.config.d_model, jobs.decoder.transformer.d_model).to(_device())
+  decoder, target = _gpt2(shape, length + 1), _gpt2(jobs.target.config)
+  enter = torch.nn.Linear(jobs.target.config.d_model, shape.d_model).to(_device())
 
   @torch.no_grad()
   def run():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inversionview_jax import parallel, sites, transformer
+from inversionview_jax import attention, parallel, sites
 from inversionview_jax.capture import SiteEdit
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.layers import RMSNorm, rotate
@@ -206,7 +206,7 @@ def test_both_ways_of_computing_attention_agree(config, params, slots, monkeypat
   """Multiplied and summed where it is short, on CPUs; matrix products elsewhere."""
   outs = []
   for most in (0, 10**6):
-    monkeypatch.setattr(transformer, "_SHORT", most)
+    monkeypatch.setattr(attention, "_SHORT", most)
     run = parallel.jit(
       lambda s: Transformer(config).apply({"params": params}, TOKENS, slots=s, capture=[Site("pattern", 1)])
     )

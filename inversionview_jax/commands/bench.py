@@ -25,7 +25,10 @@ def add_parser(commands) -> None:
   )
   parser.add_argument("--size", default="full", help='"full" (the paper\'s decoder) or "small" (default: full)')
   parser.add_argument(
-    "--only", nargs="+", metavar="NAME", help="some of train, query, effects, queries, capture, train_target, enumerate"
+    "--only",
+    nargs="+",
+    metavar="NAME",
+    help="some of train, query, shipped, effects, queries, capture, train_target, enumerate",
   )
   parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side (default: 5)")
   parser.add_argument("--seconds", type=float, default=1.0, help="least length of a timed run (default: 1)")

@@ -55,22 +55,27 @@ class Attention(nn.Module):
     k = self._heads(self.k(x))
     return self._turned(self.k_norm(k) if self.config.qk_norm else k, positions), self._heads(self.v(x))
 
+  def queries_rows_last(self, x, positions):
+    """float[B, T, D], int32[T] -> float[T, H, K, B]: `queries`, with the rows of the batch last."""
+    return self._rows_last(self.q, x) if self._plain else jnp.moveaxis(self.queries(x, positions), 0, -1)
+
   def keys_values_rows_last(self, x, positions=None):
     """float[B, T, D], int32[T] -> two float[T, G, K, B]: `keys_values`, as the cache holds them."""
-    k = self._rows_last(self.k, x, lambda x: self.keys_values(x, positions)[0])
-    return k, self._rows_last(self.v, x, None)
+    k = self._rows_last(self.k, x) if self._plain else jnp.moveaxis(self.keys_values(x, positions)[0], 0, -1)
+    return k, self._rows_last(self.v, x)
 
-  def _rows_last(self, linear, x, made):
-    """float[B, T, D] -> float[T, heads, K, B]: `linear` of x, or where its heads are normalized or turned what `made(x)` says."""
-    c = self.config
-    if made is not None and (c.qk_norm or c.rotary):
-      return jnp.moveaxis(made(x), 0, -1)
+  @property
+  def _plain(self) -> bool:
+    """Whether queries and keys are just what their linear maps make of x."""
+    return not (self.config.qk_norm or self.config.rotary)
+
+  def _rows_last(self, linear, x):
+    """`linear` of float[B, T, D] -> float[T, heads, K, B], as the product makes it: to turn it afterwards takes a CPU longer."""
     weights = linear.variables["params"]
-    out = [jnp.einsum("bd,de->eb", x[:, t], weights["kernel"].astype(x.dtype)) for t in range(x.shape[1])]
-    out = jnp.stack(out)
+    out = jnp.stack([jnp.einsum("bd,de->eb", x[:, t], weights["kernel"].astype(x.dtype)) for t in range(x.shape[1])])
     if "bias" in weights:
       out = out + weights["bias"].astype(x.dtype)[:, None]
-    return out.reshape(x.shape[1], -1, c.d_head, x.shape[0])
+    return out.reshape(x.shape[1], -1, self.config.d_head, x.shape[0])
 
   def _scaled(self, scores):
     c = self.config
@@ -125,10 +130,10 @@ class Attention(nn.Module):
 
     Rows are the last axis of the cache, so that a CPU sums many rows at a time: over the last axis it adds one number after the other.
     """
-    index = at + slots
-    q = self._rows_last(self.q, x, lambda x: self.queries(x, jnp.reshape(at, (1,))))
+    position, index = jnp.reshape(at, (1,)), at + slots
+    q = self.queries_rows_last(x, position)
     q = q.reshape(self.config.kv_heads, -1, *q.shape[-2:])  # [G, H / G, K, B]: consecutive heads share a key/value head
-    new = self.keys_values_rows_last(x, jnp.reshape(at, (1,)))
+    new = self.keys_values_rows_last(x, position)
     keys, values = (
       jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), index, axis=0)
       for old, x in zip(cache, new, strict=True)

@@ -20,8 +20,10 @@ from inversionview_jax.decoder import NEVER, Decoder, DecoderConfig
 from inversionview_jax.tasks import Task
 from inversionview_jax.transformer import Transformer, TransformerConfig, texts_that_fit
 
-_PARTS = 4  # in which a text is written
-_SHALLOW = 4  # layers up to which that pays: compiling a part takes longer with each, and attention is a smaller share of wider ones
+_LONG, _SHALLOW = (
+  24,
+  4,
+)  # steps from which, and layers up to which, it pays that the cache grows once; compiling two loops takes longer
 
 
 @flax.struct.dataclass
@@ -138,7 +140,7 @@ def generate(
     return step + 1, tokens.at[:, step + 1].set(token), cache, ended | (token == eos_id), interval
 
   tokens = jnp.full((rows, length), pad_id, jnp.int32).at[:, 0].set(bos_id)
-  # The cache grows with the texts: attention reads all of it at each step, and half of it would be empty on average.
+  # Attention reads all of the cache at each step, so that of long texts grows with them.
   ends = _ends(decoder.config.transformer, length - 1)
   cache = decoder.apply(variables, slots, ends[0], method="init_cache")
   carry = jnp.int32(0), tokens, cache, jnp.zeros(rows, bool), stratum
@@ -151,9 +153,8 @@ def generate(
 
 
 def _ends(config: TransformerConfig, steps: int) -> tuple[int, ...]:
-  """The steps before which the cache grows, the last one included. Each part is compiled on its own, so large models have one."""
-  parts = _PARTS if config.n_layers <= _SHALLOW else 1
-  return tuple(sorted({-(-steps * part // parts) for part in range(1, parts + 1)} - {0}))
+  """The steps at which the cache is full, the last of them all."""
+  return (steps // 2, steps) if steps >= _LONG and config.n_layers <= _SHALLOW else (steps,)
 
 
 def _within(logits, interval, uniform):

@@ -174,7 +174,7 @@ def test_a_decoder_starts_as_the_language_model(folder, whole, task):
   config = DecoderConfig(start.transformer, ("x0.pre", "a1.0"), whole.config.d_model)
   key, tokens = jax.random.key(0), task.tokens(np.arange(4))
   fresh = Decoder(config).init(key, tokens[:1], jnp.zeros((1, whole.config.d_model)), jnp.zeros(1, jnp.int32))
-  params = {**fresh["params"], **start.parameters()}
+  params = {**fresh["params"], **start.parameters(None)}
   assert set(params) == {"encoder", "transformer"}
   # Without slots it says what the model says; under "raw", as the decoder holds the weights.
   logits = Decoder(config).bind({"params": params}).transformer(tokens).logits

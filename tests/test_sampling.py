@@ -50,6 +50,16 @@ def generate(small_decoder):
   return run
 
 
+def test_texts_are_the_same_whether_or_not_the_cache_grows(small_decoder, monkeypatch):
+  config, variables = small_decoder
+  shape = (20, config.transformer.n_layers, config.n_slots, config.transformer.d_model)
+  slots, drawn = np.random.default_rng(0).normal(scale=5, size=shape).astype(np.float32), []
+  for long in (1, 1_000):
+    monkeypatch.setattr(sampling, "_LONG", long)
+    drawn.append(generator(config, T, BOS, EOS, PAD)(variables, slots, keys(20), jnp.ones(20)))
+  np.testing.assert_array_equal(*drawn)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 1e9])
 def test_texts_start_with_bos_end_with_eos_or_at_full_length_and_hold_nothing_forbidden(generate, temperature):
   tokens, _ = generate(np.full(600, temperature))

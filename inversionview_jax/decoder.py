@@ -65,6 +65,13 @@ class DecoderConfig:
     )
 
 
+def _by_site(x, matrices, site):
+  """float[N, D] times the matrix of its own site, float[S, D, E]: float[N, E]."""
+  # Every site's matrix on every row, then the row's own: cheaper than gathering a matrix per row.
+  every = jnp.einsum("nd,sde->nse", x, matrices)
+  return jnp.take_along_axis(every, site[:, None, None], axis=1)[:, 0]
+
+
 class ActivationEncoder(nn.Module):
   """(z, site) -> J slots for each layer of the transformer; where it has an attention of its own for them, the same one, unprojected."""
 
@@ -81,15 +88,13 @@ class ActivationEncoder(nn.Module):
       x = (x - mean[site]) * scale[site]
     elif c.normalize == "whiten":
       turn = self.variable("stats", "turn", jnp.zeros, (len(c.sites), c.d_activation, c.d_activation)).value
-      # Every site's matrix on every row, then the row's own: cheaper than gathering a matrix per row.
-      x = jnp.einsum("nd,sde->nse", x, turn) - jnp.einsum("sd,sde->se", mean, turn)
-      x = jnp.take_along_axis(x, site[:, None, None], axis=1)[:, 0]
+      x = _by_site(x, turn, site) - jnp.einsum("sd,sde->se", mean, turn)[site]
     elif c.normalize != "none":
       raise one_of("normalization", c.normalize, NORMALIZATIONS)
     own = 0.0
     if c.site_inputs:  # starts at zero, so that a finished decoder can be given one
       each = self.param("site_inputs", nn.initializers.zeros, (len(c.sites), c.d_activation, c.encoder_width))
-      own = jnp.take_along_axis(jnp.einsum("nd,sde->nse", x, each), site[:, None, None], axis=1)[:, 0]
+      own = _by_site(x, each, site)
     names = self.param("site_embed", nn.initializers.normal(1.0), (len(c.sites), c.site_width or len(c.sites)))
     x = jnp.concatenate([x, names[site]], axis=-1)
     if c.encoder_width:

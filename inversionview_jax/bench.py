@@ -240,33 +240,20 @@ class Jobs:
   def query(self) -> Case:
     """(b) One preimage query, from text to sorted samples with distances."""
     reader, n = self.reader(), self.size.samples
-    settings = {"temperatures": 1.0, "num_samples": n, "effects": False, "mixture": "paper"}
-
-    def run():
-      return reader.preimage(self.texts[0], "a0.0", "=", **settings)
-
     theirs = self.rivals.query(self, n, self.decoder.transformer) if self.rivals else ()
     return Case(
       "query",
       f"one query, {n:,} samples re-run and sorted",
       "queries",
-      n * self._sample_flops(),
-      Side("inversionview_jax", run, 1),
+      n * self._sample_flops(self.decoder),
+      self._asking(reader),
       theirs,
     )
 
   def shipped(self) -> Case:
     """(b) The same with the shipped reader, which is smaller than the paper's decoder; beside GPT-2s of the paper's size and of its own."""
     reader, n = load_reader("addition"), self.size.samples
-    own, j = reader.config.transformer, reader.config.n_slots
-    length = self.task.length
-    flops = transformer_flops(own, length - 1, length + j) + transformer_flops(self.target.config, length, length)
-
-    def run():
-      return reader.preimage(
-        self.texts[0], "a0.0", "=", temperatures=1.0, num_samples=n, effects=False, mixture="paper"
-      )
-
+    own = reader.config.transformer
     theirs = ()
     if self.rivals:
       sizes = {f"transformers, d={own.d_model}": own, f"transformers, d={self.size.d_model}": self.decoder.transformer}
@@ -279,8 +266,8 @@ class Jobs:
       "shipped",
       f"one query of the shipped reader (d={own.d_model}), {n:,} samples",
       "queries",
-      n * flops,
-      Side("inversionview_jax", run, 1),
+      n * self._sample_flops(reader.config),
+      self._asking(reader),
       theirs,
     )
 
@@ -307,13 +294,17 @@ class Jobs:
       "queries",
       f"{many} queries at once, {n:,} samples each",
       "queries",
-      n * self._sample_flops(),
+      n * self._sample_flops(self.decoder),
       Side("inversionview_jax", run, len(asks)),
     )
 
-  def _sample_flops(self) -> float:
+  def _asking(self, reader: Reader) -> Side:
+    settings = {"temperatures": 1.0, "num_samples": self.size.samples, "effects": False, "mixture": "paper"}
+    return Side("inversionview_jax", lambda: reader.preimage(self.texts[0], "a0.0", "=", **settings), 1)
+
+  def _sample_flops(self, decoder: DecoderConfig) -> float:
     length = self.task.length
-    return transformer_flops(self.decoder.transformer, length - 1, length) + transformer_flops(
+    return transformer_flops(decoder.transformer, length - 1, length - 1 + decoder.n_slots) + transformer_flops(
       self.target.config, length, length
     )
 

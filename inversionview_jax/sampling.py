@@ -20,10 +20,8 @@ from inversionview_jax.decoder import NEVER, Decoder, DecoderConfig
 from inversionview_jax.tasks import Task
 from inversionview_jax.transformer import Transformer, TransformerConfig, texts_that_fit
 
-_LONG, _SHALLOW = (
-  24,
-  4,
-)  # steps from which, and layers up to which, it pays that the cache grows once; compiling two loops takes longer
+# Steps from which, and layers up to which, it pays that the cache grows once: compiling two loops takes longer.
+_LONG, _SHALLOW = 24, 4
 
 
 @flax.struct.dataclass

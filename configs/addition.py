@@ -69,7 +69,9 @@ def get_config(variant: str = "full") -> ConfigDict:
   )  # devices that share parameters; optimizer state over all (ZeRO-1)
   config.compute = ConfigDict(
     {
-      "dtype": "",  # of what is trained: "float32", "bfloat16" (parameters stay float32); "": as its model says
+      # Of what is trained: "float32", "bfloat16" (parameters stay float32); "": as its model says, and a decoder's products
+      # have bfloat16 factors where a CPU is quicker at that (`layers.shortens`).
+      "dtype": "",
       "target_dtype": "",  # of the frozen target, its parameters included; "": float32
       "accumulate": 1,  # pieces of a device's batch that go through the loss one after the other
       "remat": False,  # gradients run each layer again instead of keeping what is inside: less memory, more work

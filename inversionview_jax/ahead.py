@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from inversionview_jax import decoder, layout, parallel, sampling, sites, training
 from inversionview_jax.decoder import Decoder, DecoderConfig
-from inversionview_jax.objectives import DecoderObjective, in_training
+from inversionview_jax.objectives import DecoderObjective, decoder_in_training
 from inversionview_jax.tasks import Task
 from inversionview_jax.transformer import Transformer, TransformerConfig
 
@@ -22,10 +22,10 @@ from inversionview_jax.transformer import Transformer, TransformerConfig
 class _Shapes(DecoderObjective):
   """The loss of a `DecoderObjective` whose target is a shape: what `loss` reads, and parameters without values."""
 
-  def __init__(self, task: Task, config: ConfigDict, target: TransformerConfig, shape: DecoderConfig):
+  def __init__(self, task: Task, config: ConfigDict, target: TransformerConfig, shape: DecoderConfig, mesh):
     self.task, self.target, self.model, self._config = task, _Module(target), shape, config
     self._sites = tuple(map(sites.parse, shape.sites))
-    self._module = Decoder(_in_training(shape, config))
+    self._module = Decoder(decoder_in_training(shape, config, mesh))
     self.frozen = target_shapes(target)
 
   def init(self, key):
@@ -36,10 +36,6 @@ class _Shapes(DecoderObjective):
 class _Module:
   def __init__(self, config: TransformerConfig):
     self.config, self.module = config, Transformer(config)
-
-
-def _in_training(shape: DecoderConfig, config: ConfigDict) -> DecoderConfig:
-  return dataclasses.replace(shape, transformer=in_training(shape.transformer, config))
 
 
 def target_shapes(config: TransformerConfig):
@@ -66,7 +62,7 @@ def training_step(task: Task, config: ConfigDict, target: TransformerConfig, sha
     InversionViewError: a batch that does not divide over the mesh, or a model axis that divides nothing.
   """
   training.check(config, mesh)
-  objective = _Shapes(task, config, target, shape)
+  objective = _Shapes(task, config, target, shape, mesh)
   optimizer = training.make_optimizer(config.optimizer, config.steps)
   state = jax.eval_shape(functools.partial(training.initial_state, objective, optimizer, config))
   layout.check_splits(state.params, mesh, "decoder")

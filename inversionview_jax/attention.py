@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from inversionview_jax.capture import rows_at
-from inversionview_jax.layers import NORMS, Linear, for_a_cpu, rotate
+from inversionview_jax.layers import NORMS, Linear, for_a_cpu, from_rows_last, rotate, rows_last
 
 # Queries times keys, and width of a head, up to which attention on a CPU multiplies and sums: XLA's batched products of such small matrices
 # are slower (with gradients 2.5 times at 14 x 14 and width 8, the same at 32), its fusions of larger ones slower still (7 times at 33 x 33),
@@ -24,10 +24,12 @@ class Attention(nn.Module):
 
   def setup(self):
     c = self.config
-    self.q = Linear(c.n_heads * c.d_head, std=c.init_std, bias="q" in c.biases)
-    self.k, self.v = (Linear(c.kv_heads * c.d_head, std=c.init_std, bias=name in c.biases) for name in "kv")
+    self.q = Linear(c.n_heads * c.d_head, std=c.init_std, bias="q" in c.biases, quick=c.quick)
+    self.k, self.v = (
+      Linear(c.kv_heads * c.d_head, std=c.init_std, bias=name in c.biases, quick=c.quick) for name in "kv"
+    )
     # GPT-2 shrinks what writes to the residual stream by the number of writers.
-    self.o = Linear(c.d_model, std=c.init_std / (2 * c.n_layers) ** 0.5, bias="o" in c.biases)
+    self.o = Linear(c.d_model, std=c.init_std / (2 * c.n_layers) ** 0.5, bias="o" in c.biases, quick=c.quick)
     if c.qk_norm:
       self.q_norm, self.k_norm = NORMS[c.norm](c.norm_eps), NORMS[c.norm](c.norm_eps)
     self.dropout, self.dropout_resid = nn.Dropout(c.dropout_attn), nn.Dropout(c.dropout_resid)
@@ -72,7 +74,7 @@ class Attention(nn.Module):
   def _rows_last(self, linear, x):
     """`linear` of float[B, T, D] -> float[T, heads, K, B], as the product makes it: to turn it afterwards takes a CPU longer."""
     weights = linear.variables["params"]
-    out = jnp.stack([jnp.einsum("bd,de->eb", x[:, t], weights["kernel"].astype(x.dtype)) for t in range(x.shape[1])])
+    out = jnp.stack([rows_last(x[:, t], weights["kernel"], linear.quick) for t in range(x.shape[1])])
     if "bias" in weights:
       out = out + weights["bias"].astype(x.dtype)[:, None]
     return out.reshape(x.shape[1], -1, self.config.d_head, x.shape[0])
@@ -155,9 +157,9 @@ class Attention(nn.Module):
     return self.dropout_resid(out, deterministic=deterministic)
 
   def write_rows_last(self, z):
-    """float[H * K, B] -> float[B, 1, D]: the sum of all heads' writes plus b_O. The product takes z as it lies; to turn it costs a CPU more."""
+    """float[H * K, B] -> float[B, 1, D]: the sum of all heads' writes plus b_O."""
     weights = self.o.variables["params"]
-    out = jax.lax.dot_general(z, weights["kernel"].astype(z.dtype), (((0,), (0,)), ((), ())))
+    out = from_rows_last(z, weights["kernel"], self.o.quick)
     return (out + weights["bias"].astype(z.dtype) if "bias" in weights else out)[:, None]
 
   def write_heads(self, z):

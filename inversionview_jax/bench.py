@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from inversionview_jax import (
   decoder,
   exact,
+  layers,
   measure,
   objectives,
   parallel,
@@ -129,6 +130,16 @@ def matmul_peak(size: int = 2048) -> float:
   """float32 GFLOP/s of a square matrix product, the best of several."""
   a = jnp.ones((size, size), jnp.float32)
   product = parallel.jit(lambda x: x @ x)
+  return best_gflops(lambda: product(a).block_until_ready(), size)
+
+
+def short_peak(size: int = 2048) -> float:
+  """The same with bfloat16 factors and float32 sums, as decoders multiply where `layers.shortens` says so; 0 where it does not."""
+  a = jnp.ones((size, size), jnp.float32)
+  if not layers.shortens(a, quick=True):
+    return 0.0
+  module, params = layers.Linear(size, bias=False, quick=True), {"params": {"kernel": a}}
+  product = parallel.jit(lambda x: module.apply(params, x))
   return best_gflops(lambda: product(a).block_until_ready(), size)
 
 
@@ -256,10 +267,9 @@ class Jobs:
     own = reader.config.transformer
     theirs = ()
     if self.rivals:
-      sizes = {f"transformers, d={own.d_model}": own, f"transformers, d={self.size.d_model}": self.decoder.transformer}
       theirs = tuple(
-        dataclasses.replace(side, name=name)
-        for name, shape in sizes.items()
+        dataclasses.replace(side, name=f"{side.name}, d={shape.d_model}")
+        for shape in (own, self.decoder.transformer)
         for side in self.rivals.query(self, n, shape)
       )
     return Case(

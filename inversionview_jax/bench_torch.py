@@ -5,12 +5,13 @@ embedding in front of the text, since GPT-2 has no slot for it. Parameters are r
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import importlib.util
 
 import numpy as np
 
-from inversionview_jax import bench
+from inversionview_jax import bench, parallel
 from inversionview_jax.bench import Jobs, Side
 from inversionview_jax.transformer import TransformerConfig
 
@@ -64,7 +65,7 @@ def train(jobs: Jobs, batch: int) -> tuple[Side, ...]:
     loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], ignore_index=pad)
     _step(loss, decoder, optimizer)
 
-  return (Side("transformers", run, batch),)
+  return _also_short(Side("transformers", run, batch))
 
 
 def train_target(jobs: Jobs, batch: int) -> tuple[Side, ...]:
@@ -118,7 +119,7 @@ def query(jobs: Jobs, samples: int, shape: TransformerConfig) -> tuple[Side, ...
       for row, d, p in zip(rows, distances, places, strict=True)
     ]
 
-  return (Side("transformers", run, 1),)
+  return _also_short(Side("transformers", run, 1))
 
 
 def capture(jobs: Jobs, tokens: np.ndarray) -> tuple[Side, ...]:
@@ -173,6 +174,20 @@ def _hooked_transformer() -> bool:
   """Whether a TransformerLens is installed that builds a model from a config; 4.0 took `HookedTransformer` away."""
   found = importlib.util.find_spec("transformer_lens")
   return found is not None and int(importlib.metadata.version("transformer_lens").split(".")[0]) < 4
+
+
+def _also_short(side: Side) -> tuple[Side, ...]:
+  """The side, and the same as it is when asked to multiply in bfloat16, where that is what our decoders do of themselves."""
+  import torch
+
+  if _device().type != "cpu" or not parallel.has_tiles():
+    return (side,)
+
+  def run():
+    with torch.autocast("cpu", torch.bfloat16):
+      return side.run()
+
+  return side, dataclasses.replace(side, name=f"{side.name}, autocast to bfloat16", run=run)
 
 
 def _step(loss, model, optimizer) -> None:

@@ -66,7 +66,13 @@ def log_probs(reader: Reader, activation, site: int, tokens, temperatures) -> np
     size = min(_TEXTS, 1 << (len(part) - 1).bit_length())
     padded = parallel.filled(part, size)
     out = _log_probs(
-      reader.config, reader.variables, padded, activation, np.int32(site), temperatures, reader.task.tokenizer.pad_id
+      reader.sampler.decoder.config,
+      reader.variables,
+      padded,
+      activation,
+      np.int32(site),
+      temperatures,
+      reader.task.tokenizer.pad_id,
     )
     found.append((out, len(part)))
   return np.concatenate([np.asarray(out, np.float64)[:, :n] for out, n in found], axis=1)

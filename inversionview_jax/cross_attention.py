@@ -17,8 +17,9 @@ class CrossAttention(nn.Module):
 
   def setup(self):
     c = self.config
-    self.q, self.kv = Linear(c.n_heads * c.d_head, std=c.init_std), Linear(2 * c.n_heads * c.d_head, std=c.init_std)
-    self.o = Linear(c.d_model, std=c.init_std / (2 * c.n_layers) ** 0.5)
+    self.q = Linear(c.n_heads * c.d_head, std=c.init_std, quick=c.quick)
+    self.kv = Linear(2 * c.n_heads * c.d_head, std=c.init_std, quick=c.quick)
+    self.o = Linear(c.d_model, std=c.init_std / (2 * c.n_layers) ** 0.5, quick=c.quick)
     self.no_op_k = self.param("no_op_k", nn.initializers.zeros, (c.n_heads, c.d_head))
     self.no_op_v = self.param("no_op_v", nn.initializers.zeros, (c.n_heads, c.d_head))
     self.dropout_resid = nn.Dropout(c.dropout_resid)

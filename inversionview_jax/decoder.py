@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inversionview_jax import parallel
 from inversionview_jax.errors import one_of
 from inversionview_jax.transformer import LayerNorm, Linear, Transformer, TransformerConfig
 
@@ -51,6 +52,11 @@ class DecoderConfig:
   site_width: int = 0
   encoder_inner: int = 0
   site_inputs: bool = False
+
+  def quick(self, mesh) -> "DecoderConfig":
+    """The same with quick products, where each device of the mesh has whole matrices."""
+    whole = mesh.shape[parallel.MODEL] == 1
+    return dataclasses.replace(self, transformer=dataclasses.replace(self.transformer, quick=whole))
 
   @classmethod
   def from_dict(cls, said: dict) -> "DecoderConfig":
@@ -99,10 +105,11 @@ class ActivationEncoder(nn.Module):
     x = jnp.concatenate([x, names[site]], axis=-1)
     if c.encoder_width:
       x = Linear(c.encoder_width, std=x.shape[-1] ** -0.5, name="widen")(x) + own
+    quick = c.transformer.quick  # not on the way in: an activation is read to its last digit
     for block in range(c.encoder_blocks):
       inner = c.encoder_inner or c.encoder_width or c.d_activation
-      y = jax.nn.relu(Linear(inner, name=f"in_{block}")(LayerNorm(name=f"ln_{block}")(x)))
-      x = x + Linear(x.shape[-1], name=f"out_{block}")(y)
+      y = jax.nn.relu(Linear(inner, quick=quick, name=f"in_{block}")(LayerNorm(name=f"ln_{block}")(x)))
+      x = x + Linear(x.shape[-1], quick=quick, name=f"out_{block}")(y)
     x = LayerNorm(name="ln_f")(x)
     if said:
       return x
@@ -111,7 +118,7 @@ class ActivationEncoder(nn.Module):
     m = c.transformer.d_model
     slots = []
     for layer in range(c.transformer.n_layers):
-      each = Linear(c.n_slots * m, name=f"slot_{layer}")(x).reshape(*x.shape[:-1], c.n_slots, m)
+      each = Linear(c.n_slots * m, quick=quick, name=f"slot_{layer}")(x).reshape(*x.shape[:-1], c.n_slots, m)
       slots.append(LayerNorm(name=f"slot_ln_{layer}")(each))
     return jnp.stack(slots, axis=1)
 

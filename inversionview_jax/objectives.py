@@ -81,6 +81,13 @@ def in_training(shape: TransformerConfig, config: ConfigDict) -> TransformerConf
   return dataclasses.replace(shape, dtype=dtype, remat=bool(compute.get("remat", shape.remat)))
 
 
+def decoder_in_training(shape: DecoderConfig, config: ConfigDict, mesh) -> DecoderConfig:
+  """`in_training`, with quick products unless `compute.dtype` asks for float32, or there is dropout, where each row goes through on its own."""
+  shape = dataclasses.replace(shape, transformer=in_training(shape.transformer, config))
+  asked = (config.get("compute") or {}).get("dtype") == "float32"
+  return shape if asked or shape.transformer.has_dropout else shape.quick(mesh)
+
+
 class TargetObjective:
   """Next-token prediction on the tokens the task names (paper, appendix on training the target models)."""
 
@@ -156,7 +163,7 @@ def _summed(logits, tokens, mask):
 def _with_dropout(module, variables, keys, *args, **kwargs):
   """Applies `module` to a batch, with dropout if its config has any; a key per row keeps results independent of the devices."""
   config = getattr(module.config, "transformer", module.config)
-  if not (config.dropout_embed or config.dropout_attn or config.dropout_resid):
+  if not config.has_dropout:
     return module.apply(variables, *args, **kwargs)
 
   def one(key, row, named):
@@ -211,7 +218,7 @@ class DecoderObjective:
       (t.bos_id, t.pad_id),
     )
     self._mesh, self._programs = parallel.make_mesh() if mesh is None else mesh, {}
-    self._module = Decoder(dataclasses.replace(self.model, transformer=in_training(self.model.transformer, config)))
+    self._module = Decoder(decoder_in_training(self.model, config, self._mesh))
     self._bag = Linear(self.model.transformer.vocab_size * _TIMES)
     self.frozen = parallel.put(model.params, layout.shardings(model.params, self._mesh))
     self._sampler = sampling.Sampler(self.model, model.module, task, self._mesh)
@@ -225,6 +232,8 @@ class DecoderObjective:
     if start:
       self._statistics = start.statistics(self.model) or self._statistics
       self.start = start.parameters(self.model)
+      if not config.get("bag", 0.0):
+        self.start = {name: part for name, part in self.start.items() if name != "bag"}
 
   def _drawn(self, texts, seed: int, each: int = 1) -> collect.Pairs:
     """`each` pairs of every site for each text: int[B, T] -> B * S * each pairs as NumPy arrays, the sites in turn, made on all devices."""
@@ -385,7 +394,6 @@ class DecoderObjective:
 
   def finish(self, params, metrics, folder: pathlib.Path):
     config = dataclasses.replace(self.model, transformer=self.model.transformer.for_use())
-    params = {name: part for name, part in params.items() if name != "bag"}  # was for training only
     save_decoder(
       folder, {"params": params, "stats": {"encoder": self._statistics}}, config, self.target, self.task, metrics
     )

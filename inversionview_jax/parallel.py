@@ -6,6 +6,7 @@
 
 import functools
 import os
+import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -198,15 +199,25 @@ def jit(function: Callable, **kwargs) -> Callable:
 
 
 @functools.cache
+@functools.cache
+def has_tiles() -> bool:
+  """Whether this host's CPU multiplies matrices of bfloat16 in tiles (Intel's AMX)."""
+  try:
+    return "amx_bf16" in pathlib.Path("/proc/cpuinfo").read_text()
+  except OSError:  # not Linux
+    return False
+
+
 def compiler_options(platform: str) -> dict | None:
   """What every program of this package is compiled with.
 
   On CPUs, XLA's fusions for YNNPACK are switched off. With jaxlib 0.10.2 they return wrong numbers for a matrix product followed by
-  multiply-and-sum over a reshape of it (attention with one query; tests/test_parallel.py has the case), and cost speed besides.
+  multiply-and-sum over a reshape of it (attention with one query; tests/test_parallel.py has the case), and cost speed besides. Products
+  on their own stay with it where the CPU has tiles: nothing else of XLA's uses them.
   """
   if platform != "cpu":
     return None
-  options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+  options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if has_tiles() else ""}
   try:
     jax.jit(lambda: jax.numpy.zeros(()), compiler_options=options).lower().compile()
   except jax.errors.JaxRuntimeError:  # a jaxlib without YNNPACK does not know the option

@@ -230,8 +230,8 @@ class Sampler:
   """
 
   def __init__(self, config: DecoderConfig, target: Transformer, task: Task, mesh=None):
-    self.decoder, self.target, self.task = Decoder(config), target, task
     self.mesh = parallel.make_mesh() if mesh is None else mesh
+    self.decoder, self.target, self.task = Decoder(config.quick(self.mesh)), target, task
     self._sites = tuple(sites.parse(name) for name in config.sites)
     t = task.tokenizer
     self._specials = {"bos_id": t.bos_id, "eos_id": t.eos_id, "pad_id": t.pad_id}

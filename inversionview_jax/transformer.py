@@ -53,6 +53,8 @@ class TransformerConfig:
       over them and a learned place that says nothing, between attention and MLP (paper, the decoder's cross-attention variant).
     dropout_embed, dropout_attn, dropout_resid: rates, used in training only.
     dtype: compute type, "float32" or "bfloat16"; norms, softmax and logits stay float32.
+    quick: products of linear maps may take bfloat16 factors where that is quicker (`layers.shortens`): for decoders, whose samples the target
+      measures afterwards.
     remat: gradients run each layer again instead of keeping what is inside of it (rematerialisation): less memory, a third more work.
   """
 
@@ -89,6 +91,7 @@ class TransformerConfig:
   logit_cap: float = 0.0
   cross_width: int = 0
   remat: bool = False
+  quick: bool = False
 
   def __post_init__(self):
     for name in ("rotary", "unrotated", "windows", "biases"):  # JSON has lists; a module's configuration is hashed
@@ -104,6 +107,10 @@ class TransformerConfig:
   def kv_heads(self) -> int:
     return self.n_kv_heads or self.n_heads
 
+  @property
+  def has_dropout(self) -> bool:
+    return bool(self.dropout_embed or self.dropout_attn or self.dropout_resid)
+
   def stated(self) -> dict:
     """What differs from the defaults; so an attribute that a later version adds does not change what a model is called."""
     return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
@@ -111,7 +118,14 @@ class TransformerConfig:
   def for_use(self) -> "TransformerConfig":
     """The same without what matters to training only."""
     return dataclasses.replace(
-      self, embed_std=0.02, init_std=0.02, dropout_embed=0.0, dropout_attn=0.0, dropout_resid=0.0, remat=False
+      self,
+      embed_std=0.02,
+      init_std=0.02,
+      dropout_embed=0.0,
+      dropout_attn=0.0,
+      dropout_resid=0.0,
+      remat=False,
+      quick=False,
     )
 
 
@@ -129,14 +143,19 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x, deterministic=True):
     c = self.config
-    inner = Linear(c.d_mlp, std=c.init_std, bias="fc" in c.biases, name="fc")(x)
+    inner = Linear(c.d_mlp, std=c.init_std, bias="fc" in c.biases, quick=c.quick, name="fc")(x)
     if c.gated:
       inner = (
-        ACTIVATIONS[c.activation](Linear(c.d_mlp, std=c.init_std, bias="gate" in c.biases, name="gate")(x)) * inner
+        ACTIVATIONS[c.activation](
+          Linear(c.d_mlp, std=c.init_std, bias="gate" in c.biases, quick=c.quick, name="gate")(x)
+        )
+        * inner
       )
     else:
       inner = ACTIVATIONS[c.activation](inner)
-    x = Linear(c.d_model, std=c.init_std / (2 * c.n_layers) ** 0.5, bias="proj" in c.biases, name="proj")(inner)
+    x = Linear(
+      c.d_model, std=c.init_std / (2 * c.n_layers) ** 0.5, bias="proj" in c.biases, quick=c.quick, name="proj"
+    )(inner)
     return nn.Dropout(c.dropout_resid)(x, deterministic=deterministic)
 
 

@@ -437,7 +437,7 @@ def test_weak_sites_are_drawn_more_often_if_the_config_asks_for_it(small_target,
     assert (np.abs(moved).max(axis=1) > 0).tolist() == drawn
 
 
-def test_bag_of_tokens_is_learned_by_the_encoder_and_left_out_of_the_reader(small_target, tmp_path):
+def test_bag_of_tokens_is_learned_by_the_encoder_and_a_run_that_goes_on_knows_it(small_target, tmp_path):
   """With no pairs for the decoder: its transformer stands still but for weight decay, and the loss is that of counting tokens."""
   objective, config = decoder_objective(small_target, bag=0.5, pairs_per_text=0)
   params, extra = objective.init(jax.random.key(0))
@@ -456,15 +456,15 @@ def test_bag_of_tokens_is_learned_by_the_encoder_and_left_out_of_the_reader(smal
 
   alone = training.train(objective, ROWS, config, tmp_path)
   assert np.isfinite(alone["rate"])
-  assert set(checkpoint.load_model(tmp_path)[0]["params"]) == {"encoder", "transformer"}
-
+  found = checkpoint.load_model(tmp_path)[0]["params"]
   both, config = decoder_objective(small_target, bag=0.5, init_from=str(tmp_path))
   start = jax.tree.map(jnp.asarray, both.start)
-  params = {**both.init(jax.random.key(0))[0], **start}
+  assert set(start) == set(found) == set(params)
+  jax.tree.map(np.testing.assert_array_equal, start["bag"], found["bag"])
   args = extra, small_target.params, texts, keys
-  without, _ = decoder_objective(small_target)
-  more = both.loss(params, *args)[0] - without.loss(params, *args)[0]
-  assert more > 0 and set(start) == {"encoder", "transformer"}
+  without, _ = decoder_objective(small_target, init_from=str(tmp_path))
+  assert set(without.start) == {"encoder", "transformer"}  # this one has no use for it
+  assert both.loss(start, *args)[0] - without.loss(without.start, *args)[0] > 0
 
 
 def test_finished_decoder_is_given_a_matrix_for_each_site_which_then_learns(small_target, tmp_path):

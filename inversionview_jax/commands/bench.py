@@ -64,7 +64,13 @@ def run(args, rest) -> int:
       f"{name:16} {value:.2f}" if isinstance(value, float) else f"{name:16} {value}" for name, value in about.items()
     )
   )
-  print(f"{'matmul peak':16} " + ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in peak.items()) + "\n")
+  short = bench.short_peak()
+  print(f"{'matmul peak':16} " + ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in peak.items()))
+  if short:
+    print(
+      f"{'':16} {short:.0f} GFLOP/s with bfloat16 factors, which our decoders take here; shares are of the float32 peak"
+    )
+  print()
   if not rivals and not args.no_rivals:
     print(
       "torch and transformers are not installed, so there is nothing to compare with (the extra `parity` has them)\n"
@@ -76,6 +82,7 @@ def run(args, rest) -> int:
     "size": args.size,
     "machine": about,
     "matmul_gflops": peak,
+    "matmul_gflops_bfloat16": short,
     "cases": [],
   }
   for name in args.only or bench.CASES:

@@ -15,10 +15,14 @@ Measured on CPUs of 2.1 GHz, always with other work beside, so that alone it is 
 The rate is the share of temperature-1 samples within epsilon 0.1, no noise, minimum over positions, one sample for each of 64 (at the end
 200) held-out queries per site. Random inputs of the task score 0.46 on this target, and 0.27 on the paper's own.
 
-On the paper's own target (`--target FOLDER`), where random inputs score 0.27, with 2,500 steps on two idle cores, 6.4 minutes of training:
+On the paper's own target (`--target FOLDER`), where random inputs score 0.27, on two idle cores with AMX (`layers.shortens`), runs planned for
+so many steps, 200 queries per site:
 
-    minutes     1.3    2.3    3.3    4.4    5.4    6.4
-    rate       0.44   0.52   0.59   0.63   0.67   0.687   (64 queries per site, at the end 200; lowest: a1.1, 0.375)
+    steps               520     2,900
+    training           66 s   6.1 min
+    rate              0.497     0.714   (lowest: a1.1, 0.275 and 0.430)
+
+With `site_inputs` 0.493 after 480 steps (59 s): no better there. With products in float32 2,500 steps took 6.4 minutes (0.687).
 
 What was tried (one seed each; 192 thousand pairs, schedule to zero, one core, other work beside; 200 queries per site):
 
@@ -111,6 +115,7 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.init_from = ""  # a finished reader to go on from
   config.model = ConfigDict({"n_layers": 2, "n_heads": 4, "d_model": 128, "d_mlp": 512})
   config.encoder_blocks, config.encoder_width, config.n_slots = 3, 256, 8  # the paper: 6, 0 (the activation's own), 1
+  config.site_inputs = False  # each site has a matrix of its own into the encoder, beside the one that all share
   config.normalize = "standard"  # per site: "none" (paper), "standard", "whiten"
   config.pairs_per_text = 2  # (site, position) pairs per forward pass of the target
   config.bos_rate = 0.01  # share of pairs at BOS, the activation that says nothing

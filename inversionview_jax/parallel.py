@@ -198,16 +198,19 @@ def jit(function: Callable, **kwargs) -> Callable:
   return call
 
 
-@functools.cache
+_YNNPACK, _ALONE = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+
+
 @functools.cache
 def has_tiles() -> bool:
-  """Whether this host's CPU multiplies matrices of bfloat16 in tiles (Intel's AMX)."""
+  """Whether this host's CPU multiplies matrices of bfloat16 in tiles (Intel's AMX), and XLA can be told to let it."""
   try:
-    return "amx_bf16" in pathlib.Path("/proc/cpuinfo").read_text()
+    return "amx_bf16" in pathlib.Path("/proc/cpuinfo").read_text() and _known({_YNNPACK: _ALONE})
   except OSError:  # not Linux
     return False
 
 
+@functools.cache
 def compiler_options(platform: str) -> dict | None:
   """What every program of this package is compiled with.
 
@@ -217,12 +220,17 @@ def compiler_options(platform: str) -> dict | None:
   """
   if platform != "cpu":
     return None
-  options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if has_tiles() else ""}
+  options = {_YNNPACK: _ALONE if has_tiles() else ""}
+  return options if _known(options) else None
+
+
+def _known(options: dict) -> bool:
+  """Whether XLA takes these options; a jaxlib without YNNPACK does not."""
   try:
     jax.jit(lambda: jax.numpy.zeros(()), compiler_options=options).lower().compile()
-  except jax.errors.JaxRuntimeError:  # a jaxlib without YNNPACK does not know the option
-    return None
-  return options
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
 
 
 def use_compilation_cache() -> None:

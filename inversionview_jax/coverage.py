@@ -66,7 +66,7 @@ def log_probs(reader: Reader, activation, site: int, tokens, temperatures) -> np
     size = min(_TEXTS, 1 << (len(part) - 1).bit_length())
     padded = parallel.filled(part, size)
     out = _log_probs(
-      reader.sampler.decoder.config,
+      reader.config.quick(reader.sampler.mesh),
       reader.variables,
       padded,
       activation,

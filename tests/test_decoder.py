@@ -87,6 +87,23 @@ def test_cached_decoding_with_heads_wider_than_are_summed_at_a_time(random_varia
     np.testing.assert_allclose(logits, whole[:, position], rtol=0, atol=1e-4)
 
 
+def test_quick_products_come_near_full_ones_in_whole_texts_and_in_cached_steps(random_variables, monkeypatch):
+  monkeypatch.setattr(parallel, "has_tiles", lambda: True)
+  full = TransformerConfig(TASK.tokenizer.vocab_size, T, n_layers=2, n_heads=4, d_model=128, d_mlp=256)
+  params = jax.tree.map(jnp.asarray, random_variables(0.1, 4, Transformer(full), jnp.zeros((1, 1), jnp.int32)))
+  slots = np.random.default_rng(5).normal(size=(N, 2, 1, 128)).astype(np.float32)
+  module = Transformer(dataclasses.replace(full, quick=True))
+  expected, whole = (parallel.jit(m.apply)(params, TOKENS, slots=slots).logits for m in (Transformer(full), module))
+  near = {"rtol": 0, "atol": 0.03 * np.std(expected)}
+  np.testing.assert_allclose(whole, expected, **near)
+  assert np.abs(whole - expected).max() > 1e-4  # they are others
+  step = parallel.jit(lambda *args: module.apply(params, *args, method="step"))
+  cache = parallel.jit(lambda slots: module.apply(params, slots, T, method="init_cache"))(slots)
+  for position in range(T):
+    logits, cache = step(TOKENS[:, position], jnp.int32(position), cache)
+    np.testing.assert_allclose(logits, expected[:, position], **near)
+
+
 def test_a_cache_that_grows_gives_the_same(config, variables, slots):
   once, twice = (step_by_step(config, variables, TOKENS, slots, grown) for grown in (0, 2))
   np.testing.assert_allclose(twice, once, rtol=0, atol=1e-6)

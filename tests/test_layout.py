@@ -255,3 +255,16 @@ def test_pieces_that_do_not_fit_are_refused(pieces, named):
 def test_unknown_type_is_refused(small_target):
   with pytest.raises(InversionViewError, match="compute.dtype 'float16'"):
     objectives.in_training(small_target.config, ConfigDict({"compute": {"dtype": "float16"}}))
+
+
+@pytest.mark.parametrize(
+  ("compute", "dropout", "model", "quick"),
+  [({}, 0.0, 1, True), ({"dtype": "bfloat16"}, 0.0, 1, True), ({"dtype": "float32"}, 0.0, 1, False), ({}, 0.1, 1, False), ({}, 0.0, 2, False)],
+)
+def test_decoders_train_with_quick_products_unless_they_are_asked_not_to_or_cannot(
+  compute, dropout, model, quick, small_decoder
+):
+  shape, _ = small_decoder
+  shape = dataclasses.replace(shape, transformer=dataclasses.replace(shape.transformer, dropout_attn=dropout))
+  made = objectives.decoder_in_training(shape, ConfigDict({"compute": compute}), parallel.make_mesh(model=model))
+  assert made.transformer.quick == quick and not made.transformer.for_use().quick

@@ -394,15 +394,17 @@ class DecoderObjective:
 
   def finish(self, params, metrics, folder: pathlib.Path):
     config = dataclasses.replace(self.model, transformer=self.model.transformer.for_use())
-    save_decoder(
-      folder, {"params": params, "stats": {"encoder": self._statistics}}, config, self.target, self.task, metrics
-    )
+    variables = {"params": {name: part for name, part in params.items() if name != "bag"}}
+    variables["stats"] = {"encoder": self._statistics}
+    if "bag" in params:  # no part of the reader, but of its training, which may go on from here
+      variables["bag"] = params["bag"]
+    save_decoder(folder, variables, config, self.target, self.task, metrics)
 
 
 def save_decoder(
   folder, variables, config: DecoderConfig, model: Target, task: Task, notes: dict | None = None
 ) -> None:
-  """Writes a finished decoder, with the target and the convention that it belongs to."""
+  """Writes a finished decoder, with the target and the convention that it belongs to; `variables` may have the "bag" of its training."""
   checkpoint.save_model(
     folder,
     variables,
@@ -416,6 +418,7 @@ def save_decoder(
       "tokenizer": task.tokenizer.describe(),
       "epsilon": task.epsilon,
       "metric": task.metric,
+      **({"bag": _TIMES} if "bag" in variables else {}),
       "notes": notes or {},
     },
   )

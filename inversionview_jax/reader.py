@@ -460,6 +460,7 @@ def load_reader(name: str | os.PathLike, model: Target | str | os.PathLike | Non
       f"train one with `inversionview train --workdir {where} ...`"
     )
   variables, said = checkpoint.load_model(folder / "decoder", _expected_shapes)
+  variables.pop("bag", None)  # for a training that goes on
   language = tasks.is_language(said["task"])
   written = tokenizers.from_description(said["tokenizer"]) if language else None
   task = tasks.get(said["task"], written, said.get("task_settings"))
@@ -507,7 +508,14 @@ def _expected_shapes(said: dict):
     if missing := {"name", "fingerprint", "convention"} - set(said["target"]):
       raise InversionViewError(f"model.json is damaged: it does not say the target's {', '.join(sorted(missing))}")
     config = DecoderConfig.from_dict(said["config"])
-    return jax.eval_shape(lambda: decoder.initial(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: decoder.initial(config, jax.random.key(0)))
+    if times := said.get("bag"):
+      (width,), size = shapes["params"]["encoder"]["ln_f"]["scale"].shape, config.transformer.vocab_size * times
+      shapes["bag"] = {
+        "kernel": jax.ShapeDtypeStruct((width, size), float),
+        "bias": jax.ShapeDtypeStruct((size,), float),
+      }
+    return shapes
   except (KeyError, TypeError) as error:
     raise InversionViewError(
       f"model.json describes no decoder that this version knows: {str(error).splitlines()[0]}"

@@ -11,7 +11,8 @@ install() {
   fi
   stamp=".venv/installed-$(printf %s "$1" | tr -c 'a-z' _)"
   if [ ! -e "$stamp" ] || [ setup.cfg -nt "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable "$1"
+    # Not compiled to bytecode here: most of what comes along is never imported, and what is compiles itself.
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --editable "$1"
     touch "$stamp"
   fi
 }

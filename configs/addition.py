@@ -22,7 +22,17 @@ so many steps, 200 queries per site:
     training           66 s   6.1 min
     rate              0.497     0.714   (lowest: a1.1, 0.275 and 0.430)
 
-With `site_inputs` 0.493 after 480 steps (59 s): no better there. With products in float32 2,500 steps took 6.4 minutes (0.687).
+With products in float32 2,500 steps took 6.4 minutes (0.687). About a minute of training there, seeds 0, 1 and 2:
+
+                                     steps   seconds   rate
+    this config                        480     60      0.467  0.468  0.474
+    average 0.99                       480     62      0.460  0.462  0.468
+    noise 0.1                          480     62      0.459  0.456  0.462
+    whiten                             480     64      0.417  0.408  0.406
+    AdamW, lr 3e-3                   1,450     64      0.421  0.448  0.443   (after 480 steps, 21 s: 0.301  0.304  0.333)
+    site_inputs, seed 0 only           480     59      0.493
+
+Two thirds of a step of this config are Muon's own products, in float32.
 
 What was tried (one seed each; 192 thousand pairs, schedule to zero, one core, other work beside; 200 queries per site):
 

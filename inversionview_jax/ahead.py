@@ -4,7 +4,6 @@ Nothing is loaded, made or run: parameters are shapes that say where they live, 
 billions of parameters, can be lowered and compiled on a machine that has neither (`jax.experimental.topologies` makes the devices).
 """
 
-import dataclasses
 import functools
 
 import jax

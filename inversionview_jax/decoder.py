@@ -171,6 +171,11 @@ def initial(config: DecoderConfig, key: jax.Array) -> dict:
   return Decoder(config).init(key, *blank)
 
 
+def bag_head(config: DecoderConfig, times: int) -> Linear:
+  """What makes of the encoder's float32[N, R] how often each token occurs, from none to `times` - 1 times or more: float32[N, V * times]."""
+  return Linear(config.transformer.vocab_size * times)
+
+
 def log_prob(decoder: Decoder, variables, tokens, activation, site, pad_id: int):
   """log p(text | activation, site), summed over its tokens with EOS: int32[N, T], float32[N, D], int32[N] -> float32[N]."""
   logits = decoder.apply(variables, tokens, activation, site)

@@ -119,7 +119,9 @@ class _Finished:
   def parameters(self, config: DecoderConfig) -> dict:
     """All of the decoder's parameters, the head of its bag loss if it had one, and `site_inputs` of zeros, which change nothing, where only
     the config has them."""
-    params = {**self._variables["params"], **{name: x for name, x in self._variables.items() if name == "bag"}}
+    params = self._variables["params"]
+    if "bag" in self._variables:
+      params = {**params, "bag": self._variables["bag"]}
     if config.site_inputs and not self._config.site_inputs:
       own = np.zeros((len(config.sites), config.d_activation, config.encoder_width), np.float32)
       params = {**params, "encoder": {**params["encoder"], "site_inputs": own}}

@@ -29,7 +29,7 @@ from inversionview_jax.decoder import Decoder, DecoderConfig
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.target import Target
 from inversionview_jax.tasks import Task
-from inversionview_jax.transformer import Linear, Transformer, TransformerConfig
+from inversionview_jax.transformer import Transformer, TransformerConfig
 
 _STATISTICS = 4096  # activations of each site from which their statistics are taken
 _TIMES = 11  # a token is counted up to so many times less one
@@ -219,7 +219,7 @@ class DecoderObjective:
     )
     self._mesh, self._programs = parallel.make_mesh() if mesh is None else mesh, {}
     self._module = Decoder(decoder_in_training(self.model, config, self._mesh))
-    self._bag = Linear(self.model.transformer.vocab_size * _TIMES)
+    self._bag = decoder.bag_head(self.model, _TIMES)
     self.frozen = parallel.put(model.params, layout.shardings(model.params, self._mesh))
     self._sampler = sampling.Sampler(self.model, model.module, task, self._mesh)
     self._bos = parallel.fetch(sampling.bos_activations(model.module, self.frozen, self._sites, t.bos_id))

@@ -205,7 +205,7 @@ _YNNPACK, _ALONE = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_
 def has_tiles() -> bool:
   """Whether this host's CPU multiplies matrices of bfloat16 in tiles (Intel's AMX), and XLA can be told to let it."""
   try:
-    return "amx_bf16" in pathlib.Path("/proc/cpuinfo").read_text() and _known({_YNNPACK: _ALONE})
+    return "amx_bf16" in pathlib.Path("/proc/cpuinfo").read_text() and _known(_ALONE)
   except OSError:  # not Linux
     return False
 
@@ -220,14 +220,15 @@ def compiler_options(platform: str) -> dict | None:
   """
   if platform != "cpu":
     return None
-  options = {_YNNPACK: _ALONE if has_tiles() else ""}
-  return options if _known(options) else None
+  fusions = _ALONE if has_tiles() else ""
+  return {_YNNPACK: fusions} if _known(fusions) else None
 
 
-def _known(options: dict) -> bool:
-  """Whether XLA takes these options; a jaxlib without YNNPACK does not."""
+@functools.cache
+def _known(fusions: str) -> bool:
+  """Whether XLA can be told to make these fusions for YNNPACK; a jaxlib without it cannot."""
   try:
-    jax.jit(lambda: jax.numpy.zeros(()), compiler_options=options).lower().compile()
+    jax.jit(lambda: jax.numpy.zeros(()), compiler_options={_YNNPACK: fusions}).lower().compile()
   except jax.errors.JaxRuntimeError:
     return False
   return True

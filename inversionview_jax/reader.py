@@ -510,11 +510,8 @@ def _expected_shapes(said: dict):
     config = DecoderConfig.from_dict(said["config"])
     shapes = jax.eval_shape(lambda: decoder.initial(config, jax.random.key(0)))
     if times := said.get("bag"):
-      (width,), size = shapes["params"]["encoder"]["ln_f"]["scale"].shape, config.transformer.vocab_size * times
-      shapes["bag"] = {
-        "kernel": jax.ShapeDtypeStruct((width, size), float),
-        "bias": jax.ShapeDtypeStruct((size,), float),
-      }
+      said_of_one = shapes["params"]["encoder"]["ln_f"]["scale"]
+      shapes["bag"] = jax.eval_shape(decoder.bag_head(config, times).init, jax.random.key(0), said_of_one)["params"]
     return shapes
   except (KeyError, TypeError) as error:
     raise InversionViewError(

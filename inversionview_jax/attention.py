@@ -11,9 +11,9 @@ from inversionview_jax.capture import rows_at
 from inversionview_jax.layers import NORMS, Linear, for_a_cpu, from_rows_last, rotate, rows_last
 
 # Queries times keys, and width of a head, up to which attention on a CPU multiplies and sums: XLA's batched products of such small matrices
-# are slower (with gradients 2.5 times at 14 x 14 and width 8, the same at 32), its fusions of larger ones slower still (7 times at 33 x 33),
-# and sums over more than 32 places it writes out first (3 times at 14 x 14 and width 64).
-_SHORT, _NARROW = 256, 32
+# are slower (with gradients 3 times at 14 x 14 and width 8, 1.5 times at width 32), its fusions of larger ones slower still (6 times at
+# 33 x 33 and width 32), and sums over more than 32 places it writes out first (twice as slow at 14 x 14 and width 64).
+_SHORT, _NARROW = 400, 32
 
 
 class Attention(nn.Module):
@@ -85,6 +85,10 @@ class Attention(nn.Module):
       scores = scores / (c.query_width or c.d_head) ** 0.5
     return c.attn_cap * jnp.tanh(scores / c.attn_cap) if c.attn_cap else scores
 
+  def _pattern(self, scores, seen):
+    """Scores and which of them count, bool, the places that are attended to last -> how much each is attended to, float32."""
+    return jax.nn.softmax(jnp.where(seen, self._scaled(scores.astype(jnp.float32)), -jnp.inf), axis=-1)
+
   def _for_each_head(self, x):
     """float[B, T, G, K] -> float[B, T, H, K]: consecutive heads share a key/value head."""
     share = self.config.n_heads // self.config.kv_heads
@@ -114,17 +118,14 @@ class Attention(nn.Module):
       k, v = jnp.concatenate([slot_k, k], axis=1), jnp.concatenate([slot_v, v], axis=1)
       seen = jnp.pad(seen, ((0, 0), (0, 0), (0, 0), (slot.shape[1], 0)), constant_values=True)
     k, v = self._for_each_head(k), self._for_each_head(v)
-    short = q.shape[1] * k.shape[1] <= _SHORT and self.config.d_head <= _NARROW
-    short = short and for_a_cpu()
-    if short:
-      scores = jnp.sum(q[:, :, None] * k[:, None], axis=-1).transpose(0, 3, 1, 2)
-    else:
-      scores = jnp.einsum("bqhk,bshk->bhqs", q, k)
-    scores = self._scaled(scores.astype(jnp.float32))
-    pattern = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+    if q.shape[1] * k.shape[1] <= _SHORT and self.config.d_head <= _NARROW and for_a_cpu():
+      # What a query weighs lies side by side, [B, T or P, H, T], so that exponentials and sums are made many at a time.
+      k, v, seen = k.swapaxes(1, 2), v.swapaxes(1, 2), seen.swapaxes(1, 2)
+      pattern = self._pattern(jnp.sum(q[:, :, :, None] * k[:, None], axis=-1), seen)
+      weights = self.dropout(pattern, deterministic=deterministic).astype(x.dtype)
+      return jnp.sum(weights[..., None] * v[:, None], axis=3), pattern.swapaxes(1, 2)
+    pattern = self._pattern(jnp.einsum("bqhk,bshk->bhqs", q, k), seen)
     weights = self.dropout(pattern, deterministic=deterministic).astype(x.dtype)
-    if short:
-      return jnp.sum(weights.transpose(0, 2, 3, 1)[..., None] * v[:, None], axis=2), pattern
     return jnp.einsum("bhqs,bshk->bqhk", weights, v), pattern
 
   def mix_cached(self, x, cache, at, slots: int):

@@ -18,6 +18,7 @@ through which attention writes, and m1 behind that of the MLP.
 
 import dataclasses
 import difflib
+import functools
 import re
 
 from inversionview_jax.errors import InversionViewError
@@ -110,7 +111,7 @@ def resolve(name: "str | Site", n_layers: int, n_heads: int, kinds=VECTOR_KINDS)
   Raises:
     InversionViewError: the name is of no known form, or there is no such layer, head or kind; names the closest sites.
   """
-  known = enumerate_sites(n_layers, n_heads, kinds)
+  known = _known(n_layers, n_heads, tuple(kinds))
   try:
     site = parse(name)
   except InversionViewError as error:
@@ -123,6 +124,12 @@ def resolve(name: "str | Site", n_layers: int, n_heads: int, kinds=VECTOR_KINDS)
     f"no site {str(name)!r} in a network of {n_layers} layers and {n_heads} heads (both counted from 0)"
     + (f"; closest: {', '.join(near)}" if near else "")
   )
+
+
+@functools.cache
+def _known(n_layers: int, n_heads: int, kinds: tuple[str, ...]) -> dict[Site, None]:
+  """`enumerate_sites`, made once and quick to look up: a large network has thousands, and a run may name them all."""
+  return dict.fromkeys(enumerate_sites(n_layers, n_heads, kinds))
 
 
 def is_position_embedding(name: "str | Site") -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from inversionview_jax import decoder, layout, parallel, sampling, sites, training
+from inversionview_jax import decoder, layout, optimizers, parallel, sampling, sites, training
 from inversionview_jax.decoder import Decoder, DecoderConfig
 from inversionview_jax.objectives import DecoderObjective, decoder_in_training
 from inversionview_jax.tasks import Task
@@ -62,7 +62,7 @@ def training_step(task: Task, config: ConfigDict, target: TransformerConfig, sha
   """
   training.check(config, mesh)
   objective = _Shapes(task, config, target, shape, mesh)
-  optimizer = training.make_optimizer(config.optimizer, config.steps)
+  optimizer = optimizers.of_training(config, mesh)
   state = jax.eval_shape(functools.partial(training.initial_state, objective, optimizer, config))
   layout.check_splits(state.params, mesh, "decoder")
   state = layout.with_shardings(state, training.state_shardings(state, config, mesh))

@@ -26,6 +26,7 @@ from inversionview_jax import (
   layers,
   measure,
   objectives,
+  optimizers,
   parallel,
   sampling,
   tasks,
@@ -230,7 +231,7 @@ class Jobs:
     return Case("train_target", f"target training, d={shape.d_model}, batch {batch}", "texts", flops, run, theirs)
 
   def _training(self, objective, config, batch) -> Side:
-    optimizer = training.make_optimizer(config.optimizer, 1_000_000)
+    optimizer = optimizers.make_optimizer(config.optimizer, 1_000_000)
 
     def fresh():
       params, extra = objective.init(jax.random.key(0))

@@ -147,10 +147,19 @@ def _in_order(x):
   return jax.lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
 
 
-def _short(a, b, axis: int):
-  """float[M, E] times float[E, N] (axis 0) or float[N, E] (axis 1), with bfloat16 factors and float32 sums: float32[M, N]."""
-  a, b = (_in_order(x.astype(jnp.bfloat16)) for x in (a, b))
+def shortened(x):
+  """A factor of `short_dot`: x in bfloat16."""
+  return _in_order(x.astype(jnp.bfloat16))
+
+
+def short_dot(a, b, axis: int):
+  """bfloat16[M, E] times bfloat16[E, N] (axis 0) or bfloat16[N, E] (axis 1), both `shortened`: float32[M, N], summed in float32."""
   return _in_order(jax.lax.dot_general(a, b, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32))
+
+
+def _short(a, b, axis: int):
+  """`short_dot` of float[M, E] and float[E, N] or float[N, E]."""
+  return short_dot(shortened(a), shortened(b), axis)
 
 
 @jax.custom_vjp

@@ -1,20 +1,37 @@
-"""config.optimizer -> optax: AdamW or Muon, and the learning rate's schedule."""
+"""config.optimizer -> optax: AdamW or Muon, and the learning rate's schedule.
+
+Shapes: D rows of a matrix, E columns.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 from ml_collections import ConfigDict
 
+from inversionview_jax import layers, parallel
 from inversionview_jax.errors import one_of
 
+# Newton-Schulz's quintic with a steep start, and how often (Jordan et al., Muon, 2024).
+_QUINTIC, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
-def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+
+def of_training(config: ConfigDict, mesh) -> optax.GradientTransformation:
+  """The optimizer of a whole config: `make_optimizer`, with quick products where each device of the mesh has whole matrices and
+  `compute.dtype` does not ask for float32."""
+  asked = (config.get("compute") or {}).get("dtype") == "float32"
+  spread = mesh.shape[parallel.MODEL] > 1 or (config.get("mesh") or {}).get("shard_optimizer", False)
+  return make_optimizer(config.optimizer, config.steps, quick=not (asked or spread))
+
+
+def make_optimizer(config: ConfigDict, steps: int, quick: bool = False) -> optax.GradientTransformation:
   """config.optimizer -> optax.
 
   Keys: name ("adamw" or "muon": Muon on the kernels, Adam elsewhere), lr, adam_lr (with Muon, the rate of what Adam trains; 0: also
   lr), warmup_steps, schedule ("constant", "cosine" to zero at `steps`, or "trapezoid", which falls to zero over the last fifth),
-  weight_decay (on matrices only), clip (global norm, 0: off), b2 (of Adam).
+  weight_decay (on matrices only), clip (global norm, 0: off), b2 (of Adam). `quick`: Muon's products may take bfloat16 factors where
+  that is quicker (`layers.shortens`).
 
   Raises:
     InversionViewError: an unknown name or schedule.
@@ -27,15 +44,18 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
   if config.name == "adamw":
     rule = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=matrices)
   elif config.name == "muon":
-    rule = optax.contrib.muon(
-      rate,
-      weight_decay=config.weight_decay,
-      weight_decay_mask=matrices,
-      adam_b2=config.b2,
-      adam_weight_decay=0.0,
-      adam_learning_rate=(lambda step: config.adam_lr / config.lr * rate(step)) if config.adam_lr else None,
-      muon_weight_dimension_numbers=_hidden_matrices,
+    elsewhere = optax.adamw(
+      (lambda step: config.adam_lr / config.lr * rate(step)) if config.adam_lr else rate,
+      b2=config.b2,
+      weight_decay=0.0,
+      nesterov=True,
     )
+    muon = optax.chain(
+      orthogonal_momentum(quick),
+      optax.add_decayed_weights(config.weight_decay),
+      optax.scale_by_learning_rate(rate),
+    )
+    rule = optax.partition({"muon": muon, "adam": elsewhere}, _muon_or_adam)
   else:
     raise one_of("optimizer", config.name, ("adamw", "muon"))
   return optax.chain(optax.clip_by_global_norm(config.clip), rule) if config.clip else rule
@@ -59,13 +79,73 @@ def learning_rate(config: ConfigDict, steps: int):
   return rate
 
 
-def _hidden_matrices(params):
+def _muon_or_adam(params):
   """Muon is for matrices between hidden layers, one for each site too: not for embeddings, site tables and norms."""
 
-  def spec(path, leaf):
-    if path[-1].key == "site_inputs":
-      return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-    hidden = path[-1].key == "kernel" and leaf.ndim == 2
-    return optax.contrib.MuonDimensionNumbers() if hidden else None
+  def label(path, leaf):
+    name = path[-1].key
+    return "muon" if (name == "kernel" and leaf.ndim == 2) or name == "site_inputs" else "adam"
 
-  return jax.tree_util.tree_map_with_path(spec, params)
+  return jax.tree_util.tree_map_with_path(label, params)
+
+
+class Momentum(NamedTuple):
+  """State of `orthogonal_momentum`: count int32[] of steps, and the moving average of the gradients."""
+
+  count: jax.Array
+  mu: optax.Updates
+
+
+def orthogonal_momentum(quick: bool = False, beta: float = 0.95) -> optax.GradientTransformation:
+  """Muon (Jordan et al., 2024): the gradients' average, looking ahead (Nesterov), of every matrix with its singular values near 1.
+
+  The same as `optax.contrib.scale_by_muon` and its scaling by shape, sqrt(max(1, E / D)); but there products cannot be told to be quick,
+  and they are most of a training step of our readers.
+
+  Args:
+    quick: products may take bfloat16 factors, float32 sums (`layers.shortens`), as its authors have them.
+    beta: the average's decay.
+
+  Returns:
+    a transformation of float32[D, E] each, or float32[..., D, E] for several matrices of one shape.
+  """
+
+  def init(params):
+    return Momentum(jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+  def update(grads, state, params=None):
+    del params
+    count = optax.safe_increment(state.count)
+    mu = optax.tree.update_moment(grads, state.mu, beta, 1)
+    ahead = jax.tree.map(
+      lambda m, g: beta * m + (1 - beta) * g,
+      optax.tree.bias_correction(mu, beta, optax.safe_increment(count)),
+      optax.tree.bias_correction(grads, beta, count),
+    )
+    return jax.tree.map(lambda x: _orthogonal(x, quick) * _length(x.shape), ahead), Momentum(count, mu)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _length(shape) -> float:
+  return max(1.0, shape[-1] / shape[-2]) ** 0.5
+
+
+def _orthogonal(x, quick: bool):
+  """float32[..., D, E] -> about U V^T of its singular value decomposition U S V^T: singular values of 0.7 to 1.2."""
+  if x.ndim > 2:  # not quick: the order in memory that short products need is not kept when several are made at once
+    return jax.vmap(lambda each: _orthogonal(each, False))(x)
+  if x.shape[0] > x.shape[1]:
+    return _orthogonal(x.T, quick).T
+  if layers.shortens(x, quick):
+    factor, dot = layers.shortened, layers.short_dot
+  else:
+    factor, dot = (lambda y: y), (lambda a, b, axis: a @ (b.T if axis else b))
+  x = x / (jnp.linalg.norm(x) + 1e-8)
+  for _ in range(_ITERATIONS):
+    rows = factor(x)
+    square = dot(rows, rows, 1)
+    again = factor(square)
+    polynomial = _QUINTIC[1] * square + _QUINTIC[2] * dot(again, again, 0)
+    x = _QUINTIC[0] * x + dot(factor(polynomial), rows, 0)
+  return x

@@ -18,11 +18,10 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from inversionview_jax import hosts, journal, layout, parallel, recovery, stop, watch
+from inversionview_jax import hosts, journal, layout, optimizers, parallel, recovery, stop, watch
 from inversionview_jax.data import Batches
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder
-from inversionview_jax.optimizers import learning_rate, make_optimizer
 
 
 # Keys that a config has once for all that is trained by it.
@@ -81,7 +80,7 @@ def make_update(objective: Objective, optimizer, config: ConfigDict, mesh):
 
   Args:
     objective: its `loss` is differentiated.
-    optimizer: from `make_optimizer`.
+    optimizer: from `optimizers`.
     config: seed, average; and, optional, `mesh.shard_optimizer` and `compute`: `accumulate` (pieces of a device's batch that go through
       the loss one after the other), `donate` (False keeps the old state's buffers).
     mesh: ("data", "model").
@@ -222,7 +221,7 @@ def train(
   check(config, mesh)
   profile = watch.Profile(config.get("profile", ""), folder)
   batches = Batches(rows, config.batch_size, config.seed)
-  optimizer = make_optimizer(config.optimizer, config.steps)
+  optimizer = optimizers.of_training(config, mesh)
   listener, votes = stop.listening(), hosts.Votes(mesh)
   if listener is not None:
     listener.nothing_to_lose = True
@@ -342,7 +341,7 @@ def _same_rates(config: ConfigDict):
 
   def same(saved: dict) -> bool:
     at = np.unique(np.linspace(0, max(saved["step"] - 1, 0), 200).astype(int))
-    mine, theirs = (learning_rate(config.optimizer, steps) for steps in (config.steps, saved["config"]["steps"]))
+    mine, theirs = (optimizers.learning_rate(config.optimizer, steps) for steps in (config.steps, saved["config"]["steps"]))
     return bool(np.allclose([mine(i) for i in at], [theirs(i) for i in at], rtol=1e-6, atol=0))
 
   return same
@@ -357,7 +356,7 @@ def refuse_workdir(config: ConfigDict, folder: str | pathlib.Path, mesh) -> None
   hosts.agree("config", recovery.flat(config))
   check(config, mesh)
   watch.Profile(config.get("profile", ""), pathlib.Path(folder))
-  make_optimizer(config.optimizer, config.steps)
+  optimizers.of_training(config, mesh)
   recovery.Checkpoints(recovery.place(folder), config.keep, config.get("keep_every", 0)).check(
     config, _same_rates(config)
   )

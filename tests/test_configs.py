@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from inversionview_jax import decoder, tasks, training, transformer
+from inversionview_jax import decoder, optimizers, tasks, transformer
 from inversionview_jax.cli import config_flags_defaults, load_config
 from inversionview_jax.errors import InversionViewError
 
@@ -54,7 +54,7 @@ def test_variant_holds_whatever_training_asks_for(path, variant):
   config, task = load_config(f"{path}:{variant}", []), tasks.get(path.stem)
   for one in (config, config.target):
     transformer.TransformerConfig(task.tokenizer.vocab_size, task.length, **one.model)
-    training.make_optimizer(one.optimizer, one.steps)
+    optimizers.make_optimizer(one.optimizer, one.steps)
     keys = {"batch_size", "steps", "steps_per_call", "average", "log_every", "eval_every", "save_every", "keep"}
     assert keys <= set(one)
   assert config.data.config in ("full", "tiny") and "eval_examples" in config.target

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from inversionview_jax import decoder, objectives, parallel, tasks, training
+from inversionview_jax import decoder, objectives, optimizers, parallel, tasks, training
 from inversionview_jax.decoder import ActivationEncoder, Decoder, DecoderConfig
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sites import Site
@@ -372,7 +372,7 @@ def test_trained_decoder_prefers_the_text_that_an_activation_came_from(small_tar
     "clip": 1.0,
     "b2": 0.99,
   }
-  optimizer = training.make_optimizer(ConfigDict(settings), 180)
+  optimizer = optimizers.make_optimizer(ConfigDict(settings), 180)
   state = parallel.replicate(training.State(jnp.int32(0), params, optimizer.init(params), {}, extra), meshes(1))
   update = training.make_update(made, optimizer, ConfigDict({"seed": 0, "average": 0.0}), meshes(1))
   rng = np.random.default_rng(0)

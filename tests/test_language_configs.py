@@ -11,7 +11,7 @@ import safetensors.numpy
 from small_models import gpt2_folder, prompts, tokenizer_json
 
 from inversionview_jax import reader as readers
-from inversionview_jax import tasks, training, transformer
+from inversionview_jax import optimizers, tasks, transformer
 from inversionview_jax.cli import load_config, main
 from inversionview_jax.tasks import fact_files
 
@@ -55,7 +55,7 @@ def lines(tmp_path):
 def test_variant_holds_what_training_asks_for_and_is_locked(name, variant):
   config = load_config(f"{CONFIGS / name}.py:{variant}", [])
   assert config.is_locked and config.task == name
-  training.make_optimizer(config.optimizer, config.steps)
+  optimizers.make_optimizer(config.optimizer, config.steps)
   if not config.init_from:
     transformer.TransformerConfig(100, 20, **config.model)
   known = load_config(f"{CONFIGS}/ioi_smollm2.py", [])

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
-from inversionview_jax import ahead, checkpoint, layout, objectives, parallel, recovery, tasks, training
+from inversionview_jax import ahead, checkpoint, layout, objectives, optimizers, parallel, recovery, tasks, training
 from inversionview_jax.errors import InversionViewError
 
 TASK = tasks.get("addition")
@@ -87,7 +87,7 @@ VARIANTS = {
 def two_steps(small_target, config, mesh):
   """-> (state after two calls of two steps, their losses and norms, the program)."""
   objective = objectives.DecoderObjective(TASK, config, small_target, ROWS, ROWS, mesh)
-  optimizer = training.make_optimizer(config.optimizer, config.steps)
+  optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
   state = training.initial_state(objective, optimizer, config)
   rng = np.random.default_rng(0)  # large enough for every parameter to matter
   params = jax.tree.map(lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32), state.params)
@@ -137,7 +137,7 @@ def test_a_device_holds_its_share_only(small_target):
   config = changed(mesh={"model": 2, "shard_optimizer": True})
   mesh = mesh_of(config)
   objective = objectives.DecoderObjective(TASK, config, small_target, ROWS, ROWS, mesh)
-  optimizer = training.make_optimizer(config.optimizer, config.steps)
+  optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
   state = training.initial_state(objective, optimizer, config)
   placed = parallel.put(state, training.state_shardings(state, config, mesh))
   first = mesh.devices.flat[0]
@@ -160,7 +160,7 @@ def test_state_saved_on_one_mesh_is_restored_on_another(small_target, tmp_path):
     config = changed(mesh=mesh_config)
     mesh = mesh_of(config, devices)
     objective = objectives.DecoderObjective(TASK, config, small_target, ROWS, ROWS, mesh)
-    optimizer = training.make_optimizer(config.optimizer, config.steps)
+    optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
     state = training.initial_state(objective, optimizer, config)
     states.append((config, state, training.state_shardings(state, config, mesh)))
   (config, state, where), (other, like, there) = states
@@ -182,7 +182,7 @@ def test_optimizer_that_multiplies_matrices_takes_spread_ones(meshes):
   params, grads = (
     jax.tree.map(lambda s: np.float32(rng.normal(size=s)), shapes, is_leaf=lambda x: isinstance(x, tuple)) for _ in "12"
   )
-  rule = training.make_optimizer(ConfigDict(ADAMW | {"name": "muon"}), 4)
+  rule = optimizers.make_optimizer(ConfigDict(ADAMW | {"name": "muon"}), 4)
   expected, _ = parallel.jit(rule.update)(grads, rule.init(params), params)
   mesh = parallel.make_mesh(model=2)
   spread = layout.shardings(params, mesh, True)
@@ -214,7 +214,7 @@ def test_step_compiled_ahead_is_the_step_that_trains(small_target, one_device):
   mesh = mesh_of(config, 4)
   objective = objectives.DecoderObjective(TASK, config, small_target, ROWS, ROWS, mesh)
   update, (state, frozen, tokens) = ahead.training_step(TASK, config, small_target.config, objective.model, mesh)
-  real = training.initial_state(objective, training.make_optimizer(config.optimizer, config.steps), config)
+  real = training.initial_state(objective, optimizers.make_optimizer(config.optimizer, config.steps), config)
   assert jax.tree.structure(state) == jax.tree.structure(real)
   assert [(x.shape, x.dtype) for x in jax.tree.leaves(state)] == [(x.shape, x.dtype) for x in jax.tree.leaves(real)]
   compiled = update.lower(state, frozen, tokens).compile()

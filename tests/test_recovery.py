@@ -17,7 +17,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import tiny_run
-from inversionview_jax import checkpoint, checksum, layout, parallel, recovery, stop, training
+from inversionview_jax import checkpoint, checksum, layout, optimizers, parallel, recovery, stop, training
 from inversionview_jax.errors import InversionViewError
 
 HERE = pathlib.Path(__file__).parent
@@ -172,7 +172,7 @@ def state_of(n=1):
   """The state as shapes on n devices, and what it depends on."""
   mesh = parallel.make_mesh(devices=jax.devices()[:n])
   settings = config()
-  optimizer = training.make_optimizer(settings.optimizer, settings.steps)
+  optimizer = optimizers.make_optimizer(settings.optimizer, settings.steps)
   shapes = jax.eval_shape(lambda: training.initial_state(tiny_run.Slope(), optimizer, settings))
   like = layout.with_shardings(shapes, training.state_shardings(shapes, settings, mesh))
   return like, recovery.described(settings, tiny_run.rows(), {}), settings

@@ -1,4 +1,4 @@
-"""The training loop: what it writes, that it goes on where it was, what it refuses, and the optimizers."""
+"""The training loop: what it writes, that it goes on where it was, and what it refuses."""
 
 import json
 import shutil
@@ -6,11 +6,10 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from ml_collections import ConfigDict
 
-from inversionview_jax import checkpoint, objectives, parallel, tasks, training
+from inversionview_jax import checkpoint, objectives, optimizers, parallel, tasks, training
 from inversionview_jax.data import Batches
 from inversionview_jax.decoder import Decoder
 from inversionview_jax.errors import InversionViewError
@@ -115,7 +114,7 @@ def test_steps_per_call_changes_nothing_but_speed(straight, tmp_path):
 
 def test_model_is_the_moving_average_of_the_parameters(meshes, tmp_path):
   objective, config = Slope(), settings(average=0.9, steps=3, steps_per_call=1)
-  optimizer = training.make_optimizer(config.optimizer, 3)
+  optimizer = optimizers.make_optimizer(config.optimizer, 3)
   update = training.make_update(objective, optimizer, config, meshes(1))
   params, extra = objective.init(jax.random.key(0))
   average = jax.tree.map(np.asarray, params)
@@ -230,113 +229,6 @@ def test_settings_that_cannot_be_used_are_named(tmp_path):
     assert f"{name} = {wrong[name]}" in refusal(training.train, Slope(), ROWS, settings(**wrong), tmp_path)
   (tmp_path / "file").write_text("")
   assert "folder" in refusal(training.train, Slope(), ROWS, settings(), tmp_path / "file" / "run")
-
-
-# Optimizers.
-
-
-def optimizer(steps=100, **changes):
-  return training.make_optimizer(ConfigDict(ADAMW | changes), steps)
-
-
-def parameters(seed=0):
-  rng = np.random.default_rng(seed)
-  shapes = {
-    "embed": (15, 8),
-    "block": {"q": {"kernel": (8, 8), "bias": (8,)}, "fc": {"kernel": (8, 16)}},
-    "ln": {"scale": (8,)},
-  }
-  return jax.tree.map(lambda shape: np.float32(rng.normal(size=shape)), shapes, is_leaf=lambda x: isinstance(x, tuple))
-
-
-def first_updates(rule, grads, params=None):
-  params = parameters() if params is None else params
-  return jax.tree.map(np.asarray, parallel.jit(rule.update)(grads, rule.init(params), params)[0])
-
-
-def test_adamw_decays_matrices_only():
-  params = parameters()
-  updates = first_updates(optimizer(lr=0.1, weight_decay=0.5), jax.tree.map(np.zeros_like, params), params)
-  for decayed, param in (
-    (updates["embed"], params["embed"]),
-    (updates["block"]["q"]["kernel"], params["block"]["q"]["kernel"]),
-  ):
-    np.testing.assert_allclose(decayed, -0.1 * 0.5 * param, rtol=1e-5)
-  assert not updates["block"]["q"]["bias"].any() and not updates["ln"]["scale"].any()
-
-
-@pytest.mark.parametrize("adam_lr", [0.0, 0.02])
-def test_muon_moves_kernels_by_orthogonal_matrices_and_everything_else_as_adam_does(adam_lr):
-  grads = parameters(1)
-  updates = first_updates(optimizer(name="muon", lr=0.1, adam_lr=adam_lr, weight_decay=0.0, clip=0.0), grads)
-  for path in (("embed",), ("ln", "scale"), ("block", "q", "bias")):
-    update, grad = updates, grads
-    for key in path:
-      update, grad = update[key], grad[key]
-    # Adam's first step is as long for every element; optax looks ahead (Nesterov), which makes it 1.47 times the rate.
-    np.testing.assert_allclose(update, -1.474 * (adam_lr or 0.1) * np.sign(grad), rtol=1e-3)
-  for name in ("q", "fc"):
-    update, grad = updates["block"][name]["kernel"], grads["block"][name]["kernel"]
-    sizes = np.linalg.svd(update, compute_uv=False)
-    assert sizes.max() / sizes.min() < 2 < np.divide(*np.linalg.svd(grad, compute_uv=False)[[0, -1]])
-    assert np.sum(update * grad) < 0 and np.std(np.abs(update)) > 0.1 * np.abs(update).mean()
-
-
-def test_muon_decays_kernels():
-  params = parameters()
-  zero = jax.tree.map(np.zeros_like, params)
-  plain, decayed = (
-    first_updates(optimizer(name="muon", lr=0.1, weight_decay=decay), zero, params) for decay in (0.0, 0.5)
-  )
-  np.testing.assert_allclose(
-    decayed["block"]["q"]["kernel"] - plain["block"]["q"]["kernel"],
-    -0.1 * 0.5 * params["block"]["q"]["kernel"],
-    rtol=1e-4,
-  )
-  assert not decayed["ln"]["scale"].any() and not decayed["block"]["q"]["bias"].any()
-
-
-@pytest.mark.parametrize(
-  "schedule, steps, warmup, rates",
-  [
-    ("constant", 6, 2, [0, 0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]),
-    ("cosine", 6, 2, [0, 0.05, 0.1, 0.0854, 0.05, 0.0146, 0]),
-    ("trapezoid", 10, 2, [0, 0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.05, 0]),
-    ("trapezoid", 5, 10, [0, 0.01, 0.02, 0.03, 0.04, 0]),
-  ],
-)
-def test_rate_warms_up_and_then_stays_or_falls_to_zero_at_the_end(schedule, steps, warmup, rates):
-  rule = optimizer(steps, schedule=schedule, lr=0.1, warmup_steps=warmup, weight_decay=0.0)
-  params = {"w": np.ones(3, np.float32)}
-  update, state, found = parallel.jit(rule.update), rule.init(params), []
-  for _ in rates:
-    updates, state = update(params, state, params)  # Adam's step with a constant gradient is the rate
-    found.append(-float(updates["w"][0]))
-  np.testing.assert_allclose(found, rates, atol=2e-4)
-
-
-def test_gradients_are_clipped_by_their_global_norm():
-  rule = optimizer(clip=1.0, weight_decay=0.0, lr=0.1)
-  params = {"v": np.zeros(2, np.float32), "w": np.zeros(2, np.float32)}
-  small, large = (jax.tree.map(lambda x, s=s: np.float32([0.3 * s, 0.4 * s]), params) for s in (1, 1000))
-  norm = float(optax.global_norm(small))
-  updates, _ = rule.update(large, rule.update(small, rule.init(params), params)[1], params)
-  unclipped, _ = rule.update(
-    jax.tree.map(lambda g: g / norm, small), rule.update(small, rule.init(params), params)[1], params
-  )
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, unclipped)
-
-
-@pytest.mark.parametrize(
-  "wrong, named",
-  [
-    ({"name": "adamx"}, ("'adamx'", "adamw, muon")),
-    ({"schedule": "cosin"}, ("'cosin'", "constant, cosine, trapezoid")),
-  ],
-)
-def test_unknown_optimizer_and_schedule_are_named_with_the_known_ones(wrong, named):
-  message = refusal(optimizer, **wrong)
-  assert all(name in message for name in named)
 
 
 # Targets and decoders.

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import tiny_run
-from inversionview_jax import objectives, parallel, tasks, training, watch
+from inversionview_jax import objectives, optimizers, parallel, tasks, training, watch
 from inversionview_jax.errors import InversionViewError
 
 TASK = tasks.get("addition")
@@ -157,8 +157,8 @@ def test_steps_that_are_not_finite_are_left_out_as_if_they_had_not_been(tmp_path
   notes = [line["note"] for line in lines(tmp_path) if "note" in line]
   assert [note.split(" is left out")[0] for note in notes] == ["step 6", "step 7"]
   assert all(np.isfinite(line["loss"]) for line in lines(tmp_path) if "loss" in line)
-  model = training.make_update(objective, training.make_optimizer(config.optimizer, 8), config, mesh)
-  state = training.initial_state(objective, training.make_optimizer(config.optimizer, 8), config)
+  model = training.make_update(objective, optimizers.make_optimizer(config.optimizer, 8), config, mesh)
+  state = training.initial_state(objective, optimizers.make_optimizer(config.optimizer, 8), config)
   batch = training.Batches(rows, 16, 0)[5].astype(np.int32)[None]
   before = jax.tree.map(np.asarray, state)
   after, losses, _ = model(state, objective.frozen, batch)

@@ -16,23 +16,21 @@ The rate is the share of temperature-1 samples within epsilon 0.1, no noise, min
 200) held-out queries per site. Random inputs of the task score 0.46 on this target, and 0.27 on the paper's own.
 
 On the paper's own target (`--target FOLDER`), where random inputs score 0.27, on two idle cores with AMX (`layers.shortens`), runs planned for
-so many steps, 200 queries per site:
+so many steps, 200 queries per site; seeds 0, 1 and 2 where there are three figures:
 
-    steps               520     2,900
-    training           66 s   6.1 min
-    rate              0.497     0.714   (lowest: a1.1, 0.275 and 0.430)
+    steps                                  480     860-900               1,900     5,300
+    training                               32 s    56-67 s               2.0 min   5.9 min
+    rate, site_inputs (now this config)            0.603  0.608  0.603   0.681     0.787   (lowest: a1.0, 0.535)
+    rate without                           0.470   0.590  0.585  0.593
 
-With products in float32 2,500 steps took 6.4 minutes (0.687). About a minute of training there, seeds 0, 1 and 2:
+About a minute of training there, when Muon's products were in float32 and two thirds of a step, all without site_inputs:
 
                                      steps   seconds   rate
-    this config                        480     60      0.467  0.468  0.474
+    the config of then                 480     60      0.467  0.468  0.474
     average 0.99                       480     62      0.460  0.462  0.468
     noise 0.1                          480     62      0.459  0.456  0.462
     whiten                             480     64      0.417  0.408  0.406
     AdamW, lr 3e-3                   1,450     64      0.421  0.448  0.443   (after 480 steps, 21 s: 0.301  0.304  0.333)
-    site_inputs, seed 0 only           480     59      0.493
-
-Two thirds of a step of this config are Muon's own products, in float32.
 
 What was tried (one seed each; 192 thousand pairs, schedule to zero, one core, other work beside; 200 queries per site):
 

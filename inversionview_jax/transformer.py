@@ -143,6 +143,9 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x, deterministic=True):
     c = self.config
+    shape = x.shape
+    # As rows all along, so that the activation function's result takes the place of its argument: this is the most memory that a layer needs.
+    x = x.reshape(-1, shape[-1])
     inner = Linear(c.d_mlp, std=c.init_std, bias="fc" in c.biases, quick=c.quick, name="fc")(x)
     if c.gated:
       inner = (
@@ -155,7 +158,7 @@ class Mlp(nn.Module):
       inner = ACTIVATIONS[c.activation](inner)
     x = Linear(
       c.d_model, std=c.init_std / (2 * c.n_layers) ** 0.5, bias="proj" in c.biases, quick=c.quick, name="proj"
-    )(inner)
+    )(inner).reshape(shape)
     return nn.Dropout(c.dropout_resid)(x, deterministic=deterministic)
 
 

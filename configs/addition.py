@@ -123,7 +123,7 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.init_from = ""  # a finished reader to go on from
   config.model = ConfigDict({"n_layers": 2, "n_heads": 4, "d_model": 128, "d_mlp": 512})
   config.encoder_blocks, config.encoder_width, config.n_slots = 3, 256, 8  # the paper: 6, 0 (the activation's own), 1
-  config.site_inputs = False  # each site has a matrix of its own into the encoder, beside the one that all share
+  config.site_inputs = True  # each site has a matrix of its own into the encoder, beside the one that all share
   config.normalize = "standard"  # per site: "none" (paper), "standard", "whiten"
   config.pairs_per_text = 2  # (site, position) pairs per forward pass of the target
   config.bos_rate = 0.01  # share of pairs at BOS, the activation that says nothing
@@ -161,7 +161,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.model = ConfigDict({"n_layers": 2, "n_heads": 4, "d_model": 256, "d_mlp": 1024})
     config.model.update({"dropout_embed": 0.1, "dropout_attn": 0.1, "dropout_resid": 0.1})
     config.encoder_blocks, config.encoder_width, config.n_slots, config.pairs_per_text = 6, 0, 1, 1
-    config.normalize, config.reweight = "none", 0.0
+    config.normalize, config.reweight, config.site_inputs = "none", 0.0, False
     config.optimizer = ConfigDict(
       {
         "name": "adamw",

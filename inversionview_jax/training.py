@@ -341,7 +341,9 @@ def _same_rates(config: ConfigDict):
 
   def same(saved: dict) -> bool:
     at = np.unique(np.linspace(0, max(saved["step"] - 1, 0), 200).astype(int))
-    mine, theirs = (optimizers.learning_rate(config.optimizer, steps) for steps in (config.steps, saved["config"]["steps"]))
+    mine, theirs = (
+      optimizers.learning_rate(config.optimizer, steps) for steps in (config.steps, saved["config"]["steps"])
+    )
     return bool(np.allclose([mine(i) for i in at], [theirs(i) for i in at], rtol=1e-6, atol=0))
 
   return same

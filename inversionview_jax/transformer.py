@@ -144,7 +144,7 @@ class Mlp(nn.Module):
   def __call__(self, x, deterministic=True):
     c = self.config
     shape = x.shape
-    # As rows all along, so that the activation function's result takes the place of its argument: this is the most memory that a layer needs.
+    # As rows all along, so that the activation function's result takes the place of its argument, which is what a layer needs most memory for.
     x = x.reshape(-1, shape[-1])
     inner = Linear(c.d_mlp, std=c.init_std, bias="fc" in c.biases, quick=c.quick, name="fc")(x)
     if c.gated:

@@ -127,20 +127,16 @@ def measured(case: Case, repeats: int, seconds: float = 1.0) -> dict:
   return {"case": case.key, "about": case.about, "unit": case.unit, "repeats": repeats, "sides": told}
 
 
-def matmul_peak(size: int = 2048) -> float:
-  """float32 GFLOP/s of a square matrix product, the best of several."""
-  a = jnp.ones((size, size), jnp.float32)
-  product = parallel.jit(lambda x: x @ x)
-  return best_gflops(lambda: product(a).block_until_ready(), size)
+def matmul_peak(size: int = 2048, short: bool = False) -> float:
+  """float32 GFLOP/s of a square matrix product, the best of several.
 
-
-def short_peak(size: int = 2048) -> float:
-  """The same with bfloat16 factors and float32 sums, as decoders multiply where `layers.shortens` says so; 0 where it does not."""
+  `short`: with bfloat16 factors and float32 sums, as decoders multiply where `layers.shortens` says so; 0 where it does not.
+  """
   a = jnp.ones((size, size), jnp.float32)
-  if not layers.shortens(a, quick=True):
+  if short and not layers.shortens(a, quick=True):
     return 0.0
-  module, params = layers.Linear(size, bias=False, quick=True), {"params": {"kernel": a}}
-  product = parallel.jit(lambda x: module.apply(params, x))
+  a, multiply = (layers.shortened(a), lambda x: layers.short_dot(x, x, 0)) if short else (a, lambda x: x @ x)
+  product = parallel.jit(multiply)
   return best_gflops(lambda: product(a).block_until_ready(), size)
 
 

@@ -64,7 +64,7 @@ def run(args, rest) -> int:
       f"{name:16} {value:.2f}" if isinstance(value, float) else f"{name:16} {value}" for name, value in about.items()
     )
   )
-  short = bench.short_peak()
+  short = bench.matmul_peak(short=True)
   print(f"{'matmul peak':16} " + ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in peak.items()))
   if short:
     print(

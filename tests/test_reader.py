@@ -112,7 +112,7 @@ def test_default_is_the_tasks_mixture(reader, monkeypatch):
   monkeypatch.setattr(reader.task, "mixtures", few)
   settings = [(sample.temperature, sample.noise) for sample in reader.preimage(TEXT, "x0.pre", 3).samples]
   assert {setting: settings.count(setting) for setting in settings} == {
-    (1.0, 0.0): N // 4, (1.0, 0.1): N // 4, (1.0, 0.2): N // 4, (1.0, 0.3): N // 4,
+    (1.0, 0.0): N // 4, (1.5, 0.05): N // 4, (2.0, 0.1): N // 4, (2.0, 0.3): N // 4,
   }  # fmt: skip
 
 

@@ -85,9 +85,9 @@ class Attention(nn.Module):
       scores = scores / (c.query_width or c.d_head) ** 0.5
     return c.attn_cap * jnp.tanh(scores / c.attn_cap) if c.attn_cap else scores
 
-  def _pattern(self, scores, seen):
-    """Scores and which of them count, bool, the places that are attended to last -> how much each is attended to, float32."""
-    return jax.nn.softmax(jnp.where(seen, self._scaled(scores.astype(jnp.float32)), -jnp.inf), axis=-1)
+  def _pattern(self, scores, seen, axis=-1):
+    """Scores and which of them count, bool, with the places that are attended to on `axis` -> how much each is attended to, float32."""
+    return jax.nn.softmax(jnp.where(seen, self._scaled(scores.astype(jnp.float32)), -jnp.inf), axis=axis)
 
   def _for_each_head(self, x):
     """float[B, T, G, K] -> float[B, T, H, K]: consecutive heads share a key/value head."""
@@ -143,12 +143,12 @@ class Attention(nn.Module):
     )
     # Multiply and sum: with one query per row this beats a batched matrix product of tiny matrices. To be compiled with
     # `parallel.compiler_options`, without which XLA's CPU backend gets products of this form wrong (see there).
-    scores = self._scaled(_dot(q, keys[:, :, None]).astype(jnp.float32))  # [C, G, H / G, B]
+    scores = _dot(q, keys[:, :, None])  # [C, G, H / G, B]
     places = jnp.arange(keys.shape[0])
     seen = places <= index
     if self.window:
       seen &= (places > index - self.window) | (places < slots)
-    pattern = jax.nn.softmax(jnp.where(seen[:, None, None, None], scores, -jnp.inf), axis=0).astype(x.dtype)
+    pattern = self._pattern(scores, seen[:, None, None, None], axis=0).astype(x.dtype)
     mixed = jnp.sum(pattern[..., None, :] * values[:, :, None], axis=0)  # [G, H / G, K, B]
     return mixed.reshape(-1, x.shape[0]), (keys, values)
 

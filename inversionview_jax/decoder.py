@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inversionview_jax import parallel
 from inversionview_jax.errors import one_of
+from inversionview_jax.layers import may_be_quick
 from inversionview_jax.transformer import LayerNorm, Linear, Transformer, TransformerConfig
 
 NORMALIZATIONS = ("none", "standard", "whiten")
@@ -53,10 +53,10 @@ class DecoderConfig:
   encoder_inner: int = 0
   site_inputs: bool = False
 
-  def quick(self, mesh) -> "DecoderConfig":
-    """The same with quick products, where each device of the mesh has whole matrices."""
-    whole = mesh.shape[parallel.MODEL] == 1
-    return dataclasses.replace(self, transformer=dataclasses.replace(self.transformer, quick=whole))
+  def quick(self, mesh, config=None) -> "DecoderConfig":
+    """The same with quick products, where `may_be_quick` has it."""
+    quick = may_be_quick(mesh, config)
+    return dataclasses.replace(self, transformer=dataclasses.replace(self.transformer, quick=quick))
 
   @classmethod
   def from_dict(cls, said: dict) -> "DecoderConfig":

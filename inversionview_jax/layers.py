@@ -132,6 +132,13 @@ _TILED = 128  # width from which tiles pay
 _NOT_ASKED = (None, "default", "fastest", "bfloat16", "BF16_BF16_F32")
 
 
+def may_be_quick(mesh, config=None) -> bool:
+  """Whether products of what is trained or sampled on this mesh may be short at all: each device has whole matrices, and the config that it is
+  trained by, if any, does not ask for float32 (`compute.dtype`)."""
+  compute = (config or {}).get("compute") or {}
+  return mesh.shape[parallel.MODEL] == 1 and compute.get("dtype") != "float32"
+
+
 def shortens(kernel, quick: bool) -> bool:
   """Whether products with this kernel, float32[D, E], take bfloat16 factors and float32 sums.
 

@@ -24,6 +24,11 @@ RULES = (
 )
 
 
+def spreads_optimizer(config) -> bool:
+  """Whether a config spreads the optimizer's state over "data" as well (`mesh.shard_optimizer`)."""
+  return bool((config.get("mesh") or {}).get("shard_optimizer", False))
+
+
 def name_of(path) -> str:
   """The path of a leaf, as "blocks_0/attn/q/kernel"."""
   return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)

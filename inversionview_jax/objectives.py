@@ -84,8 +84,7 @@ def in_training(shape: TransformerConfig, config: ConfigDict) -> TransformerConf
 def decoder_in_training(shape: DecoderConfig, config: ConfigDict, mesh) -> DecoderConfig:
   """`in_training`, with quick products unless `compute.dtype` asks for float32, or there is dropout, where each row goes through on its own."""
   shape = dataclasses.replace(shape, transformer=in_training(shape.transformer, config))
-  asked = (config.get("compute") or {}).get("dtype") == "float32"
-  return shape if asked or shape.transformer.has_dropout else shape.quick(mesh)
+  return shape if shape.transformer.has_dropout else shape.quick(mesh, config)
 
 
 class TargetObjective:

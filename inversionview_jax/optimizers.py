@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from inversionview_jax import layers, parallel
+from inversionview_jax import layers, layout
 from inversionview_jax.errors import one_of
 
 # Newton-Schulz's quintic with a steep start, and how often (Jordan et al., Muon, 2024).
@@ -18,11 +18,9 @@ _QUINTIC, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
 def of_training(config: ConfigDict, mesh) -> optax.GradientTransformation:
-  """The optimizer of a whole config: `make_optimizer`, with quick products where each device of the mesh has whole matrices and
-  `compute.dtype` does not ask for float32."""
-  asked = (config.get("compute") or {}).get("dtype") == "float32"
-  spread = mesh.shape[parallel.MODEL] > 1 or (config.get("mesh") or {}).get("shard_optimizer", False)
-  return make_optimizer(config.optimizer, config.steps, quick=not (asked or spread))
+  """The optimizer of a whole config: `make_optimizer`, with quick products where `layers.may_be_quick` has them and no state is spread."""
+  quick = layers.may_be_quick(mesh, config) and not layout.spreads_optimizer(config)
+  return make_optimizer(config.optimizer, config.steps, quick=quick)
 
 
 def make_optimizer(config: ConfigDict, steps: int, quick: bool = False) -> optax.GradientTransformation:
@@ -37,12 +35,8 @@ def make_optimizer(config: ConfigDict, steps: int, quick: bool = False) -> optax
     InversionViewError: an unknown name or schedule.
   """
   rate = learning_rate(config, steps)
-
-  def matrices(params):
-    return jax.tree.map(lambda x: x.ndim >= 2, params)
-
   if config.name == "adamw":
-    rule = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=matrices)
+    rule = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=_matrices)
   elif config.name == "muon":
     elsewhere = optax.adamw(
       (lambda step: config.adam_lr / config.lr * rate(step)) if config.adam_lr else rate,
@@ -77,6 +71,10 @@ def learning_rate(config: ConfigDict, steps: int):
   else:
     raise one_of("schedule", config.schedule, ("constant", "cosine", "trapezoid"))
   return rate
+
+
+def _matrices(params):
+  return jax.tree.map(lambda x: x.ndim >= 2, params)
 
 
 def _muon_or_adam(params):

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from inversionview_jax import ahead, architectures, objectives, parallel, program_cost, sites, tasks, training
+from inversionview_jax import ahead, architectures, layout, objectives, parallel, program_cost, sites, tasks, training
 from inversionview_jax.chips import Chip, Topology
 from inversionview_jax.decoder import DecoderConfig
 from inversionview_jax.errors import InversionViewError
@@ -217,8 +217,7 @@ def training_step(plan: Setting, topology: Topology) -> Program:
   """Compiles one step of training the decoder, the target's forward pass inside."""
   mesh, config = mesh_for(plan, topology)
   program, arguments = ahead.training_step(plan.task, config, plan.target, plan.decoder, mesh)
-  spread = (config.get("mesh") or {}).get("shard_optimizer", False)
-  share = mesh.size if spread else mesh.shape[parallel.MODEL]
+  share = mesh.size if layout.spreads_optimizer(config) else mesh.shape[parallel.MODEL]
   return _compiled("training step", program, arguments, parallel.platform(mesh), share, config.batch_size)
 
 
@@ -301,7 +300,7 @@ def remedies(plan: Setting, program: Program, topology: Topology) -> list[str]:
   model = mesh.get("model", 1)
   batch = "batch_per_device" if "batch_per_device" in config else "batch_size"
   state, work = [], []
-  if not mesh.get("shard_optimizer", False) and program.name == "training step":
+  if not layout.spreads_optimizer(config) and program.name == "training step":
     state.append("--config.mesh.shard_optimizer=True (optimizer state spread over the data axis)")
   if topology.devices % (2 * model) == 0:
     state.append(f"--config.mesh.model={2 * model} (parameters of target and decoder split over {2 * model} devices)")

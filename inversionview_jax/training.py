@@ -88,7 +88,7 @@ def make_update(objective: Objective, optimizer, config: ConfigDict, mesh):
   seed, decay = config.seed, config.average
   compute = config.get("compute") or {}
   pieces, donate = compute.get("accumulate", 1), compute.get("donate", True)
-  spread = bool((config.get("mesh") or {}).get("shard_optimizer", False))
+  spread = layout.spreads_optimizer(config)
 
   def gradients(params, extra, frozen, step, tokens, index):
     """One device's rows int32[B, T] and their places int32[B] in the batch -> loss and count summed over all devices, and the gradients' sum, or this device's part of it."""
@@ -167,7 +167,7 @@ def _is_spec(x) -> bool:
 
 def state_shardings(state: State, config: ConfigDict, mesh) -> State:
   """Where each leaf of a state lives: parameters and optimizer by `layout`'s rules, the rest whole on every device."""
-  spread = bool((config.get("mesh") or {}).get("shard_optimizer", False))
+  spread = layout.spreads_optimizer(config)
   whole = NamedSharding(mesh, PartitionSpec())
   return State(
     whole,

@@ -155,7 +155,9 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.encoder_blocks, config.encoder_width, config.n_slots = 6, 128, 8  # the paper: 6, 0 (the activation's own), 1
   config.encoder_inner = 512  # width inside of the blocks; 0: encoder_width
   config.site_inputs = True  # each site has a matrix of its own into the encoder, beside the one that all share
-  config.bag = 1.0  # weight of a loss on the encoder alone: how often does each token occur in the text? 0: none (paper)
+  config.bag = (
+    1.0  # weight of a loss on the encoder alone: how often does each token occur in the text? 0: none (paper)
+  )
   config.normalize = "whiten"  # per site: "none" (paper), "standard", "whiten"
   config.pairs_per_text = 2  # (site, position) pairs per forward pass of the target
   config.bos_rate = 0.01  # share of pairs at BOS, the activation that says nothing

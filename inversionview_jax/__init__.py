@@ -17,17 +17,17 @@ from inversionview_jax.tasks.registration import register_when_imported
 
 # Saved preimages are shown without JAX, which takes a second to import; what needs it is found here when it is asked for.
 _LAZY = {
-  "Ask": "reader",
-  "Reader": "reader",
-  "load_reader": "reader",
-  "shipped_readers": "reader",
-  "Edit": "target",
-  "Target": "target",
-  "load_target": "target",
-  "ablate": "interventions",
-  "attribute": "attribution",
-  "patch": "interventions",
-  "verify": "verification",
+  "Ask": "reading.reader",
+  "Reader": "reading.reader",
+  "load_reader": "reading.reader",
+  "shipped_readers": "reading.reader",
+  "Edit": "targets.target",
+  "Target": "targets.target",
+  "load_target": "targets.target",
+  "ablate": "causal.interventions",
+  "attribute": "causal.attribution",
+  "patch": "causal.interventions",
+  "verify": "causal.verification",
 }
 __all__ = ["__version__", "InversionViewError", "Preimage", "Query", "Sample", *_LAZY]
 

@@ -3,37 +3,52 @@
 Shapes: B batch, T positions, D width of the residual stream.
 """
 
-import jax
-import jax.numpy as jnp
+from typing import TYPE_CHECKING
 
 from inversionview_jax.errors import one_of
 
-METRICS = ("euclidean", "cosine")
+if TYPE_CHECKING:
+  import jax
+
+# name -> what a person reads, in the order by which programs number them
+METRICS = {"euclidean": "normalized Euclidean distance", "cosine": "cosine distance"}
+MATCHES = {"anywhere": "at the nearest position", "position": "at the position of the query"}
 _TINY = 1e-12
 
 
-def normalized_euclidean(activation: jax.Array, query: jax.Array) -> jax.Array:
+def metric_index(name: str) -> int:
+  """The number that stands for a metric inside a program, its place in `METRICS`."""
+  return list(METRICS).index(name)
+
+
+def _float32(activation, query):
+  """The namespace of the arrays (NumPy or `jax.numpy`, which therefore need not be imported here), and both as float32."""
+  xp = activation.__array_namespace__()
+  return xp, activation.astype(xp.float32), query.astype(xp.float32)
+
+
+def normalized_euclidean(activation: "jax.Array", query: "jax.Array") -> "jax.Array":
   """``||z - z'|| / ||z||`` with z the query: float[..., D], float[..., D] -> float32[...], broadcasting."""
-  activation, query = activation.astype(jnp.float32), query.astype(jnp.float32)
-  gap = jnp.sqrt(jnp.sum(jnp.square(activation - query), axis=-1))
-  return gap / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(query), axis=-1)), _TINY)
+  xp, activation, query = _float32(activation, query)
+  gap = xp.sqrt(xp.sum(xp.square(activation - query), axis=-1))
+  return gap / xp.maximum(xp.sqrt(xp.sum(xp.square(query), axis=-1)), _TINY)
 
 
-def cosine(activation: jax.Array, query: jax.Array) -> jax.Array:
+def cosine(activation: "jax.Array", query: "jax.Array") -> "jax.Array":
   """``1 - cos(z, z')``, between 0 and 2: float[..., D], float[..., D] -> float32[...], broadcasting."""
-  activation, query = activation.astype(jnp.float32), query.astype(jnp.float32)
-  norms = jnp.sqrt(jnp.sum(jnp.square(activation), axis=-1)) * jnp.sqrt(jnp.sum(jnp.square(query), axis=-1))
-  return 1.0 - jnp.sum(activation * query, axis=-1) / jnp.maximum(norms, _TINY)
+  xp, activation, query = _float32(activation, query)
+  norms = xp.sqrt(xp.sum(xp.square(activation), axis=-1)) * xp.sqrt(xp.sum(xp.square(query), axis=-1))
+  return 1.0 - xp.sum(activation * query, axis=-1) / xp.maximum(norms, _TINY)
 
 
-def distance(metric: str, activation: jax.Array, query: jax.Array) -> jax.Array:
+def distance(metric: str, activation: "jax.Array", query: "jax.Array") -> "jax.Array":
   """The distance called `metric` ("euclidean" is the normalized one); raises `InversionViewError` for another name."""
   if metric not in METRICS:
     raise one_of("metric", metric, METRICS)
   return {"euclidean": normalized_euclidean, "cosine": cosine}[metric](activation, query)
 
 
-def masked_min(distances: jax.Array, counted: jax.Array, position=-1) -> tuple[jax.Array, jax.Array]:
+def masked_min(distances: "jax.Array", counted: "jax.Array", position=-1) -> tuple["jax.Array", "jax.Array"]:
   """The minimum over positions that count.
 
   Args:
@@ -44,8 +59,9 @@ def masked_min(distances: jax.Array, counted: jax.Array, position=-1) -> tuple[j
   Returns:
     ``(float32[...], int32[...])``: the minimum and its position; ``(inf, -1)`` for a row in which nothing counts.
   """
-  position = jnp.asarray(position)[..., None]
-  counted = counted & ((jnp.arange(counted.shape[-1]) == position) | (position < 0))
-  distances = jnp.where(counted, distances, jnp.inf)
-  where = jnp.where(jnp.any(counted, axis=-1), jnp.argmin(distances, axis=-1), -1)
-  return jnp.min(distances, axis=-1), where.astype(jnp.int32)
+  xp = distances.__array_namespace__()
+  position = xp.asarray(position)[..., None]
+  counted = counted & ((xp.arange(counted.shape[-1]) == position) | (position < 0))
+  distances = xp.where(counted, distances, xp.inf)
+  where = xp.where(xp.any(counted, axis=-1), xp.argmin(distances, axis=-1), -1)
+  return xp.min(distances, axis=-1), where.astype(xp.int32)

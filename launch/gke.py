@@ -15,7 +15,7 @@ import string
 import subprocess
 import sys
 
-from inversionview_jax import chips
+from inversionview_jax.devices import chips
 from inversionview_jax.errors import InversionViewError
 
 _TEMPLATE = pathlib.Path(__file__).parent / "jobset.yaml"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import hyper
 
 from inversionview_jax import cli
+from inversionview_jax.commands import configs
 from inversionview_jax.errors import InversionViewError, one_of
 
 COMMANDS = ("train", "train-target")
@@ -56,7 +57,7 @@ def work_units(
       raise InversionViewError(f"--workdir {workdir}: {{{name}}} is unknown; there are {{xid}} and {{wid}}")
   if "://" in workdir:
     raise InversionViewError(f"--workdir {workdir}: mount the bucket and give its path")
-  cli.load_config(config, list(overrides))  # one line about the config itself, before anything about its sweep
+  configs.load_config(config, list(overrides))  # one line about the config itself, before anything about its sweep
   sweep = _sweep(config) if swept else [{}]
   if len(sweep) > 1 and "{wid}" not in workdir:
     raise InversionViewError(
@@ -95,7 +96,7 @@ def _sweep(config: str) -> hyper.Hyper:
 def _check(unit: Unit) -> None:
   """Raises `InversionViewError` unless `inversionview` would understand the unit's command as it was meant."""
   args, rest = cli._parser().parse_known_args(list(unit.arguments))
-  config = cli.load_config(args.config, rest)
+  config = configs.load_config(args.config, rest)
   for name, value in unit.hyper.items():
     found = config
     for key in name.split(".")[1:]:

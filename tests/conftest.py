@@ -17,10 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inversionview_jax import decoder, objectives, parallel, tasks
-from inversionview_jax.decoder import Decoder, DecoderConfig
-from inversionview_jax.target import Target, save_target
-from inversionview_jax.transformer import Transformer, TransformerConfig
+from inversionview_jax import tasks
+from inversionview_jax.devices import parallel
+from inversionview_jax.models import decoder
+from inversionview_jax.models.decoder import Decoder, DecoderConfig
+from inversionview_jax.models.transformer import Transformer, TransformerConfig
+from inversionview_jax.targets.target import Target, save_target
+from inversionview_jax.training import decoder_objective
 
 TASK = tasks.get("addition")
 SHAPE = {"vocab_size": 15, "n_ctx": 14, "n_layers": 2, "n_heads": 2, "d_model": 16, "d_mlp": 32}
@@ -97,7 +100,7 @@ def save_small(make_target, small_decoder):
   def save(folder):
     target = make_target()
     save_target(folder / "target", target.params, target.config, TASK.tokenizer, target.name, target.task)
-    objectives.save_decoder(folder / "decoder", small_decoder[1], small_decoder[0], target, TASK)
+    decoder_objective.save_decoder(folder / "decoder", small_decoder[1], small_decoder[0], target, TASK)
     return folder
 
   return save

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from inversionview_jax import __version__, cli, tasks
-from inversionview_jax import reader as reader_module
 from inversionview_jax.preimage import Preimage
-from inversionview_jax.target import save_target, shipped_folder
-from inversionview_jax.tokenizers import CharTokenizer
+from inversionview_jax.reading import reader as reader_module
+from inversionview_jax.targets.target import save_target, shipped_folder
+from inversionview_jax.tasks.tokenizers import CharTokenizer
 
 TASK = tasks.get("addition")
 ROOT = pathlib.Path(__file__).parent.parent

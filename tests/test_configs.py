@@ -6,9 +6,11 @@ import pathlib
 
 import pytest
 
-from inversionview_jax import decoder, optimizers, tasks, transformer
-from inversionview_jax.cli import config_flags_defaults, load_config
+from inversionview_jax import tasks
+from inversionview_jax.commands.configs import config_flags_defaults, load_config
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models import decoder, transformer
+from inversionview_jax.training import optimizers
 
 EVERY_FILE = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 # With a target to train; configs of language models are in test_language_configs.py, and verify_*.py hold experiments.

@@ -10,10 +10,13 @@ import pytest
 import safetensors.numpy
 from small_models import gpt2_folder, prompts, tokenizer_json
 
-from inversionview_jax import reader as readers
-from inversionview_jax import optimizers, tasks, transformer
-from inversionview_jax.cli import load_config, main
+from inversionview_jax import tasks
+from inversionview_jax.cli import main
+from inversionview_jax.commands.configs import load_config
+from inversionview_jax.models import transformer
+from inversionview_jax.reading import reader as readers
 from inversionview_jax.tasks import fact_files
+from inversionview_jax.training import optimizers
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -66,7 +69,12 @@ def test_paper_settings_of_ioi_and_factual_recall():
   for name, pairs in (("ioi", 100 * 200_000), ("factual", 160 * 200_000)):
     config = load_config(f"{CONFIGS / name}.py", [])
     assert config.batch_size * config.steps * config.pairs_per_text == pairs
-    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.schedule, config.batch_size) == ("adamw", 1e-4, "constant", 128)
+    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.schedule, config.batch_size) == (
+      "adamw",
+      1e-4,
+      "constant",
+      128,
+    )
     assert (config.encoder_blocks, config.encoder_width, config.n_slots, config.normalize) == (6, 0, 1, "none")
   assert (config.inputs.bos_attention, config.init_from, tuple(config.inputs.sources)) == (
     0.6, "gpt2-medium", ("counterfact", "bear", "minipile"),
@@ -93,7 +101,20 @@ def trained(capsys, *argv):
 
 def viewed(capsys, workdir, text, site, position, *more):
   out = workdir / "seen.json"
-  argv = ["view", text, "--reader", str(workdir), "--site", site, "--position", position, "--num-samples", "16", "--json", str(out)]
+  argv = [
+    "view",
+    text,
+    "--reader",
+    str(workdir),
+    "--site",
+    site,
+    "--position",
+    position,
+    "--num-samples",
+    "16",
+    "--json",
+    str(out),
+  ]
   assert main([*argv, *more]) == 0
   seen = json.loads(out.read_text())
   assert len(seen["samples"]["distance"]) == 16 and seen["query"]["label"] == position
@@ -124,7 +145,9 @@ def test_factual_decoder_starts_from_another_model_and_keeps_only_dropout(folder
   workdir = tmp_path / "W"
   settings = ["--config.sites=('a1.0',)", f"--config.init_from={medium}", "--config.batch_size=8", "--config.steps=2", "--config.steps_per_call=2",
               "--config.eval_queries=2", "--config.final_queries=2", "--config.encoder_blocks=1"]  # fmt: skip
-  trained(capsys, "--config", f"{CONFIGS}/factual.py:bundled", "--target", str(folder), "--workdir", str(workdir), *settings)
+  trained(
+    capsys, "--config", f"{CONFIGS}/factual.py:bundled", "--target", str(folder), "--workdir", str(workdir), *settings
+  )
   reader = readers.load_reader(workdir)
   assert (reader.config.transformer.n_layers, reader.config.transformer.d_model) == (1, 32)
 
@@ -231,7 +254,16 @@ def test_quantisation_that_is_not_read_is_refused(tmp_path, capsys):
 def test_unknown_sites_and_missing_starts_are_refused(folder, lines, tmp_path, capsys):
   assert "a9.1" in refused(capsys, *text_run(folder, lines, tmp_path, "--config.sites=a9.1"))
   assert "no such folder" in refused(capsys, *text_run(folder, lines, tmp_path, "--config.init_from=/no/where"))
-  said = refused(capsys, "train", "--config", f"{CONFIGS}/factual.py:bundled", "--target", str(folder), "--workdir", str(tmp_path / "F"))
+  said = refused(
+    capsys,
+    "train",
+    "--config",
+    f"{CONFIGS}/factual.py:bundled",
+    "--target",
+    str(folder),
+    "--workdir",
+    str(tmp_path / "F"),
+  )
   assert "inversionview heads" in said
 
 

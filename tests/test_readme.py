@@ -8,6 +8,7 @@ import pytest
 
 import inversionview_jax as iv
 from inversionview_jax import cli, tasks
+from inversionview_jax.commands import configs
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -37,7 +38,7 @@ def test_command_lines_are_understood(command, monkeypatch):
   if not getattr(args, "config", None):
     assert not rest
   else:
-    config = cli.load_config(args.config, rest) if args.config else {"task": "addition"}
+    config = configs.load_config(args.config, rest) if args.config else {"task": "addition"}
     assert "plan" in config or config.get("task", "addition") in tasks.names()
 
 

@@ -10,18 +10,21 @@ import os
 import sys
 import time
 
-from inversionview_jax import stop
+from inversionview_jax import preemption
 
 if __name__ == "__main__":
-  stop.listen()
+  preemption.listen()
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from inversionview_jax import checkpoint, hosts, parallel, recovery, tasks, training
+from inversionview_jax import tasks
+from inversionview_jax.devices import hosts, parallel
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models import storage
+from inversionview_jax.training import checkpoints, loop
 
 ADAMW = {
   "name": "adamw", "lr": 1e-2, "adam_lr": 0.0, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.01, "clip": 1.0, "b2": 0.99,
@@ -68,7 +71,7 @@ class Slope:
     return {"score": score}, {"gain": jnp.float32(1 + 0.1 * abs(score))}
 
   def finish(self, params, metrics, folder):
-    checkpoint.save_model(folder, params, {"config": {}, "notes": metrics})
+    storage.save_model(folder, params, {"config": {}, "notes": metrics})
 
 
 def rows() -> np.ndarray:
@@ -78,24 +81,27 @@ def rows() -> np.ndarray:
 
 def main(folder: str, changes: str = "{}") -> int:
   config = ConfigDict(CONFIG | json.loads(changes))
-  recovery.quiet()
+  checkpoints.quiet()
   if HOLD == "save":
-    kept = recovery.Checkpoints.save
-    recovery.Checkpoints.save = lambda self, *args: (kept(self, *args), hold("save"))  # it is written in the background
+    kept = checkpoints.Checkpoints.save
+    checkpoints.Checkpoints.save = lambda self, *args: (
+      kept(self, *args),
+      hold("save"),
+    )  # it is written in the background
   try:
     if "PROCESSES" in os.environ:
       silence = float(os.environ.get("SILENCE", hosts.SILENCE))
       hosts.start(os.environ["COORDINATOR"], int(os.environ["PROCESSES"]), int(os.environ["PROCESS"]), silence)
     mesh = parallel.mesh_of(config)
-    training.refuse_workdir(config, folder, mesh)
-    training.train(Slope(), rows(), config, folder, mesh)
+    loop.refuse_workdir(config, folder, mesh)
+    loop.train(Slope(), rows(), config, folder, mesh)
     code = 0
   except InversionViewError as error:
     print(f"refused: {error}", file=sys.stderr)
     code = 2
-  except stop.Stopped as stopped:
+  except preemption.Stopped as stopped:
     print(stopped, file=sys.stderr)
-    code = stop.AGAIN
+    code = preemption.AGAIN
   hosts.finish(code)
   return code
 

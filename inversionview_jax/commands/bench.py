@@ -48,7 +48,7 @@ def run(args, rest) -> int:
     raise InversionViewError(f"--repeats {args.repeats} must be at least 1 and --seconds {args.seconds:g} at least 0")
   if args.json:
     check_can_hold(args.json)
-  from inversionview_jax import bench, bench_torch
+  from inversionview_jax.benchmarks import bench, bench_torch
   from inversionview_jax.errors import one_of
 
   if args.size not in bench.SIZES:

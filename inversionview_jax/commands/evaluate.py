@@ -62,8 +62,10 @@ def run(args, rest) -> int:
   """Measures, prints the tables and writes the files."""
   del rest
   at_least(args, queries=1, exact=0, num_samples=1, completeness=0, inputs=1, draws=1, seed=0)
-  from inversionview_jax import charts, coverage, evaluation, exact, measure
-  from inversionview_jax.reader import load_reader
+  from inversionview_jax.measures import coverage, evaluation, held_out
+  from inversionview_jax.reading.reader import load_reader
+  from inversionview_jax.sampling import exact
+  from inversionview_jax.show import charts
 
   if not args.no_plots:
     charts.check()
@@ -89,7 +91,7 @@ def run(args, rest) -> int:
     charts.rates(folder / "rates.png", found)
     written.append("rates.png")
   if args.completeness:
-    asked = measure.held_out(reader, args.completeness, args.seed + 2, every_site=False)
+    asked = held_out.held_out(reader, args.completeness, args.seed + 2, every_site=False)
     parts = coverage.completeness(reader, asked, args.inputs, draws=args.draws, seed=args.seed)
     _print_completeness(parts)
     table = {"format": "inversionview-completeness", "format_version": 1, "draws": args.draws}

@@ -43,7 +43,7 @@ def run(args, rest) -> int:
   if importlib.util.find_spec("streamlit") is None:
     raise InversionViewError(MISSING)
   port = _port(args.address, args.port)
-  from inversionview_jax.explorer import service
+  from inversionview_jax.show.explorer import service
 
   readers = service.configure(args.reader or _shipped())
   for name, where in readers.names.items():
@@ -90,7 +90,7 @@ def settings(address: str, port: int, no_browser: bool) -> dict:
 
 
 def _shipped() -> list[str]:
-  from inversionview_jax.reader import shipped_readers
+  from inversionview_jax.reading.reader import shipped_readers
 
   return shipped_readers()
 
@@ -122,7 +122,7 @@ def _port(address: str, asked: int | None) -> int:
 
 def check_is_there(name: str, where: str) -> None:
   """Raises `InversionViewError` for a reader that is neither shipped nor a folder; what is wrong inside of one is said on the page."""
-  from inversionview_jax.reader import shipped_readers
+  from inversionview_jax.reading.reader import shipped_readers
 
   if where not in shipped_readers() and not (pathlib.Path(where) / "decoder" / "model.json").exists():
     raise InversionViewError(

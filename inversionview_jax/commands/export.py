@@ -55,8 +55,8 @@ def run(args, rest) -> int:
   texts = texts_of(args)
   if not texts:
     raise InversionViewError("no inputs to export: give texts, or --texts FILE")
-  from inversionview_jax import viewer
-  from inversionview_jax.reader import Ask, load_reader
+  from inversionview_jax.reading.reader import Ask, load_reader
+  from inversionview_jax.show import paper_viewer
 
   reader = load_reader(args.reader)
   positions = args.position or _POSITIONS.get(reader.task.name)
@@ -68,7 +68,7 @@ def run(args, rest) -> int:
   count = 0
   for ask in asks:
     preimage = reader.preimages([ask], mixture=args.mixture, num_samples=args.num_samples, seed=args.seed)[0]
-    count += len(viewer.write(folder, pages(reader, preimage, args.shown)))
+    count += len(paper_viewer.write(folder, pages(reader, preimage, args.shown)))
   print(f"{count} files of {len(texts)} {'text' if len(texts) == 1 else 'texts'} written to {folder}")
   return 0
 
@@ -79,15 +79,16 @@ def pages(reader, preimage, shown: int = 100) -> list:
 
   import numpy as np
 
-  from inversionview_jax import distance, viewer
-  from inversionview_jax.consistency import Members
+  from inversionview_jax import distance
+  from inversionview_jax.measures.consistency import Members
+  from inversionview_jax.show import paper_viewer
 
   tokens = Members.of(preimage, reader.task).tokens
   site = reader.target.site(preimage.query.site)
   held, made = reader.target.run(tokens, [site])[site], []
   z = np.array(preimage.query.activation, np.float32)
   counted = np.asarray(reader.task.counted_mask(tokens))
-  for kind, metric in viewer.METRICS.items():
+  for kind, metric in paper_viewer.METRICS.items():
     each = np.where(counted, np.asarray(distance.distance(metric, held, z)), np.nan)
     best = np.nanargmin(each, axis=1)
     samples = [
@@ -96,5 +97,5 @@ def pages(reader, preimage, shown: int = 100) -> list:
     ]
     own = dataclasses.replace(preimage, samples=samples, metric=metric, epsilon=preimage.epsilon)
     order = np.argsort([sample.distance for sample in samples], kind="stable")
-    made.append(viewer.page_of(own, each[order], kind, shown))
+    made.append(paper_viewer.page_of(own, each[order], kind, shown))
   return made

@@ -55,20 +55,21 @@ def add_parser(commands) -> None:
 
 def run(args, rest) -> int:
   """Prints the table and writes the JSON."""
-  from inversionview_jax.cli import load_config
+  from inversionview_jax.commands.configs import load_config
 
   at_least(args, count=1, top=1, batch_size=1, seed=0)
   if args.json:
     check_can_hold(args.json)
   import numpy as np
 
-  from inversionview_jax import experiments, importance, parallel
+  from inversionview_jax.causal import experiments, head_importance
+  from inversionview_jax.devices import parallel
 
   config = load_config(args.config, rest) if args.config else None
   if rest and not config:
     raise InversionViewError(f"unknown argument {rest[0]!r}; see inversionview heads --help")
   target, task, tokens, at, answers = _prompts(args, config)
-  importance.ranked(np.zeros((1, target.config.n_layers, 1)), args.threshold, args.first_layer, args.last_layer)
+  head_importance.ranked(np.zeros((1, target.config.n_layers, 1)), args.threshold, args.first_layer, args.last_layer)
   if args.known and answers is None:
     raise InversionViewError(f'--known needs answers: give {args.prompts} as .jsonl with "prompt" and "answer"')
   if args.known:
@@ -76,8 +77,8 @@ def run(args, rest) -> int:
   shares, known, looked = [], 0, 0
   for start in range(0, len(tokens), args.batch_size):
     part = slice(start, start + args.batch_size)
-    found, predicted = importance.head_shares(
-      target, *(parallel.filled(x[part], args.batch_size) for x in (tokens, at)), args.batch_size
+    found, predicted = head_importance.head_shares(
+      target, *(parallel.pad_rows(x[part], args.batch_size) for x in (tokens, at)), args.batch_size
     )
     some = len(tokens[part])
     right = np.ones(some, bool) if answers is None or predicted is None else predicted[:some] == answers[part]
@@ -88,7 +89,7 @@ def run(args, rest) -> int:
   shares = np.concatenate(shares)[: args.count]
   if not len(shares):
     raise InversionViewError(f"of {looked:,} prompts the target predicts none; leave out --known")
-  heads = importance.ranked(shares, args.threshold, args.first_layer, args.last_layer)
+  heads = head_importance.ranked(shares, args.threshold, args.first_layer, args.last_layer)
   _print(args, target, shares, heads, known if answers is not None and target.whole else None, looked)
   if args.json:
     data = {
@@ -111,8 +112,9 @@ def _prompts(args, config):
   """-> target, the task's name, int32[N, T], int32[N] positions, int32[N] tokens that follow them (or None)."""
   import numpy as np
 
-  from inversionview_jax import reference, tasks
-  from inversionview_jax.target import load_target
+  from inversionview_jax import tasks
+  from inversionview_jax.targets import language_model
+  from inversionview_jax.targets.target import load_target
   from inversionview_jax.tasks.base import index_or_label
 
   source = args.target or (config and config.get("target") and config.target.get("path"))
@@ -122,7 +124,7 @@ def _prompts(args, config):
     return _from_file(args, load_target(source, args.convention))
   name = config.task if config else args.task
   if name in tasks.names() and tasks.is_language(name):
-    target, task = reference.load_for(name, config, source, convention=args.convention)
+    target, task = language_model.load_for(name, config, source, convention=args.convention)
   else:
     task = tasks.get(name)
     target = load_target(source or name, args.convention, tokenizer=name)

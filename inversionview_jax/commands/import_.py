@@ -57,11 +57,11 @@ def run(args, rest) -> int:
 
 
 def _pages(args, source, task) -> int:
-  from inversionview_jax import viewer
+  from inversionview_jax.show import paper_viewer
 
   made = []
-  for page in viewer.read(source):  # all of them can be read, before the first is written
-    made.append((page.path, viewer.preimage_of(page, task, args.epsilon, source.name)))
+  for page in paper_viewer.read(source):  # all of them can be read, before the first is written
+    made.append((page.path, paper_viewer.preimage_of(page, task, args.epsilon, source.name)))
   folder = make_folder(args.out)
   for path, preimage in made:
     make_folder(folder / path.split("/")[0])
@@ -73,9 +73,9 @@ def _pages(args, source, task) -> int:
 def _decoder(args, source, task) -> int:
   if args.epsilon is not None:
     raise InversionViewError(f"--epsilon {args.epsilon} is for preimages; a reader takes it with each query")
-  from inversionview_jax import objectives
   from inversionview_jax.pretrained import release
-  from inversionview_jax.target import load_target, refuse_other_tokenizer
+  from inversionview_jax.targets.target import load_target, refuse_other_tokenizer
+  from inversionview_jax.training import decoder_objective
 
   out = pathlib.Path(args.out).expanduser()
   if (out / "decoder" / "model.json").exists() or (out / "target" / "model.json").exists():
@@ -92,7 +92,7 @@ def _decoder(args, source, task) -> int:
   make_folder(out)
   raw.save(out / "target")
   notes = {"imported": source.name, "cross_attn": bool(config.transformer.cross_width)}
-  objectives.save_decoder(out / "decoder", variables, config, target, task, notes)
+  decoder_objective.save_decoder(out / "decoder", variables, config, target, task, notes)
   print(f"{len(config.sites)} sites: {', '.join(config.sites)}\nreader: {out}")
   return 0
 

@@ -59,12 +59,14 @@ def run(args, rest) -> int:
   if not args.timeout > 0:
     raise InversionViewError(f"--timeout {args.timeout:g} must be above 0")
   prices = _prices(args.prices)
-  from inversionview_jax import asking, interpret
+  from inversionview_jax.interpret import hypotheses, language_model
 
-  places = interpret.places(interpret.load(args.preimages))
-  endpoint = asking.Endpoint(args.model, args.base_url, args.temperature, args.max_tokens, args.timeout, args.retries)
-  prompts = [interpret.prompt(place, args.queries, args.samples) for place in places]
-  hashes = [interpret.prompt_hash(args.model, text, endpoint.settings()) for text in prompts]
+  places = hypotheses.places(hypotheses.load(args.preimages))
+  endpoint = language_model.Endpoint(
+    args.model, args.base_url, args.temperature, args.max_tokens, args.timeout, args.retries
+  )
+  prompts = [hypotheses.prompt(place, args.queries, args.samples) for place in places]
+  hashes = [hypotheses.prompt_hash(args.model, text, endpoint.settings()) for text in prompts]
   by_hash = dict(zip(hashes, prompts, strict=True))
   folder = make_folder(args.out)
   if args.prompts_only:
@@ -73,15 +75,15 @@ def run(args, rest) -> int:
     print(f"{len(lines)} prompts written to {folder / 'prompts.jsonl'}")
     return 0
   if args.replay:
-    answers = asking.replayed(by_hash, args.replay)
+    answers = language_model.replayed(by_hash, args.replay)
   else:
     with _bar(len(by_hash), prices) as progress:
-      answers = asking.ask(by_hash, folder / "answers", endpoint, args.at_once, progress)
+      answers = language_model.ask(by_hash, folder / "answers", endpoint, args.at_once, progress)
   results = []
   for place, name in zip(places, hashes, strict=True):
     answer = answers[name]
-    reading, features = ("", []) if answer.error else interpret.parse(answer.text)
-    scores = [interpret.score(place, feature, args.queries) for feature in features]
+    reading, features = ("", []) if answer.error else hypotheses.parse(answer.text)
+    scores = [hypotheses.score(place, feature, args.queries) for feature in features]
     results.append((place, name, answer, reading, scores))
   write_whole(folder / "interpretations.json", json.dumps(_table(args, results), indent=1, ensure_ascii=False) + "\n")
   _print(results, list(answers.values()), prices)
@@ -102,7 +104,7 @@ def _prices(text: str | None) -> tuple[float, float] | None:
 
 
 def _table(args, results) -> dict:
-  from inversionview_jax import __version__
+  from inversionview_jax._version import __version__
 
   return {
     "format": "inversionview-interpretations",
@@ -131,7 +133,7 @@ def _print(results, answers, prices) -> None:
   from rich.console import Console
   from rich.markup import escape
 
-  from inversionview_jax import asking
+  from inversionview_jax.interpret import language_model
 
   console = Console(highlight=False)
   colors = {"confirmed": "green", "refuted": "red", "not testable": "yellow"}
@@ -147,7 +149,7 @@ def _print(results, answers, prices) -> None:
       )
     if not scores:
       console.print(f"  [{colors['not testable']}]not testable[/]  the answer names no expression")
-  told, said, price = asking.cost(answers, prices)
+  told, said, price = language_model.cost(answers, prices)
   kept = sum(answer.cached for answer in answers)
   cost = (
     ""
@@ -195,9 +197,9 @@ class _bar:
     return self
 
   def __call__(self, done: int, of: int, answers) -> None:
-    from inversionview_jax import asking
+    from inversionview_jax.interpret import language_model
 
-    told, said, price = asking.cost(answers, self._prices)
+    told, said, price = language_model.cost(answers, self._prices)
     cost = "" if price is None else f", cost {price:.4f}"
     self._bar.update(self._task, completed=done, description=f"asking ({told + said:,} tokens{cost})")
 

@@ -68,8 +68,8 @@ def run(args, rest) -> int:
     check_can_hold(args.json)
   import dataclasses
 
-  from inversionview_jax import readings
-  from inversionview_jax.reader import Ask, load_reader
+  from inversionview_jax.measures import readings
+  from inversionview_jax.reading.reader import Ask, load_reader
   from inversionview_jax.tasks.grammar import expression
 
   reader = load_reader(args.reader)
@@ -151,7 +151,7 @@ def show(found, shown: int = 20) -> None:
   from rich.markup import escape
   from rich.table import Table
 
-  from inversionview_jax.preimage import MATCHES, METRICS
+  from inversionview_jax.distance import MATCHES, METRICS
 
   first, n = found.each[0], len(found.each)
   query = first.query

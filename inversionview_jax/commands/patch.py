@@ -38,8 +38,10 @@ def add_parser(commands) -> None:
 
 def run(args, overrides) -> int:
   """Prepares all experiments of the config before the first one runs, so that a mistake in the last is known at once."""
-  from inversionview_jax import charts, experiments, logit_experiments, parallel
-  from inversionview_jax.cli import load_config
+  from inversionview_jax.causal import experiments, logit_experiments
+  from inversionview_jax.commands.configs import load_config
+  from inversionview_jax.devices import parallel
+  from inversionview_jax.show import charts
 
   config = load_config(args.config, overrides)
   if "experiments" not in config:
@@ -76,11 +78,12 @@ def task_and_target(task_name: str, source: str | None, convention: str | None, 
 
   For a task over the texts of a language model, `config` may say `target.path`, `target.dtype` and `inputs`, the task's settings.
   """
-  from inversionview_jax import reference, tasks
-  from inversionview_jax.target import load_target, refuse_other_tokenizer
+  from inversionview_jax import tasks
+  from inversionview_jax.targets import language_model
+  from inversionview_jax.targets.target import load_target, refuse_other_tokenizer
 
   if tasks.is_language(task_name):
-    target, task = reference.load_for(task_name, config, source, convention=convention)
+    target, task = language_model.load_for(task_name, config, source, convention=convention)
     return task, target
   task = tasks.get(task_name)
   target = load_target(source or task_name, convention, tokenizer=task_name)

@@ -43,7 +43,7 @@ def add_parser(commands) -> None:
 
 def run(args, overrides) -> int:
   """Prints the plan; returns 0, or 1 if a program does not fit."""
-  from inversionview_jax.cli import load_config
+  from inversionview_jax.commands.configs import load_config
   from inversionview_jax.errors import one_of
 
   wanted = args.program or list(_PROGRAMS)
@@ -53,14 +53,14 @@ def run(args, overrides) -> int:
   at_least(args, rows=1, batch_per_device=1)
   if args.json:
     check_can_hold(args.json)
-  from inversionview_jax import chips
+  from inversionview_jax.devices import chips
 
   topologies = [chips.topology(name) for name in args.topology]
   config = load_config(args.config, overrides)
   if args.batch_per_device:
     config.unlock()
     config.batch_per_device = args.batch_per_device
-  from inversionview_jax import planning
+  from inversionview_jax.planning import planning
 
   plan = planning.setting(config)
   planning.simulate(max((t.devices for t in topologies if t.chip is None), default=1))

@@ -52,14 +52,14 @@ def run(args, rest) -> int:
   check_can_hold(args.out)
   if pathlib.Path(args.out).is_dir():
     raise InversionViewError(f"cannot write {args.out}: it is a folder; give the name of a file")
-  from inversionview_jax import report
+  from inversionview_jax.show import report
 
   title, shown, left_out = args.title, args.shown, []
   if args.config is None:
     preimages, left_out = report.read_folder(args.folder)
     title = title or f"Preimages in {pathlib.Path(args.folder).resolve().name}"
   else:
-    from inversionview_jax.cli import load_config
+    from inversionview_jax.commands.configs import load_config
 
     config = load_config(args.config, rest)
     preimages = _drawn(config, args.config)
@@ -89,7 +89,7 @@ def _plain(name: str) -> str:
 
 def _drawn(config, path: str):
   """The preimages that a config asks for, reader by reader."""
-  from inversionview_jax.reader import Ask, load_reader
+  from inversionview_jax.reading.reader import Ask, load_reader
 
   queries = config.get("queries")
   if not queries:

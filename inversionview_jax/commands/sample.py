@@ -54,8 +54,8 @@ def run(args, rest) -> int:
   asks = read_queries(args.queries, args.sites, args.position)
   from ml_collections import ConfigDict
 
-  from inversionview_jax import hosts, parallel
-  from inversionview_jax.reader import load_reader
+  from inversionview_jax.devices import hosts, parallel
+  from inversionview_jax.reading.reader import load_reader
 
   hosts.start(args.coordinator, args.num_processes, args.process_id)
   settings = {name: getattr(args, name) for name in ("reader", "num_samples", "mixture", "no_effects", "seed")}
@@ -127,7 +127,7 @@ def read_queries(path: str, sites: str, position: str) -> list[dict]:
 
 def _done_before(folder: pathlib.Path, settings: dict) -> int:
   """How many preimages an earlier run of the same command has written, as the writing host sees it; what it wrote half goes."""
-  from inversionview_jax import hosts
+  from inversionview_jax.devices import hosts
 
   done, wrong = 0, ""
   if hosts.writer() and (folder / _SETTINGS).exists():

@@ -54,7 +54,7 @@ def run(args, rest) -> int:
 
   if args.json:
     check_can_hold(args.json)
-  from inversionview_jax import experiments, verification
+  from inversionview_jax.causal import experiments, verification
   from inversionview_jax.tasks.base import index_or_label
   from inversionview_jax.tasks.contrast import VARY
 

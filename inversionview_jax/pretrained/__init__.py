@@ -11,11 +11,11 @@ import pathlib
 from collections.abc import Mapping
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models.transformer import TransformerConfig
 from inversionview_jax.pretrained import gguf_file, gpt2, llama, tokenizer_files
 from inversionview_jax.pretrained.conventions import CONVENTIONS, convert, converted, resolve
 from inversionview_jax.pretrained.parts import FirstLayers, Parts, Renamed
 from inversionview_jax.pretrained.weights import Safetensors
-from inversionview_jax.transformer import TransformerConfig
 
 __all__ = [
   "CONVENTIONS",

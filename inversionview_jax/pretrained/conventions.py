@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
-from inversionview_jax.transformer import TransformerConfig
+from inversionview_jax.models.transformer import TransformerConfig
 
 CONVENTIONS = ("centered", "raw")
 _AT_ONCE = 2**22  # numbers that are float64 at a time

@@ -5,9 +5,9 @@ import functools
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models.transformer import ACTIVATIONS, TransformerConfig
 from inversionview_jax.pretrained.attributes import NO_EFFECT, refuse_sizes, refuse_unhandled
 from inversionview_jax.pretrained.parts import Leaf
-from inversionview_jax.transformer import ACTIVATIONS, TransformerConfig
 
 _SHAPE = {
   "vocab_size",

@@ -6,10 +6,10 @@ Facts are those of transformers' modelling files, against which tests/test_parit
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models.transformer import TransformerConfig
 from inversionview_jax.pretrained import rotary
 from inversionview_jax.pretrained.attributes import NO_EFFECT, refuse_sizes, refuse_unhandled
 from inversionview_jax.pretrained.parts import Leaf
-from inversionview_jax.transformer import TransformerConfig
 
 _SHAPE = {
   "vocab_size",

@@ -14,8 +14,8 @@ import pathlib
 import numpy as np
 
 from inversionview_jax import sites
-from inversionview_jax.decoder import DecoderConfig
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models.decoder import DecoderConfig
 from inversionview_jax.pretrained import gpt2
 from inversionview_jax.pretrained.attributes import refuse_sizes
 from inversionview_jax.pretrained.parts import Leaf, Parts, Renamed

@@ -9,7 +9,7 @@ import pathlib
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.pretrained.gguf_file import GgufFile
-from inversionview_jax.tokenizers import HuggingFaceTokenizer
+from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
 
 # How text is split before merging, by the name a GGUF file gives it: the published patterns of each model's tokenizer.json.
 _LLAMA3 = (

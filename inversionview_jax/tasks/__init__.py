@@ -9,6 +9,20 @@ from inversionview_jax.tasks.ioi import IOI
 from inversionview_jax.tasks.language import LanguageTask
 from inversionview_jax.tasks.text import Text
 
+__all__ = [
+  "IOI",
+  "Addition",
+  "Counting",
+  "Factual",
+  "LanguageTask",
+  "Mixture",
+  "Task",
+  "Text",
+  "get",
+  "is_language",
+  "names",
+]
+
 _TASKS = {task.name: task for task in (Addition, Counting, IOI, Factual, Text)}
 
 

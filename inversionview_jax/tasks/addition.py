@@ -7,7 +7,7 @@ from inversionview_jax.tasks import hashing
 from inversionview_jax.tasks.base import Mixture, Task
 from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
 from inversionview_jax.tasks.grammar import holds
-from inversionview_jax.tokenizers import BOS, EOS, PAD, CharTokenizer
+from inversionview_jax.tasks.tokenizers import BOS, EOS, PAD, CharTokenizer
 
 _SIDE = 900  # numbers from 100 to 999
 _OPERANDS = {"F1": 1, "F2": 2, "F3": 3, "S1": 5, "S2": 6, "S3": 7}  # where they stand

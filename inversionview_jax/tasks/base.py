@@ -13,8 +13,7 @@ import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks.contrast import Pairs
-from inversionview_jax.tokenizers import CharTokenizer, PartTokenizer
-
+from inversionview_jax.tasks.tokenizers import CharTokenizer, PartTokenizer
 
 TINY = {"train": 20_000, "test": 5_000}  # inputs of a split that the "tiny" datasets hold
 

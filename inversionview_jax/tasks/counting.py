@@ -15,7 +15,7 @@ from inversionview_jax.tasks import hashing
 from inversionview_jax.tasks.base import Mixture, Task, shift_left
 from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
 from inversionview_jax.tasks.grammar import holds
-from inversionview_jax.tokenizers import BOS, EOS, PAD, CharTokenizer
+from inversionview_jax.tasks.tokenizers import BOS, EOS, PAD, CharTokenizer
 
 _TRIPLES, _COUNTS, _ASKED = 2600, 200, 3
 _LONGEST = 27

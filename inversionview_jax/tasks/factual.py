@@ -17,7 +17,7 @@ from inversionview_jax.tasks.base import Mixture
 from inversionview_jax.tasks.contrast import Pairs, redraw
 from inversionview_jax.tasks.language import LanguageTask, base_of
 from inversionview_jax.tasks.text import check_choice, check_length, rows_of, say
-from inversionview_jax.tokenizers import PartTokenizer
+from inversionview_jax.tasks.tokenizers import PartTokenizer
 
 SOURCES = ("bundled", "counterfact", "bear", "minipile", "files")
 _DEFAULTS = {

@@ -18,7 +18,7 @@ from inversionview_jax.tasks.base import shift_left
 from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
 from inversionview_jax.tasks.grammar import holds
 from inversionview_jax.tasks.language import LanguageTask, base_of
-from inversionview_jax.tokenizers import PartTokenizer
+from inversionview_jax.tasks.tokenizers import PartTokenizer
 
 # {0} and {1} are the two names in their order, {2} is the one that gives; the other one follows the last word.
 TEMPLATES = (

@@ -5,7 +5,7 @@ Shapes: B batch, T tokens.
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.tasks.base import Mixture, Task
-from inversionview_jax.tokenizers import HuggingFaceTokenizer, PartTokenizer
+from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer, PartTokenizer
 
 # The paper's for IOI: 64 candidates each, four times.
 PAPER_MIXTURE = Mixture(((0.5, 0.0), (1.0, 0.0), (1.0, 0.1)), num_samples=768)

@@ -10,9 +10,9 @@ import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks import sources
-from inversionview_jax.tasks.language import LanguageTask, base_of
 from inversionview_jax.tasks.base import shift_left
-from inversionview_jax.tokenizers import PartTokenizer
+from inversionview_jax.tasks.language import LanguageTask, base_of
+from inversionview_jax.tasks.tokenizers import PartTokenizer
 
 _CHUNK = 1024  # texts that are taken apart at a time
 _DEFAULTS = {

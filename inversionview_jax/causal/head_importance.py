@@ -1,0 +1,115 @@
+"""Which heads matter: the share of a head's write in what attention makes of the residual stream (paper, causal checks of factual recall).
+
+At one position, y = x.mid of a layer is the sum of x.pre, of what each head writes, and of the output bias. The proximity of a part p to y is
+max(0, |y| - |y - p|) in the L1 norm, and its share is its proximity among that of all parts (Ferrando and Voita, 2024, by whom the paper
+selects its heads).
+
+Shapes: N prompts, B batch, T tokens, L layers, H heads, D width.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from inversionview_jax.devices import parallel
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.sites import Site
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """One head over a list of prompts.
+
+  Attributes:
+    site: such as "a9.6".
+    over: on how many prompts its share exceeds the threshold.
+    mean: of its share.
+  """
+
+  site: str
+  over: int
+  mean: float
+
+
+def head_shares(
+  target, tokens: np.ndarray, at: np.ndarray, batch_size: int = 16
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """The share of every head at one position of each text.
+
+  Args:
+    target: any `Target` whose heads write to the residual stream as they are.
+    tokens: int32[N, T].
+    at: int32[N].
+    batch_size: texts at a time; the result does not depend on it.
+
+  Returns:
+    float32[N, L, H], and int32[N], the token that is predicted there (None for a target without logits).
+
+  Raises:
+    InversionViewError: a target with a norm behind attention (Gemma 2).
+  """
+  if target.config.post_norm:
+    raise InversionViewError(
+      f"the target {target.name} has a norm behind attention: its residual stream is not the sum of what its heads write"
+    )
+  tokens, size, parts = target._checked_tokens(tokens), min(batch_size, len(tokens)), []
+  for start in range(0, len(tokens), size):
+    rows, where = (parallel.pad_rows(np.asarray(x[start : start + size]), size) for x in (tokens, at))
+    found = _shares(target.module, target.whole, target.params, rows, where.astype(np.int32))
+    parts.append(jax.tree.map(lambda x, n=len(tokens[start : start + size]): np.asarray(x)[:n], found))
+  return tuple(None if parts[0][i] is None else np.concatenate([part[i] for part in parts]) for i in (0, 1))
+
+
+@functools.partial(parallel.jit, static_argnums=(0, 1))
+def _shares(module, whole, params, tokens, at):
+  c = module.config
+  layers = range(c.n_layers)
+  sites = [Site(kind, layer) for layer in layers for kind in ("pre", "heads", "mid")]
+  last = Site("post", c.n_layers - 1)
+  capture = (*sites, *((last,) if whole else ()))
+  out = module.apply({"params": params}, tokens, capture=capture, at=at[:, None], logits=False)
+
+  def share(layer):
+    before, heads, after = (out[Site(kind, layer)][:, 0].astype(jnp.float32) for kind in ("pre", "heads", "mid"))
+    rest = after - before - jnp.sum(heads, axis=1)  # the output bias
+    parts = jnp.concatenate([heads, before[:, None], rest[:, None]], axis=1)  # [B, H + 2, D]
+
+    def size(x):
+      return jnp.sum(jnp.abs(x), axis=-1)
+
+    near = jnp.maximum(0.0, size(after)[:, None] - size(after[:, None] - parts))
+    return (near / jnp.maximum(jnp.sum(near, axis=1, keepdims=True), 1e-30))[:, : c.n_heads]
+
+  predicted = jnp.argmax(module.apply({"params": params}, out[last][:, 0], method="logits"), axis=-1) if whole else None
+  return jnp.stack([share(layer) for layer in layers], axis=1), predicted
+
+
+def ranked(
+  shares: np.ndarray, threshold: float = 0.02, first_layer: int = 0, last_layer: int | None = None
+) -> list[Head]:
+  """All heads of some layers, those first whose share exceeds the threshold on most prompts; among equals the larger mean share.
+
+  Args:
+    shares: float32[N, L, H].
+    threshold: the paper's.
+    first_layer, last_layer: both included; None for the last there is.
+
+  Raises:
+    InversionViewError: no such layers, or a threshold that is no share.
+  """
+  layers = shares.shape[1]
+  last_layer = layers - 1 if last_layer is None else last_layer
+  if not 0 <= first_layer <= last_layer < layers:
+    raise InversionViewError(f"layers {first_layer} to {last_layer}: the target has the layers 0 to {layers - 1}")
+  if not 0 <= threshold < 1:
+    raise InversionViewError(f"threshold = {threshold} must be a share from 0 to 1 (paper: 0.02)")
+  over, mean = (shares > threshold).sum(axis=0), shares.mean(axis=0, dtype=np.float64)
+  heads = [
+    Head(f"a{layer}.{head}", int(over[layer, head]), float(mean[layer, head]))
+    for layer in range(first_layer, last_layer + 1)
+    for head in range(shares.shape[2])
+  ]
+  return sorted(heads, key=lambda head: (-head.over, -head.mean))

@@ -1,0 +1,181 @@
+"""Exact preimages: every input of a task through the target, its distance to each query; the ground truth of a reader.
+
+Only for tasks whose inputs can be enumerated (addition has 810,000). A query says what was asked, as for the sampler; no decoder is
+involved, so this also reads models that have none.
+
+Shapes: Q queries, N inputs, B inputs per program call, T tokens, D width of the activation, S sites.
+"""
+
+import dataclasses
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from inversionview_jax import distance
+from inversionview_jax.devices import parallel
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models.transformer import texts_that_fit
+from inversionview_jax.sampling.sampler import Queries
+from inversionview_jax.sites import Site
+from inversionview_jax.targets.target import Target
+from inversionview_jax.tasks import Task
+
+# Inputs per device and program call: a few MB of activations, so that all queries read them from the cache.
+_BATCH = 1024
+_BYTES = 5  # of one result: a float32 distance and an int8 position
+
+
+@dataclasses.dataclass(frozen=True)
+class Distances:
+  """What enumeration found.
+
+  Attributes:
+    index: int64[N], the inputs (`Task.tokens` makes their tokens).
+    distance: float32[Q, N], of each input's best position to each query; inf where nothing could be compared.
+    position: int8[Q, N], where the minimum is; -1 where nothing could be compared.
+  """
+
+  index: np.ndarray
+  distance: np.ndarray
+  position: np.ndarray
+
+  def members(self, query: int, epsilon: float) -> np.ndarray:
+    """int64[M], ascending: indices of the inputs within epsilon of this query, its exact preimage (paper, equation 1)."""
+    return self.index[self.distance[query] <= np.float32(epsilon)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactPreimage:
+  """All inputs of a task within epsilon of one query, nearest first (paper, equation 1).
+
+  Attributes:
+    index: int64[M], the inputs.
+    tokens: int32[M, T], their tokens.
+    distance: float32[M].
+    position: int8[M], where each is nearest.
+    inputs: how many inputs the task has; M / inputs is what random inputs would score.
+    epsilon: the threshold.
+  """
+
+  index: np.ndarray
+  tokens: np.ndarray
+  distance: np.ndarray
+  position: np.ndarray
+  inputs: int
+  epsilon: float
+
+  @classmethod
+  def of(cls, found: Distances, query: int, epsilon: float, task: Task) -> "ExactPreimage":
+    """The one of a query among several."""
+    inside = np.flatnonzero(found.distance[query] <= np.float32(epsilon))
+    inside = inside[np.argsort(found.distance[query][inside], kind="stable")]
+    index = found.index[inside]
+    tokens = task.tokens(index)
+    return cls(index, tokens, found.distance[query][inside], found.position[query][inside], len(found.index), epsilon)
+
+  def __len__(self) -> int:
+    return len(self.index)
+
+
+def every_input(task: Task) -> np.ndarray:
+  """int64[N]: the indices of all inputs; raises `InversionViewError` for a task that cannot enumerate them."""
+  if not task.enumerable:
+    raise InversionViewError(
+      f"the inputs of task {task.name!r} cannot be enumerated (its {task.num_inputs:,} are a sample of many more): "
+      "exact preimages, precision and coverage need a task such as addition"
+    )
+  return np.arange(task.num_inputs)
+
+
+def distances(
+  target: Target, task: Task, sites: tuple[Site, ...], queries: Queries, index: np.ndarray, mesh=None
+) -> Distances:
+  """The distance of these inputs to every query, in one pass of the target over them.
+
+  Args:
+    target: the model that is read; only the layers up to the last site asked for are run.
+    task: of the inputs.
+    sites: what `queries.site` points into.
+    queries: Q of them.
+    index: int64[N], inputs of the task; `every_input(task)` for the exact preimage.
+    mesh: inputs are divided over its data axis; all devices by default.
+
+  Raises:
+    InversionViewError: the result would not fit into memory; says how many queries would.
+  """
+  count = len(queries.site)
+  _check_memory(count, len(index))
+  mesh = parallel.make_mesh() if mesh is None else mesh
+  used = sorted(set(np.asarray(queries.site).tolist()))
+  local = np.searchsorted(used, np.asarray(queries.site)).astype(np.int32)
+  queries = Queries(queries.activation, local, queries.position, queries.metric)
+  program = _program(target.module, task, tuple(sites[s] for s in used), mesh)
+  params, queries = parallel.replicate((target.params, queries), mesh)
+  devices = mesh.shape[parallel.DATA]
+  fitting = min(_BATCH, texts_that_fit(target.config, task.length, len(used) + 8))
+  size = devices * min(fitting, -(-len(index) // devices))
+  found = np.empty((count, len(index)), np.float32), np.empty((count, len(index)), np.int8)
+  waiting = None
+  for start in range(0, len(index), size):
+    part = index[start : start + size]
+    tokens = task.tokens(parallel.pad_rows(part, size))
+    out = program(params, queries, tokens)
+    if waiting is not None:
+      _store(found, *waiting)  # while this call runs
+    waiting = (slice(start, start + len(part)), out)
+  if waiting is not None:
+    _store(found, *waiting)
+  return Distances(np.asarray(index), *found)
+
+
+def _store(found, where, out) -> None:
+  for to, values in zip(found, out, strict=True):
+    to[:, where] = parallel.fetch(values)[:, : where.stop - where.start]
+
+
+@functools.cache
+def _program(module, task: Task, sites: tuple[Site, ...], mesh):
+  def program(params, queries: Queries, tokens):
+    out = module.apply({"params": params}, tokens, capture=sites, logits=False)
+    held = jnp.stack([out[site] for site in sites])  # [S, B, T, D]
+    counted = task.counted_mask(tokens)
+
+    def one(query: Queries):
+      each = jax.lax.switch(
+        query.metric,
+        [functools.partial(distance.distance, name) for name in distance.METRICS],
+        held[query.site],
+        query.activation,
+      )
+      best, where = distance.masked_min(each, counted, query.position)
+      return best, where.astype(jnp.int8)
+
+    return jax.lax.map(one, queries)
+
+  return parallel.pmap(program, mesh, in_axes=(None, None, 0), out_axes=(1, 1))
+
+
+def _check_memory(queries: int, inputs: int) -> None:
+  free = _free_memory()
+  if free is not None and queries * inputs * _BYTES > free:
+    raise InversionViewError(
+      f"{queries:,} queries x {inputs:,} inputs need {queries * inputs * _BYTES / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
+      f"ask at most {max(int(free // (inputs * _BYTES)), 0):,} queries at a time, or fewer inputs"
+    )
+
+
+def _free_memory() -> int | None:
+  """Bytes this process can still take, or None where the system does not say."""
+  try:
+    with open("/proc/meminfo", encoding="ascii") as lines:
+      said = dict(line.split(":", 1) for line in lines)
+    return int(said["MemAvailable"].split()[0]) * 1024
+  except (OSError, KeyError, ValueError):
+    pass
+  try:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  except (OSError, ValueError, AttributeError):
+    return None

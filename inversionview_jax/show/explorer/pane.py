@@ -1,0 +1,187 @@
+"""A piece of the page in the browser: shows HTML that Python made, and tells Python what was clicked.
+
+The HTML comes from `panels`, escaped there. The script moves epsilon by itself, from distances it was given, so that the line follows the
+hand; when the hand rests it tells Python, which picks samples for the new line from the candidates it has.
+"""
+
+import functools
+
+from inversionview_jax.preimage.render.style import STYLE
+
+_SCRIPT = """
+const LOW = 1e-3, HIGH = 2;
+const axis = d => d > LOW ? Math.min(Math.log(d / LOW) / Math.log(HIGH / LOW), 1) : 0;
+const value = x => Number((LOW * (HIGH / LOW) ** x).toPrecision(3));
+const percent = (part, whole) => part && part < whole
+  ? Math.min(Math.max(Math.round(100 * part / whole), 1), 99) + " %" : part ? "100 %" : "0 %";
+
+function move(root, readings, epsilon, from) {
+  const limit = Math.fround(epsilon);
+  for (const part of root.querySelectorAll("[data-reading]")) {
+    const said = readings[part.dataset.reading];
+    if (!said) continue;
+    let inside = 0;
+    for (const d of said.distances) if (d <= limit) inside++;
+    part.querySelector("[data-percent]").textContent = percent(inside, said.distances.length);
+    part.querySelector("[data-inside]").textContent = inside;
+    part.querySelector("[data-value]").textContent = epsilon;
+    part.querySelector(".iv-hist").style.setProperty("--x", 100 * axis(epsilon) + "%");
+    const table = part.querySelector(".iv-samples"), line = table.querySelector(".iv-line");
+    table.style.setProperty("--full", 3 * epsilon);
+    line.querySelector("div").textContent = "ε = " + epsilon;
+    const rows = [...table.tBodies[0].rows].filter(row => row !== line);
+    let k = 0;
+    while (k < rows.length && said.rows[k] <= limit) k++;
+    table.tBodies[0].insertBefore(line, rows[k] || null);
+  }
+  const slider = root.querySelector("[data-epsilon]"), exact = root.querySelector("[data-exact]");
+  if (slider && from !== slider) slider.value = 1000 * axis(epsilon);
+  if (slider) slider.setAttribute("aria-valuetext", epsilon);
+  if (exact && from !== exact) exact.value = epsilon;
+}
+
+const focusKey = element => element && (element.dataset.pick ? "p" + element.dataset.pick
+  : "epsilon" in element.dataset ? "e" : "exact" in element.dataset ? "x" : null);
+
+export default function(component) {
+  const { data, parentElement, setTriggerValue } = component;
+  const root = parentElement.querySelector(".ex-root");
+  const state = root.state || (root.state = { html: null, held: false, timer: 0 });
+  state.data = data;
+  state.tell = said => setTriggerValue("pick", said);
+  state.show = () => {
+    if (state.held || state.html === state.data.html) return;
+    const active = focusKey(root.getRootNode().activeElement);
+    state.html = state.data.html;
+    root.innerHTML = state.html;
+    if (active) for (const element of root.querySelectorAll("button,input")) {
+      if (focusKey(element) === active) { element.focus({ preventScroll: true }); break; }
+    }
+  };
+  state.show();
+  if (state.ready) return;
+  state.ready = true;
+
+  const settle = epsilon => {
+    clearTimeout(state.timer);
+    state.timer = setTimeout(() => { state.held = false; state.tell("epsilon=" + epsilon); }, 80);
+  };
+  root.addEventListener("click", event => {
+    const button = event.target.closest("[data-pick]");
+    if (button) state.tell(button.dataset.pick);
+  });
+  root.addEventListener("input", event => {
+    const from = event.target;
+    const epsilon = "epsilon" in from.dataset ? value(from.value / 1000) : Number(from.value);
+    if (!(epsilon > 0 && isFinite(epsilon))) return;
+    state.held = true;  // what Python sends meanwhile must not take the slider out of the hand
+    clearTimeout(state.timer);
+    move(root, state.data.readings, epsilon, from);
+  });
+  root.addEventListener("change", event => {
+    const from = event.target;
+    const epsilon = "epsilon" in from.dataset ? value(from.value / 1000) : Number(from.value);
+    if (epsilon > 0 && isFinite(epsilon)) settle(epsilon);
+    else { state.held = false; state.html = null; state.show(); }
+  });
+  // Arrow keys go to the nearest button in their direction.
+  root.addEventListener("keydown", event => {
+    const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    const group = event.target.closest("[data-keys]");
+    if (!way || !group || event.target.tagName !== "BUTTON") return;
+    const middle = e => { const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; };
+    const [x, y] = middle(event.target);
+    let best = null, least = Infinity;
+    for (const other of group.querySelectorAll("button[data-pick]")) {
+      const [u, v] = middle(other), along = (u - x) * way[0] + (v - y) * way[1];
+      const aside = Math.abs((u - x) * way[1]) + Math.abs((v - y) * way[0]);
+      if (along > 2 && along + 3 * aside < least) { best = other; least = along + 3 * aside; }
+    }
+    if (best) { best.focus(); event.preventDefault(); }
+  });
+}
+"""
+
+_LOOK = """
+.inversionview{color-scheme:inherit;max-width:none;margin:0 0 .25rem;padding:1rem 1.15rem}
+.inversionview.ex-bare{border:0;padding:0;background:none}
+.inversionview h3{margin:0 0 .6rem;font-size:.8rem;font-weight:600;color:var(--dim);letter-spacing:.02em}
+.inversionview h2{margin:0;font-size:1.15rem;font-weight:400}
+.inversionview h2 b{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-weight:700}
+.inversionview small{color:var(--dim);font-size:.8rem}
+.inversionview :is(button,input){font:inherit;color:inherit}
+.inversionview button{background:none;border:1px solid var(--line);border-radius:8px;cursor:pointer;padding:.3rem .5rem}
+.inversionview button:hover{border-color:var(--dim)}
+.inversionview :is(button,input):focus-visible{outline:2px solid var(--in);outline-offset:2px}
+.inversionview button[aria-pressed=true]{border-color:var(--fg);box-shadow:inset 0 0 0 1px var(--fg);font-weight:700}
+.ex-tokens{display:flex;flex-wrap:wrap;gap:.3rem}
+.inversionview .ex-token{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:1.25rem;line-height:1.2;
+min-width:2.1rem;min-height:3rem;padding:.3rem .3rem .15rem;text-align:center;white-space:pre;--e:0;box-sizing:border-box;border-radius:8px}
+.inversionview .ex-token small{display:block;font:.68rem system-ui,sans-serif;color:var(--dim);margin-top:.15rem}
+.inversionview .ex-token[style] small{color:color-mix(in srgb,var(--fg) 75%,transparent)}
+.inversionview .ex-end{font-size:.78rem;color:var(--dim);padding-top:.55rem;border:1px solid transparent}
+.inversionview .ex-unusual:not(.ex-end){border-style:dashed}
+.inversionview .ex-bare .iv-note,.inversionview.ex-bare .iv-note{margin:.5rem 0 0}
+.ex-layer{display:flex;gap:.5rem;align-items:center;margin:0 0 .3rem}
+.ex-layer>span{flex:none;width:2.7rem;font-size:.72rem;color:var(--dim)}
+.ex-layer>div{flex:1;display:grid;grid-template-columns:repeat(var(--n),minmax(0,1fr));gap:.25rem}
+.inversionview .ex-site{position:relative;overflow:hidden;min-height:2.4rem;padding:.2rem 0;font:600 .76rem ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
+.inversionview .ex-wide{grid-column:span 2}
+.inversionview .iv-says+.iv-note{margin:.6rem 0 0}
+.inversionview .ex-site u{position:absolute;left:0;right:0;bottom:0;height:4px;background:linear-gradient(var(--in),var(--in)) 0/var(--r) 100% no-repeat var(--line)}
+.inversionview .ex-in{margin:.1rem 0 .4rem;color:var(--dim);font-size:.9rem}
+.inversionview .ex-figure{display:flex;flex-wrap:wrap;gap:.1rem .7rem;align-items:baseline;margin:.5rem 0 .6rem;font-variant-numeric:tabular-nums;color:var(--dim);font-size:.87rem}
+.inversionview .ex-figure>b{font-size:2rem;line-height:1.1;font-weight:650;color:var(--in);min-width:5.2rem}
+.ex-scale{display:grid;grid-template-columns:minmax(0,1fr) 5.6rem;gap:1rem;align-items:end;margin:0 0 .9rem}
+.inversionview .ex-scale .iv-hist{margin:0}
+.inversionview .ex-scale input[type=range]{display:block;width:calc(100% + 16px);height:1.7rem;margin:0 -8px;accent-color:var(--eps);cursor:ew-resize}
+.ex-scale label{display:flex;gap:.4rem;align-items:center;color:var(--eps);font-weight:600}
+.inversionview .ex-scale input[type=number]{box-sizing:border-box;width:100%;border:1px solid var(--line);border-radius:8px;background:none;padding:.2rem .4rem;
+color:var(--fg);font-size:.9rem}
+.ex-grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,14rem),1fr));gap:.9rem}
+.ex-small{border:1px solid var(--line);border-radius:10px;padding:.3rem .6rem .5rem;min-width:0}
+.ex-small.ex-here{border-color:var(--fg)}
+.inversionview .ex-open{display:flex;justify-content:space-between;gap:.5rem;width:100%;border:0;padding:.35rem .1rem;min-height:2.2rem;font-size:.95rem}
+.inversionview .ex-open b{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
+.inversionview .ex-open span{color:var(--dim);font-variant-numeric:tabular-nums}
+.ex-small ol{list-style:none;margin:0;padding:0;font-size:.86rem;line-height:1.55}
+.ex-small .ex-out{opacity:.65}
+.ex-attention{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,18rem),1fr));gap:1.2rem;margin-top:.6rem}
+.ex-thumbs{display:grid;grid-template-columns:repeat(4,1fr);gap:.4rem}
+.inversionview .ex-thumb{padding:.4rem;font-size:.75rem}
+.ex-chips{display:flex;flex-wrap:wrap;gap:.25rem;margin:0 0 .6rem;align-items:center}
+.inversionview .ex-chip{padding:.15rem .55rem;min-height:2rem;font-size:.8rem}
+.ex-pins{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1.6rem}
+.ex-pin{min-width:0}
+.inversionview.iv-alert{border-color:var(--eps);border-left-width:4px;color:var(--fg)}
+@media(max-width:30rem){.inversionview{padding:.8rem .7rem}
+}
+@media(prefers-reduced-motion:no-preference){.inversionview button{transition:border-color .12s}}
+"""
+
+
+@functools.cache
+def _component():
+  import streamlit as st
+
+  return st.components.v2.component(
+    "inversionview_pane", html='<div class="ex-root"></div>', css=STYLE + _LOOK, js=_SCRIPT
+  )
+
+
+def pane(key: str, html: str, picked, readings=()) -> None:
+  """Shows HTML of `panels`.
+
+  Args:
+    key: of the pane, the same from run to run.
+    picked: called with what `data-pick` of the clicked part says, before the page is made anew.
+    readings: `panels.measured` of each reading in it whose epsilon can be moved.
+  """
+  import streamlit as st
+
+  def on_pick() -> None:
+    said = st.session_state[key].get("pick")
+    if said:
+      picked(str(said))
+
+  _component()(key=key, data={"html": html, "readings": list(readings)}, on_pick_change=on_pick)

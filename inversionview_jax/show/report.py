@@ -1,0 +1,197 @@
+"""Many preimages in one self-contained page: an index by site and position, what each activation says, plots, and the command that made it.
+
+Made from plain data, saved or fresh; needs no JAX, no network and no script.
+"""
+
+import os
+import pathlib
+import re
+import statistics
+from collections.abc import Sequence
+
+from inversionview_jax import sites, tasks
+from inversionview_jax._version import __version__
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.measures import consistency
+from inversionview_jax.preimage import FORMAT, Preimage
+from inversionview_jax.preimage.render import fragments, plots, words
+from inversionview_jax.preimage.render.fragments import Look, escape
+from inversionview_jax.preimage.render.pages import document
+
+_STYLE = """
+header,nav,.rp-about{max-width:110rem;margin:0 auto 1.4rem}
+h1{margin:0 0 .3rem}
+h2.rp{font-size:1.05rem;margin:1.6rem 0 .7rem}
+.rp-dim{color:light-dark(#5d6775,#97a1af);font-size:.88rem;margin:.2rem 0}
+code.rp{display:block;white-space:pre-wrap;overflow-wrap:anywhere;padding:.6rem .8rem;border-radius:8px;background:light-dark(#e9edf2,#15181d);font-size:.82rem}
+.rp-scroll{overflow-x:auto}
+.rp-index{border-collapse:separate;border-spacing:3px;font-size:.8rem;font-variant-numeric:tabular-nums}
+.rp-index :is(th,td){padding:0;text-align:center;font-weight:400}
+.rp-index th{padding:.2rem .5rem;font-family:ui-monospace,Menlo,Consolas,monospace}
+.rp-index a{display:block;min-width:2.6rem;padding:.35rem .4rem;border-radius:6px;color:inherit;text-decoration:none;
+background:color-mix(in srgb,light-dark(#3f72cf,#6d9bea) calc(var(--r)*45%),light-dark(#e9edf2,#15181d))}
+.rp-index a+a{margin-top:2px}
+.rp-index a:is(:hover,:focus-visible){outline:2px solid currentColor}
+.rp-sides{display:flex;flex-wrap:wrap;gap:1.2rem 2rem;align-items:start}
+.rp-sides>.rp-card{flex:1;min-width:min(100%,18rem);max-width:44rem}
+.rp-index caption{text-align:left;white-space:nowrap;padding-bottom:.3rem}
+.inversionview.rp-card{max-width:none}
+main{max-width:110rem;margin:0 auto;grid-template-columns:repeat(auto-fit,minmax(min(100%,27rem),1fr))}
+main>.inversionview{scroll-margin-top:1rem}
+main>.inversionview:target{outline:2px solid light-dark(#3f72cf,#6d9bea)}
+.rp-left{border-left:4px solid light-dark(#a84e05,#f0a94a);padding:.2rem .8rem}
+"""
+
+
+def read_folder(folder: "str | os.PathLike") -> tuple[list[Preimage], list[str]]:
+  """All preimages of a folder and those below it, by path.
+
+  Returns:
+    The preimages, and a line for each file that was left out: one of another format or version, or a damaged one.
+
+  Raises:
+    InversionViewError: no such folder, or no preimage in it that can be read.
+  """
+  root = pathlib.Path(folder)
+  if not root.is_dir():
+    raise InversionViewError(
+      f"no folder {os.fspath(folder)!r}: give one that holds preimages (`inversionview view --json`)"
+    )
+  found, left_out = [], []
+  for path in sorted(root.rglob("*.json")):
+    try:
+      found.append(Preimage.from_json(path))
+    except InversionViewError as error:
+      said = " ".join(str(error).split()).replace(str(root) + os.sep, "")
+      left_out.append(f"{path.relative_to(root)}: {said}")
+  if not found:
+    why = f"; for example {left_out[0]}" if left_out else ""
+    raise InversionViewError(f"no preimage in {os.fspath(folder)!r}: no .json file of format {FORMAT!r}{why}")
+  return found, left_out
+
+
+def to_report(
+  preimages: Sequence[Preimage],
+  title: str = "What these activations say",
+  command: str = "",
+  shown: int = 30,
+  left_out: Sequence[str] = (),
+  colors: bool = True,
+) -> str:
+  """The page.
+
+  Args:
+    preimages: in the order in which they are shown.
+    title: of the page.
+    command: that made it, as it was typed.
+    shown: samples of each preimage at most.
+    left_out: what should be in it and is not, a line each.
+    colors: whether tokens are coloured by their effect.
+  """
+  if not preimages:
+    raise InversionViewError("a report needs at least one preimage: there is none")
+  names = _anchors(preimages)
+  look = Look(shown, colors, notes=False, compact=True)
+  readers = list(dict.fromkeys(p.reader for p in preimages))
+  each = ", ".join(f"{escape(name)} ({sum(p.reader == name for p in preimages)})" for name in readers)
+  about = f'<p class="rp-dim">{len(preimages)} preimages of {each} · inversionview_jax {__version__}</p>\n'
+  if command:
+    about += f'<p class="rp-dim">Made by</p><code class="rp">{escape(command)}</code>\n'
+  if left_out:
+    lines = "".join(f"<li>{escape(line)}</li>" for line in left_out)
+    about += f'<div class="rp-left"><p>Left out, {len(left_out)} files:</p><ul>{lines}</ul></div>\n'
+  body = f"<header><h1>{escape(title)}</h1>\n{about}</header>\n"
+  for reader in readers:
+    mine = [(p, name) for p, name in zip(preimages, names, strict=True) if p.reader == reader]
+    body += f'<nav aria-label="{escape(reader)}"><h2 class="rp">{escape(reader)}</h2><div class="rp-sides">'
+    body += f'<div class="rp-scroll">{_index(mine)}</div>{_rates(mine)}</div></nav>\n'
+  sections = "".join(
+    fragments.section(p, look, name, _says(p) + _settings(p)) for p, name in zip(preimages, names, strict=True)
+  )
+  body += f"<main>\n{sections}</main>\n{_about(preimages, look)}"
+  return document(title, body, _STYLE)
+
+
+def _anchors(preimages: Sequence[Preimage]) -> list[str]:
+  names = []
+  for k, p in enumerate(preimages):
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", f"{p.reader}-{p.query.site}")
+    names.append(f"{plain}-{p.query.position}-{k}")
+  return names
+
+
+def _order(site: str) -> tuple:
+  """The order of a forward pass; names of no known form come last."""
+  kinds = ("embed", "pos_embed", "pre", "head", "heads", "mid", "mlp", "post", "pattern")
+  try:
+    found = sites.parse(site)
+  except InversionViewError:
+    return (1, site)
+  return (0, -1 if found.layer is None else found.layer, kinds.index(found.kind), found.head or 0)
+
+
+def _index(mine) -> str:
+  """A table with a row for each site and a column for each position; each cell leads to its preimages."""
+  columns = list(
+    dict.fromkeys(
+      (p.query.label or str(p.query.position)) for p, _ in sorted(mine, key=lambda one: one[0].query.position)
+    )
+  )
+  cells: dict[tuple[str, str], str] = {}
+  for p, name in mine:
+    key = p.query.site, p.query.label or str(p.query.position)
+    says = f"{p.query.site} at {key[1]} of {p.query.text}"
+    link = f'<a href="#{name}" style="--r:{p.rate:.2f}" title="{escape(says)}">{_rate(p)}</a>'
+    cells[key] = cells.get(key, "") + link
+  head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+  rows = ""
+  for site in sorted({p.query.site for p, _ in mine}, key=_order):
+    rows += f'<tr><th scope="row">{escape(site)}</th>'
+    rows += "".join(f"<td>{cells.get((site, column), '')}</td>" for column in columns) + "</tr>"
+  caption = '<caption class="rp-dim">share inside ε, by site and position</caption>'
+  return f'<table class="rp-index">{caption}<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _rates(mine) -> str:
+  rows = []
+  for site in sorted({p.query.site for p, _ in mine}, key=_order):
+    own = [p.rate for p, _ in mine if p.query.site == site]
+    mean = statistics.fmean(own)
+    rows.append((site, mean, f"{100 * mean:.0f} %" + (f" of {len(own)}" if len(own) > 1 else "")))
+  return (
+    f'<div class="inversionview rp-card">{plots.rates(rows, "in-epsilon rate of the candidates by site, mean")}</div>'
+  )
+
+
+def _says(p: Preimage) -> str:
+  """What the activation says, where its task is known here."""
+  if p.task not in tasks.names():
+    return ""
+  return fragments.says(consistency.saying(p, tasks.get(p.task)), most=6, notes=False)
+
+
+def _settings(p: Preimage) -> str:
+  pairs = sorted({(s.temperature, s.noise) for s in p.samples})
+  how = ", ".join(f"({t:g}, {eta:g})" for t, eta in pairs[:6]) + (", …" if len(pairs) > 6 else "")
+  said = f"{escape(p.query.site)} at position {escape(words.place(p.query))} · " + escape(
+    f"{_metric(p)} · candidates at (temperature, noise) {how} · {p.convention} weights · seed {p.seed}"
+  )
+  return f'<p class="iv-note">{said}</p>'
+
+
+def _metric(p: Preimage) -> str:
+  return dict(words.facts(p))["distance"]
+
+
+def _rate(p: Preimage) -> str:
+  return words.percent(words.totals(p.inside), words.totals(p.samples))
+
+
+def _about(preimages: Sequence[Preimage], look: Look) -> str:
+  """What everything means, once for all sections."""
+  return (
+    '<footer class="inversionview rp-card rp-about"><p class="iv-note">Each section is one activation: the query with its position framed '
+    "(shaded: where the head attends to), how far all candidates lie, what those inside ε share, and some of the candidates. "
+    "What it says: a property that the query has; how many of the candidates inside ε have it; how many random inputs have it; bars show what "
+    f"of the gap between the two is closed.</p>{fragments.legend(preimages[0], look)}</footer>\n"
+  )

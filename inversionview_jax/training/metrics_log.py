@@ -1,0 +1,151 @@
+"""What a run tells people: metrics.jsonl, TensorBoard events, the progress bar and lines on stderr. One host writes."""
+
+import json
+import pathlib
+import time
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from inversionview_jax.devices import hosts
+from inversionview_jax.files import write_whole
+from inversionview_jax.training import throughput
+
+
+class Journal:
+  """The log of one run.
+
+  Args:
+    folder: gets `metrics.jsonl`, `config.json` and `tensorboard/`.
+    config: batch_size, steps, log_every.
+    done: the step that is resumed from; lines behind it belong to work that was lost, and go.
+    size: number of parameters, shown.
+    clock: where the time goes.
+    flops: of one step over all devices, or 0 where that is not known.
+    devices: those of the mesh.
+  """
+
+  def __init__(
+    self, folder: pathlib.Path, config: ConfigDict, done: int, size: int, clock: throughput.Clock, flops: float, devices
+  ):
+    import rich.console
+    import rich.progress
+
+    self._path, self._config, self._clock, self._board = folder / "metrics.jsonl", config, clock, None
+    self._complained = False
+    peak = throughput.peak_flops(devices[0])
+    self._flops, self._peak = flops, peak * len(devices) if peak else None
+    console = rich.console.Console(stderr=True, quiet=not hosts.writer())
+    if hosts.writer():
+      import tensorboardX
+
+      write_whole(folder / "config.json", config.to_json_best_effort(indent=1) + "\n")
+      kept = [line for line in self._read() if line["step"] <= done]
+      write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+      self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+    console.print(
+      f"{size:,} parameters, batch {config.batch_size}, step {done:,} of {config.steps:,}; log in {self._path}",
+      soft_wrap=True,
+    )
+    self._console = console
+    self.progress = rich.progress.Progress(
+      rich.progress.TextColumn("{task.description}"),
+      rich.progress.BarColumn(),
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.TimeElapsedColumn(),
+      rich.progress.TimeRemainingColumn(),
+      console=console,
+      disable=not (console.is_terminal and hosts.writer()),
+    )
+    self._bar = self.progress.add_task("compiling", total=config.steps, completed=done)
+    self._start, self._last_step, self._trained = time.perf_counter(), done, clock.training
+
+  def _read(self) -> list[dict]:
+    if not self._path.exists():
+      return []
+    found = []
+    for line in self._path.read_text().splitlines():
+      try:
+        found.append(json.loads(line))
+      except ValueError:  # cut off where an earlier run was stopped
+        pass
+    return found
+
+  def losses(self, step: int, losses: np.ndarray, norms: np.ndarray, log: bool) -> None:
+    """The losses and gradient norms of the last steps, finite ones; a line of them if `log`."""
+    self.progress.update(self._bar, completed=step, description=f"loss {losses.mean():.4f}")
+    if not log:
+      return
+    trained = self._clock.training  # evaluation and saving are not training time
+    rate = (step - self._last_step) / max(trained - self._trained, 1e-9)
+    self._trained, self._last_step = trained, step
+    values = {
+      "loss": float(losses.mean()),
+      "grad_norm": float(norms.mean()),
+      "steps_per_second": rate,
+      "examples_per_second": rate * self._config.batch_size,
+    }
+    if self._flops:
+      values["model_tflops"] = self._flops * rate / 1e12
+    if self._flops and self._peak:
+      values["mfu"] = self._flops * rate / self._peak
+    if memory := throughput.memory_in_use():
+      values["memory_gb"] = memory / 1e9
+    self._write(step, values | self._clock.shares())
+
+  def metrics(self, step: int, metrics: dict[str, float]) -> None:
+    """What an evaluation found."""
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name)
+    self._console.print(f"step {step:,}  {time.perf_counter() - self._start:.0f} s  {shown}")
+    self._write(step, metrics)
+
+  def last_metrics(self, step: int) -> dict[str, float] | None:
+    """The metrics of the evaluation after `step`, if this folder's run has already done it; the same on every host."""
+    found = None
+    if hosts.writer():
+      lines = [line for line in self._read() if line["step"] == step and "loss" not in line and "note" not in line]
+      found = {k: v for k, v in lines[-1].items() if k not in ("step", "seconds")} if lines else None
+    return json.loads(hosts.told(json.dumps(found))[0])
+
+  def note(self, step: int, said: str) -> None:
+    """Something that a person should know."""
+    self._console.print(f"[bold]note[/bold]: {said}", highlight=False, soft_wrap=True)
+    self._write(step, {"note": said})
+
+  def _write(self, step: int, values: dict) -> None:
+    if not hosts.writer():
+      return
+    line = json.dumps({"step": step, "seconds": round(time.perf_counter() - self._start, 2), **values}) + "\n"
+    try:
+      with self._path.open("a") as file:
+        file.write(line)
+      for name, value in values.items():
+        if not isinstance(value, str):
+          self._board.add_scalar(name, value, step)
+      self._board.flush()
+    except OSError as error:  # a full disk costs log lines, not the run: that is the checkpoints' to say
+      if not self._complained:
+        self._console.print(f"[bold]note[/bold]: cannot write {self._path}: {error.strerror}")
+      self._complained = True
+
+  def closing(self) -> None:
+    """Where the time went, in one line."""
+    parts = sorted(self._clock.seconds.items(), key=lambda item: -item[1])
+    lost = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts if seconds >= 0.5)
+    self._console.print(
+      f"{self._clock.wall:.0f} s, of which training {self._clock.training:.0f} s" + (f" ({lost})" if lost else ""),
+      soft_wrap=True,
+    )
+
+
+def save_batch(folder: pathlib.Path, step: int, tokens: np.ndarray, said: dict) -> pathlib.Path:
+  """Writes the batch of a step that went wrong, with what the objective says of it (sites, positions); returns where."""
+  import io
+
+  held = io.BytesIO()
+  np.savez(held, step=step, tokens=tokens, **jax.tree.map(np.asarray, said))
+  path = folder / f"nonfinite_{step}.npz"
+  if hosts.writer():
+    write_whole(path, held.getvalue())
+  return path

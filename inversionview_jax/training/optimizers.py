@@ -1,0 +1,150 @@
+"""config.optimizer -> optax: AdamW or Muon, and the learning rate's schedule.
+
+Shapes: D rows of a matrix, E columns.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from inversionview_jax.devices import sharding
+from inversionview_jax.errors import one_of
+from inversionview_jax.models import layers
+
+# Newton-Schulz's quintic with a steep start, and how often (Jordan et al., Muon, 2024).
+_QUINTIC, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+
+
+def of_training(config: ConfigDict, mesh) -> optax.GradientTransformation:
+  """The optimizer of a whole config: `make_optimizer`, with quick products where `layers.may_be_quick` has them and no state is spread."""
+  quick = layers.may_be_quick(mesh, config) and not sharding.spreads_optimizer(config)
+  return make_optimizer(config.optimizer, config.steps, quick=quick)
+
+
+def make_optimizer(config: ConfigDict, steps: int, quick: bool = False) -> optax.GradientTransformation:
+  """config.optimizer -> optax.
+
+  Keys: name ("adamw" or "muon": Muon on the kernels, Adam elsewhere), lr, adam_lr (with Muon, the rate of what Adam trains; 0: also
+  lr), warmup_steps, schedule ("constant", "cosine" to zero at `steps`, or "trapezoid", which falls to zero over the last fifth),
+  weight_decay (on matrices only), clip (global norm, 0: off), b2 (of Adam). `quick`: Muon's products may take bfloat16 factors where
+  that is quicker (`layers.shortens`).
+
+  Raises:
+    InversionViewError: an unknown name or schedule.
+  """
+  rate = learning_rate(config, steps)
+  if config.name == "adamw":
+    rule = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=_matrices)
+  elif config.name == "muon":
+    elsewhere = optax.adamw(
+      (lambda step: config.adam_lr / config.lr * rate(step)) if config.adam_lr else rate,
+      b2=config.b2,
+      weight_decay=0.0,
+      nesterov=True,
+    )
+    muon = optax.chain(
+      orthogonal_momentum(quick),
+      optax.add_decayed_weights(config.weight_decay),
+      optax.scale_by_learning_rate(rate),
+    )
+    rule = optax.partition({"muon": muon, "adam": elsewhere}, _muon_or_adam)
+  else:
+    raise one_of("optimizer", config.name, ("adamw", "muon"))
+  return optax.chain(optax.clip_by_global_norm(config.clip), rule) if config.clip else rule
+
+
+def learning_rate(config: ConfigDict, steps: int):
+  """config.optimizer -> a function from steps done to the learning rate; raises `InversionViewError` for an unknown schedule."""
+  if config.schedule == "cosine":
+    rate = optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup_steps, max(steps, config.warmup_steps + 1))
+  elif config.schedule in ("constant", "trapezoid"):
+    warmed = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
+    rate = optax.join_schedules([warmed, optax.constant_schedule(config.lr)], [config.warmup_steps])
+    if config.schedule == "trapezoid":
+      level, fall = rate, max(steps // 5, 1)
+
+      def rate(step):  # the smaller of the two, so that a run shorter than its warm-up never jumps
+        return jnp.clip(config.lr * (steps - step) / fall, 0.0, level(step))
+
+  else:
+    raise one_of("schedule", config.schedule, ("constant", "cosine", "trapezoid"))
+  return rate
+
+
+def _matrices(params):
+  return jax.tree.map(lambda x: x.ndim >= 2, params)
+
+
+def _muon_or_adam(params):
+  """Muon is for matrices between hidden layers, one for each site too: not for embeddings, site tables and norms."""
+
+  def label(path, leaf):
+    name = path[-1].key
+    return "muon" if (name == "kernel" and leaf.ndim == 2) or name == "site_inputs" else "adam"
+
+  return jax.tree_util.tree_map_with_path(label, params)
+
+
+class Momentum(NamedTuple):
+  """State of `orthogonal_momentum`: count int32[] of steps, and the moving average of the gradients."""
+
+  count: jax.Array
+  mu: optax.Updates
+
+
+def orthogonal_momentum(quick: bool = False, beta: float = 0.95) -> optax.GradientTransformation:
+  """Muon (Jordan et al., 2024): the gradients' average, looking ahead (Nesterov), of every matrix with its singular values near 1.
+
+  The same as `optax.contrib.scale_by_muon` and its scaling by shape, sqrt(max(1, E / D)); but there products cannot be told to be quick,
+  and they are most of a training step of our readers.
+
+  Args:
+    quick: products may take bfloat16 factors, float32 sums (`layers.shortens`), as its authors have them.
+    beta: the average's decay.
+
+  Returns:
+    a transformation of float32[D, E] each, or float32[..., D, E] for several matrices of one shape.
+  """
+
+  def init(params):
+    return Momentum(jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+  def update(grads, state, params=None):
+    del params
+    count = optax.safe_increment(state.count)
+    mu = optax.tree.update_moment(grads, state.mu, beta, 1)
+    ahead = jax.tree.map(
+      lambda m, g: beta * m + (1 - beta) * g,
+      optax.tree.bias_correction(mu, beta, optax.safe_increment(count)),
+      optax.tree.bias_correction(grads, beta, count),
+    )
+    return jax.tree.map(lambda x: _orthogonal(x, quick) * _length(x.shape), ahead), Momentum(count, mu)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _length(shape) -> float:
+  return max(1.0, shape[-1] / shape[-2]) ** 0.5
+
+
+def _orthogonal(x, quick: bool):
+  """float32[..., D, E] -> about U V^T of its singular value decomposition U S V^T: singular values of 0.7 to 1.2."""
+  if x.ndim > 2:  # not quick: the order in memory that short products need is not kept when several are made at once
+    return jax.vmap(lambda each: _orthogonal(each, False))(x)
+  if x.shape[0] > x.shape[1]:
+    return _orthogonal(x.T, quick).T
+  if layers.shortens(x, quick):
+    factor, dot = layers.shortened, layers.short_dot
+  else:
+    factor, dot = (lambda y: y), (lambda a, b, axis: a @ (b.T if axis else b))
+  x = x / (jnp.linalg.norm(x) + 1e-8)
+  for _ in range(_ITERATIONS):
+    rows = factor(x)
+    square = dot(rows, rows, 1)
+    again = factor(square)
+    polynomial = _QUINTIC[1] * square + _QUINTIC[2] * dot(again, again, 0)
+    x = _QUINTIC[0] * x + dot(factor(polynomial), rows, 0)
+  return x

@@ -1,0 +1,483 @@
+"""The launchers: sweeps, the commands they print, read back by the real flag parser, what they do when a run is preempted, and a sweep that runs."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import yaml
+
+from inversionview_jax import cli
+from inversionview_jax.commands import configs
+from inversionview_jax.devices import chips
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.preemption import AGAIN
+from inversionview_jax.training import throughput
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+LAUNCH = ROOT / "launch"
+TINY = f"{ROOT / 'configs' / 'addition.py'}:tiny"
+sys.path.insert(0, str(LAUNCH))  # as for a script in that folder
+
+import gke
+import hyper
+import units
+
+ONE = ("train", "--config=configs/addition.py:tiny", "--workdir=/shared/a b", "--config.sites=('a0.0', 'm1')")
+
+
+def understood(arguments):
+  """(the parsed arguments, the config) of a command of inversionview, by the parser that runs it."""
+  args, rest = cli._parser().parse_known_args(list(arguments))
+  return args, configs.load_config(args.config, rest)
+
+
+def launch(*command, folder=ROOT, **environment):
+  """Runs a launcher: (exit code, stdout, stderr)."""
+  done = subprocess.run(
+    list(map(str, command)),
+    cwd=folder,
+    env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def programs(tmp_path):
+  """A function (name, shell script) that puts a program in front of the PATH; what it is called with is in the list `calls`."""
+  log = tmp_path / "calls"
+
+  def make(name, body="exit 0"):
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    path = tmp_path / "bin" / name
+    path.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "{name} $*" >> {log}\n{body}\n')
+    path.chmod(0o755)
+    return f"{path.parent}:{os.environ['PATH']}"
+
+  make.calls = lambda: log.read_text().splitlines() if log.exists() else []
+  return make
+
+
+# Sweeps.
+
+
+def test_hyper_combines_sweeps():
+  a, b = hyper.sweep("config.a", (1, 2)), hyper.sweep("config.b", "x,y".split(","))
+  assert a == [{"config.a": 1}, {"config.a": 2}]
+  assert hyper.product([a, b]) == [{"config.a": i, "config.b": j} for i in (1, 2) for j in ("x", "y")]
+  assert hyper.zipit([a, b]) == [{"config.a": 1, "config.b": "x"}, {"config.a": 2, "config.b": "y"}]
+  assert hyper.chainit([a, hyper.zipit([a, b])]) == a + hyper.zipit([a, b])
+  assert hyper.product([]) == [{}]
+
+
+@pytest.mark.parametrize(
+  ("make", "said"),
+  [
+    (lambda: hyper.sweep("seed", (1,)), "config.seed"),
+    (lambda: hyper.sweep("config.name", "adamw"), "one string"),
+    (lambda: hyper.zipit([hyper.sweep("config.a", (1,)), hyper.sweep("config.b", (1, 2))]), "1, 2"),
+    (lambda: hyper.product([hyper.sweep("config.a", (1,)), hyper.sweep("config.a", (2,))]), "config.a"),
+  ],
+)
+def test_hyper_refuses(make, said):
+  with pytest.raises(ValueError, match=re.escape(said)):
+    make()
+
+
+@pytest.mark.parametrize("name", [p.name for p in (ROOT / "configs").glob("*.py") if "def get_hyper" in p.read_text()])
+def test_sweep_of_every_config_is_understood(name):
+  config = str(ROOT / "configs" / name)
+  if not hasattr(configs.load_config(config, []), "data"):
+    pytest.skip("not trained from")
+  found = units.work_units(config, "train", "W/{xid}/{wid}", ["--config.steps=7"], "5")
+  assert [unit.workdir for unit in found] == [f"W/5/{i + 1}" for i in range(len(found))]
+  for unit in found:
+    args, config = understood(unit.arguments)
+    assert (args.workdir, config.steps) == (unit.workdir, 7)
+    for key, value in unit.hyper.items():
+      for part in key.split(".")[1:]:
+        config = config[part]
+      assert config == value
+      _, config = understood(unit.arguments)
+
+
+def test_values_of_every_type_survive_the_command_line(tmp_path):
+  (tmp_path / "typed.py").write_text(
+    textwrap.dedent("""
+      from ml_collections import ConfigDict
+      def get_config():
+        return ConfigDict({"flag": True, "rate": 0.5, "count": 3, "name": "x", "sites": ("a0.0",)})
+      def get_hyper(hyper):
+        return hyper.zipit([
+          hyper.sweep("config.flag", [False, True]), hyper.sweep("config.rate", [1e-7, 2.0]), hyper.sweep("config.count", [0, -1]),
+          hyper.sweep("config.name", ["", "a b=c'"]), hyper.sweep("config.sites", [(), ("a0.0", "m1")])])
+    """)
+  )
+  found = units.work_units(str(tmp_path / "typed.py"), "train", "W{wid}", [], "1")
+  assert dict(understood(found[0].arguments)[1]) == {"flag": False, "rate": 1e-7, "count": 0, "name": "", "sites": ()}
+  assert understood(found[1].arguments)[1].name == "a b=c'"
+  assert understood(found[1].arguments)[1].sites == ("a0.0", "m1")
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"workdir": "W/{xid}"}, "{wid}"),
+    ({"workdir": "W/{wid}/{user}"}, "{user}"),
+    ({"workdir": "gs://bucket/{wid}"}, "mount"),
+    ({"overrides": ["--config.seed=3"]}, "--config.seed"),
+    ({"overrides": ["--config.sead=3"]}, "seed"),
+    ({"only": "8-10"}, "1-9"),
+    ({"only": "two"}, "'two'"),
+    ({"command": "tain"}, "train"),
+    ({"config": "configs/none.py"}, "configs/none.py"),
+  ],
+)
+def test_work_units_refuse(changes, said):
+  settings = {"config": TINY, "command": "train", "workdir": "W/{wid}", "overrides": [], "xid": "1"} | changes
+  with pytest.raises(InversionViewError) as error:
+    units.work_units(**settings)
+  assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_sweep_of_what_the_config_does_not_have_is_refused(tmp_path):
+  (tmp_path / "c.py").write_text(
+    "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({'seed': 0})\n"
+    "def get_hyper(hyper):\n  return hyper.sweep('config.sed', (1, 2))\n"
+  )
+  with pytest.raises(InversionViewError, match="seed"):
+    units.work_units(str(tmp_path / "c.py"), "train", "W/{wid}", [], "1")
+
+
+# What is printed.
+
+
+def printed(*options):
+  code, out, error = launch(
+    sys.executable, LAUNCH / "xm_launch.py", f"--config={TINY}", "--workdir=W/{xid}/{wid}", "--dry_run", *options
+  )
+  assert (code, error) == (0, "")
+  return [shlex.split(line) for line in out.splitlines() if not line.startswith("#")]
+
+
+def test_printed_commands_are_understood():
+  lines = printed("--only=2,9", "--config.sites=('a0.0', 'm1')", "--xid=77")
+  assert len(lines) == 2
+  for line, wid, seed in zip(lines, (2, 9), (1, 2), strict=True):
+    args, config = understood(line[line.index("inversionview_jax.cli") + 1 :])
+    assert (args.command, args.workdir, config.seed, config.sites) == ("train", f"W/77/{wid}", seed, ("a0.0", "m1"))
+    assert config.data.config == "tiny"
+
+
+def test_nosweep_is_the_config_itself():
+  (line,) = printed("--nosweep", "--command=train-target", "--platform=processes")
+  args, config = understood(line[line.index("inversionview_jax.cli") + 1 :])
+  assert args.command == "train-target" and config.to_json() == configs.load_config(TINY, []).to_json()
+
+
+def test_printed_commands_of_other_places(programs):
+  """What xm_launch prints for a place is a launcher, and what that prints in turn is a command of inversionview."""
+  (line,) = printed("--only=1", "--platform=slurm", "--xid=8", "--", "--nodes=2")
+  assert line[:3] == ["sbatch", "--job-name=iv-8-1", "--nodes=2"] and pathlib.Path(line[3]).exists()
+  code, out, error = launch("bash", line[3], "--dry_run", *line[4:])
+  assert (code, error) == (0, "")
+  run = shlex.split(out)
+  assert run[:2] == ["srun", "--kill-on-bad-exit=0"] and understood(run[3:])[0].workdir == "W/8/1"
+
+  code, out, _ = launch(
+    sys.executable,
+    LAUNCH / "xm_launch.py",
+    f"--config={TINY}",
+    "--workdir=/shared/{xid}/{wid}",
+    "--dry_run",
+    "--only=3",
+    "--xid=8",
+    "--platform=tpu_vm",
+    "--",
+    "--zone=z",
+    "--type=v6e-64",
+    "--nfs=h:/s",
+  )
+  line = shlex.split(out.splitlines()[1])
+  code, out, error = launch(*line[: line.index("--")], "--dry_run", *line[line.index("--") :])
+  assert (code, error) == (0, "")
+  create, _, scp, install, run, delete = map(shlex.split, out.splitlines())
+  assert create[5:] == ["iv-8-3", "--zone=z", "--accelerator-type=v6e-64", "--version=v2-alpha-tpuv6e"]
+  assert delete[4:] == ["delete", "iv-8-3", "--zone=z", "--quiet"]
+  remote = run[-1].removeprefix("--command=").partition(".venv/bin/inversionview ")[2]
+  assert understood(shlex.split(remote))[0].workdir == "/shared/8/3"
+  assert install[-1].endswith("'.[tpu]'") and "h:/s /shared" in install[-1]
+
+
+def readme_commands(program):
+  blocks = re.findall(r"^```bash\n(.*?)^```", (LAUNCH / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+  return [
+    shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.startswith(program)
+  ]
+
+
+@pytest.mark.parametrize("command", readme_commands("python launch/xm_launch.py"), ids=lambda c: " ".join(c[4:]))
+def test_launches_of_the_readme_are_understood(command):
+  cut = command.index("--") if "--" in command else len(command)
+  code, out, error = launch(sys.executable, *command[1:cut], "--dry_run", *command[cut:])
+  assert (code, error) == (0, "")
+  for line in out.splitlines():
+    if not line.startswith("#"):
+      line = shlex.split(line)
+      args, config = understood(line[next(i for i, word in enumerate(line) if word in units.COMMANDS) :])
+      assert args.workdir and config.task == "addition"
+
+
+@pytest.mark.parametrize("command", readme_commands("inversionview plan"), ids=" ".join)
+def test_plans_of_the_readme_are_understood(command, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  args, config = understood(command[1:])
+  assert all(map(chips.topology, args.topology)) and config.steps
+
+
+def test_printed_jobset_is_understood():
+  code, out, error = launch(
+    sys.executable,
+    LAUNCH / "gke.py",
+    "--name=iv-1",
+    "--image=registry/iv:1",
+    "--topology=v5e:16x16",
+    "--claim=disk",
+    "--dry_run",
+    "--",
+    *ONE,
+  )
+  assert (code, error) == (0, "")
+  made = yaml.safe_load(out)
+  (job,) = made["spec"]["replicatedJobs"]
+  pod = job["template"]["spec"]["template"]["spec"]
+  (container,) = pod["containers"]
+  hosts, each = job["template"]["spec"]["parallelism"], container["resources"]["limits"]["google.com/tpu"]
+  assert hosts * each == 256 and hosts == job["template"]["spec"]["completions"]
+  assert pod["nodeSelector"] == {
+    "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+    "cloud.google.com/gke-tpu-topology": "16x16",
+  }
+  assert tuple(container["args"]) == ONE
+  args, config = understood(container["args"])
+  assert (args.workdir, config.sites) == ("/shared/a b", ("a0.0", "m1"))
+  (rule,) = job["template"]["spec"]["podFailurePolicy"]["rules"]
+  assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2]}
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"topology": "v5e:16"}, "v5e:16x16"),
+    ({"topology": "v9:2x2"}, "v5e"),
+    ({"topology": "cpu:8"}, "TPU"),
+    ({"name": "Big_Run"}, "Big_Run"),
+    ({"arguments": []}, "command"),
+    ({"arguments": ["train", "--workdir=runs/1"]}, "/shared/"),
+  ],
+)
+def test_jobset_refuses(changes, said):
+  settings = {"name": "a", "image": "i", "topology": "v5e:2x4", "claim": "c", "arguments": list(ONE)} | changes
+  with pytest.raises(InversionViewError, match=re.escape(said)):
+    gke.render(**settings)
+
+
+@pytest.mark.parametrize(
+  "command",
+  [
+    ["xm_launch.py", f"--config={TINY}", "--workdir=W/{wid}", "--platform=slrm"],
+    ["xm_launch.py", f"--config={TINY}", "--workdir=W/{wid}", "--plattform=slurm"],
+    ["xm_launch.py", f"--config={TINY}", "--workdir=W/{wid}", "--parallel=0"],
+    ["xm_launch.py", "--workdir=W/{wid}"],
+    ["gke.py", "--name=a", "--image=i", "--topology=v5e:3x3", "--claim=c", "--", *ONE],
+    ["tpu_vm.sh", "fly"],
+    ["tpu_vm.sh", "all", "--name=a", "--zone=z", "--type=v6e-8", "--nfs=h:/s", "--", "train", "--workdir=runs/1"],
+    ["tpu_vm.sh", "run", "--name=a", "--zone=z"],
+    ["tpu_vm.sh", "create", "--name=a", "--zone=z"],
+    ["slurm.sbatch"],
+    ["again.sh", "--times", "many", "true"],
+  ],
+)
+def test_launchers_refuse_in_one_line(command, programs, tmp_path):
+  for name in ("sbatch", "srun", "gcloud", "kubectl"):
+    path = programs(name)
+  runner = sys.executable if command[0].endswith(".py") else "bash"
+  code, out, error = launch(runner, LAUNCH / command[0], *command[1:], folder=tmp_path, PATH=path)
+  assert (code, out, error.count("\n"), programs.calls()) == (2, "", 1, [])
+
+
+# What happens when a run is preempted.
+
+
+def test_launchers_know_the_exit_code_that_says_again():
+  assert AGAIN == 75
+  for name in ("again.sh", "tpu_vm.sh", "slurm.sbatch"):
+    assert "= 75 ]" in (LAUNCH / name).read_text()
+
+
+def test_again_starts_again_until_it_is_done(tmp_path):
+  count = tmp_path / "count"
+  body = f'echo run >> {count}; [ "$(wc -l < {count})" -ge 3 ] && exit 5; exit 75'
+  assert launch("bash", LAUNCH / "again.sh", "bash", "-c", body)[0] == 5
+  assert count.read_text().count("run") == 3
+  code, _, error = launch("bash", LAUNCH / "again.sh", "--times", "1", "bash", "-c", "exit 75")
+  assert code == 75 and "giving up" in error
+
+
+def test_again_passes_a_signal_on_and_does_not_start_again(tmp_path):
+  body = f'trap "sleep 0.3; echo saved >> {tmp_path}/log; exit 75" TERM; echo began >> {tmp_path}/log; while :; do sleep 0.05; done'
+  process = subprocess.Popen(["bash", str(LAUNCH / "again.sh"), "bash", "-c", body])
+  try:
+    for _ in range(600):
+      if (tmp_path / "log").exists():
+        break
+      subprocess.run(["sleep", "0.05"], check=True)
+    process.terminate()
+    assert process.wait(60) == 75
+  finally:
+    process.kill()
+  assert (tmp_path / "log").read_text().split() == ["began", "saved"]
+
+
+GCLOUD = """
+case "$*" in
+  *" describe "*) cat {state} 2>/dev/null || exit 1 ;;
+  *" create "*) echo READY > {state} ;;
+  *" delete "*) rm -f {state} ;;
+  *" ssh "*"inversionview train"*)
+    echo x >> {runs}
+    case "$(wc -l < {runs})" in
+      {script}
+    esac ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+  ("script", "code", "did"),
+  [
+    ("*) exit 0 ;;", 0, "create run delete"),
+    ("1) echo PREEMPTED > {state}; exit 1 ;; *) exit 0 ;;", 0, "create run delete create run delete"),
+    ("1) exit 75 ;; *) exit 0 ;;", 0, "create run run delete"),
+    ("1) exit 255 ;; *) exit 0 ;;", 0, "create run run delete"),
+    ("*) exit 3 ;;", 3, "create run delete"),  # the slice is there: the error is the program's own and would come back
+    ("*) exit 75 ;;", 75, "create run run run"),
+  ],
+)
+def test_tpu_vm_starts_again_after_a_preemption(script, code, did, programs, tmp_path):
+  state, runs = tmp_path / "state", tmp_path / "runs"
+  path = programs("gcloud", GCLOUD.format(state=state, runs=runs, script=script.format(state=state)))
+  programs("git")
+  command = ["all", "--name=a", "--zone=z", "--type=v5litepod-8", "--nfs=h:/s", "--wait=0", "--times=2", "--", *ONE]
+  assert launch("bash", LAUNCH / "tpu_vm.sh", *command, PATH=path)[0] == code
+  calls = [call.split()[4] if "inversionview train" not in call else "run" for call in programs.calls()]
+  assert " ".join(call for call in calls if call in ("create", "run", "delete")) == did
+  assert calls.count("scp") == did.count("run")  # every run starts from what was copied to the slice that is there
+
+
+@pytest.mark.parametrize(
+  ("ends", "restarts", "requeued"),
+  [(0, 0, False), (75, 50, True), (2, 0, False), (1, 0, False), (137, 0, True), (137, 3, False)],
+)
+def test_slurm_requeues_what_was_preempted(ends, restarts, requeued, programs, tmp_path):
+  programs("scontrol")
+  path = programs("srun", f"exit {ends}")
+  code, _, _ = launch(
+    "bash",
+    LAUNCH / "slurm.sbatch",
+    *ONE,
+    folder=tmp_path,
+    PATH=path,
+    SLURM_JOB_ID="42",
+    SLURM_RESTART_COUNT=str(restarts),
+  )
+  assert code == ends
+  assert ("scontrol requeue 42" in programs.calls()) == requeued
+
+
+# The real thing.
+
+QUICK = (
+  "--config.steps=4", "--config.steps_per_call=2", "--config.batch_size=8", "--config.eval_queries=4", "--config.final_queries=4",
+  "--config.target.steps=4", "--config.target.steps_per_call=2", "--config.target.batch_size=8",
+)  # fmt: skip
+
+
+def swept(tmp_path, platform, command, *more):
+  """Launches two work units of the tiny addition config: (exit code, stdout, stderr)."""
+  return launch(
+    sys.executable, LAUNCH / "xm_launch.py", f"--config={TINY}", f"--workdir={tmp_path}/{{xid}}/{{wid}}", "--only=1,5",
+    f"--command={command}", f"--platform={platform}", "--tags=test", f"--config.data.dir={tmp_path}/data", *QUICK, *more,
+    HOME=str(tmp_path), XLA_FLAGS="", JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+  )  # fmt: skip
+
+
+def left(tmp_path, said, part):
+  """Looks at what the two units left; returns the experiment's id."""
+  code, out, error = said
+  assert code == 0, out + error
+  xid = re.search(r"experiment (\d+): .* #test; 2 work units", out)[1]
+  folders = {path.name: path / part for path in (tmp_path / xid).iterdir()}
+  made = {wid: json.loads((folder / "config.json").read_text()) for wid, folder in folders.items()}
+  assert {wid: (c["seed"], c["steps"]) for wid, c in made.items()} == {"1": (0, 4), "5": (1, 4)}
+  assert len({(folder / "model.safetensors").read_bytes() for folder in folders.values()}) == 2
+  return xid
+
+
+@pytest.mark.slow
+def test_sweep_of_two_work_units_runs(tmp_path):
+  left(tmp_path, swept(tmp_path, "processes", "train-target"), "target")
+
+
+@pytest.mark.slow
+def test_sweep_of_two_readers_runs_and_says_what_failed(tmp_path):
+  xid = left(tmp_path, swept(tmp_path, "processes", "train"), "decoder")
+  made = {wid: json.loads((tmp_path / xid / wid / "decoder" / "config.json").read_text()) for wid in "15"}
+  assert {wid: c["optimizer"]["lr"] for wid, c in made.items()} == {"1": 1e-3, "5": 3e-3}
+  code, out, _ = swept(tmp_path, "processes", "train", "--config.data.config=none")
+  assert code == 2 and "exit code 2: work units 1, 5" in out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("xmanager") is None, reason="needs the extra `launch`")
+def test_sweep_of_two_work_units_runs_through_xmanager(tmp_path):
+  said = swept(tmp_path, "local", "train-target")
+  left(tmp_path, said, "target")
+  assert "through XManager" in said[1] and list((tmp_path / ".xmanager").glob("*.sqlite3"))
+  code, out, _ = swept(tmp_path, "xm_local", "train-target", "--config.data.config=none")
+  assert code == 2 and "exit code 2: work units 1, 5" in out
+
+
+def test_exit_codes_of_work_units(tmp_path):
+  import xm_launch
+
+  commands = {
+    wid: ["bash", "-c", f"echo {wid} >> {tmp_path}/ran; exit {code}"] for wid, code in ((3, 0), (4, 7), (5, 0))
+  }
+  assert xm_launch.run_processes(commands, 1) == {3: 0, 4: 7, 5: 0}
+  assert (tmp_path / "ran").read_text().split() == ["3", "4", "5"]
+  with pytest.raises(InversionViewError, match="no-such-program"):
+    xm_launch.run_processes({1: ["no-such-program"]}, 1)
+
+
+def test_peaks_are_those_that_runs_are_measured_against():
+  for chip in chips.CHIPS.values():
+    assert chip.flops == 1e12 * throughput.PEAK_TFLOPS[chip.kind]
+
+
+def test_topologies():
+  place = chips.topology("v5e:16x16")
+  assert (place.devices, place.hosts, place.grid) == (256, 64, "16x16")
+  assert chips.topology("cpu:8").devices == 8
+  for name in ("v5e", "v5e:0x4", "v5p:4x4", "cpu:2x4", "v4:2x2x1", "v5e:16x16x16", ""):
+    with pytest.raises(InversionViewError):
+      chips.topology(name)

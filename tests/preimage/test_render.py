@@ -1,0 +1,321 @@
+"""`Preimage` as data (JSON, what is shown, epsilon) and as a display (terminal, HTML, page)."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import write_whole
+from inversionview_jax.preimage import Preimage, Query, Sample, render
+
+HOSTILE = [
+  "<script>alert(1)</script>",
+  '" onmouseover="x',
+  "[red]",
+  "[/]",
+  "\x1b[31m",
+  "\u202e",
+  " Paris",
+  "\n",
+  "é⏎",
+  "\udc80",
+]
+
+
+def make_sample(text="615+861=1476", distance=0.05, position=8, strings=None, **kwargs):
+  strings = list(text) if strings is None else strings
+  effect = kwargs.pop("effect", np.linspace(-1, 1, len(strings)))
+  return Sample(range(len(strings)), strings, "".join(strings), distance, position, effect, **kwargs)
+
+
+def make_preimage(samples, strings=None, **kwargs):
+  strings = ["<BOS>", *(strings or "615+861=1476"), "<EOS>"]
+  query = Query(
+      "".join(strings[1:-1]), range(len(strings)), strings, 8, "=", "a0.3", "blocks.0.attn.hook_result.3",
+      np.random.default_rng(0).normal(size=32), [0.02, 0.48, 0.01, 0.02, 0.05, 0.35, 0.02, 0.02, 0.03],
+  )  # fmt: skip
+  given = dict(epsilon=0.1, metric="euclidean", match="anywhere", seed=0, reader="addition", task="addition")
+  return Preimage(query, samples, **(given | dict(convention="centered", version="0.1.0") | kwargs))
+
+
+def spread(inside, outside, **kwargs):
+  """`inside` candidates within epsilon = 0.1 and `outside` beyond it, all different, in no order."""
+  near = [make_sample(f"{100 + i}+861=1476", 0.0001 * (i + 1)) for i in range(inside)]
+  far = [make_sample(f"{100 + i}+999=1476", 0.2 + 0.001 * i) for i in range(outside)]
+  return make_preimage([s for pair in zip(far, near) for s in pair] + far[len(near) :] + near[len(far) :], **kwargs)
+
+
+@pytest.fixture
+def hostile():
+  samples = [
+    make_sample(strings=HOSTILE, position=7, ended=False),
+    make_sample(distance=math.inf, position=-1, strings=[], temperature=0.7),
+    make_sample("1+1", 0.3, 0),
+  ]
+  names = dict(reader="<script>r</script>", task='t"<b>', convention="[bold]raw", version="<i>")
+  return make_preimage(samples, strings=HOSTILE, **names)
+
+
+# --- data ---
+
+
+def test_json_round_trip(hostile, tmp_path):
+  text = hostile.to_json(tmp_path / "a.json")
+  assert (
+    Preimage.from_json(text)
+    == hostile
+    == Preimage.from_json(tmp_path / "a.json")
+    == Preimage.from_json(str(tmp_path / "a.json"))
+  )
+  assert hostile.samples[-1].distance == math.inf
+  assert (
+    json.loads(text, parse_constant=pytest.fail)["samples"]["distance"][-1] is None
+  )  # strict JSON knows no Infinity
+  assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_float32_values_survive_exactly():
+  values = np.random.default_rng(1).lognormal(size=300).astype(np.float32)
+  preimage = make_preimage([make_sample(distance=d) for d in values])
+  back = Preimage.from_json(preimage.to_json())
+  np.testing.assert_array_equal(np.float32([s.distance for s in back.samples]), np.sort(values))
+  assert back == preimage
+
+
+def _break(change):
+  table = json.loads(make_preimage([make_sample(), make_sample()]).to_json())
+  change(table)
+  return json.dumps(table)
+
+
+@pytest.mark.parametrize(
+  "text, says",
+  [
+    ("{not json", "is not JSON"),
+    ("", "is not JSON"),
+    ("[1]", "not a JSON object"),
+    (_break(lambda t: t.pop("format")), "lacks 'format'"),
+    (_break(lambda t: t.update(format="parquet")), "'parquet'"),
+    (_break(lambda t: t.update(format_version=3)), "upgrade"),
+    (_break(lambda t: t.update(format_version="1")), "is not a version"),
+    (_break(lambda t: t.pop("epsilon")), "lacks 'epsilon'"),
+    (_break(lambda t: t.update(epsilon=-1)), "epsilon must be"),
+    (_break(lambda t: t.update(metric="cosin")), "cosine"),
+    (_break(lambda t: t.update(query=3)), "query is not"),
+    (_break(lambda t: t["query"].pop("hook")), "'hook'"),
+    (_break(lambda t: t["query"]["tokens"].pop()), "token_strings"),
+    (_break(lambda t: t["query"].update(activation=[None])), "not finite"),
+    (_break(lambda t: t["samples"].pop("text")), "'text'"),
+    (_break(lambda t: t["samples"]["distance"].pop()), "distance has length 1"),
+    (_break(lambda t: t["samples"].update(distance=7)), "samples.distance"),
+    (_break(lambda t: t["samples"]["effect"][0].pop()), "effect has length 11"),
+    (_break(lambda t: t["samples"].update(tokens=[0, 0])), "not a readable preimage"),
+    (_break(lambda t: t["samples"]["position"].__setitem__(0, 99)), "position 99"),
+    (_break(lambda t: t["samples"]["distance"].__setitem__(0, float("nan"))), "not a number"),
+  ],
+)
+def test_malformed_file_is_one_line_naming_it(text, says, tmp_path):
+  path = tmp_path / "broken.json"
+  path.write_text(text)
+  with pytest.raises(InversionViewError, match=re.escape(says)) as caught:
+    Preimage.from_json(path)
+  assert "broken.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_file():
+  with pytest.raises(InversionViewError, match="nowhere.json"):
+    Preimage.from_json("nowhere.json")
+
+
+def test_samples_are_sorted_and_epsilon_decides_inside():
+  preimage = make_preimage([make_sample(distance=d, inside=True) for d in (0.3, 0.1, math.inf, 0.0)])
+  assert [s.inside for s in preimage.samples] == [True, True, False, False]  # float32(0.1) is within 0.1
+  assert (len(preimage.inside), len(preimage.outside), preimage.rate) == (2, 2, 0.5)
+  wider = preimage.at(0.35)
+  assert len(wider.inside) == 3 and wider.at(0.1) == preimage and wider.epsilon == 0.35
+  for bad in (0, -0.1, math.nan, math.inf, None, "wide"):
+    with pytest.raises(InversionViewError, match="epsilon"):
+      preimage.at(bad)
+
+
+@pytest.mark.parametrize(
+  "inside, outside, n, want",
+  [
+    (900, 100, 100, 80),
+    (700, 300, 100, 70),
+    (200, 800, 100, 60),
+    (10, 900, 100, 10),
+    (900, 5, 100, 95),
+    (30, 30, 100, 30),
+    (9, 9, 0, 0),
+  ],
+)
+def test_shown(inside, outside, n, want):
+  preimage = spread(inside, outside)
+  shown = preimage.shown(n)
+  assert sum(s.inside for s in shown) == want and len(shown) == min(n, inside + outside)
+  assert len({s.text for s in shown}) == len(shown)  # without replacement
+  assert [s.distance for s in shown] == sorted(s.distance for s in shown)
+  assert shown == preimage.shown(n)
+
+
+def test_another_seed_shows_others():
+  preimage = spread(300, 300)
+  assert preimage.shown() != dataclasses.replace(preimage, seed=1).shown()
+
+
+@pytest.mark.parametrize("write", [lambda p, path: p.to_json(path), lambda p, path: render.write_page(path, p)])
+def test_writing_is_all_or_nothing(write, tmp_path, hostile):
+  with pytest.raises(InversionViewError, match="missing"):
+    write(hostile, tmp_path / "missing" / "x")
+  assert not list(tmp_path.iterdir())
+  with pytest.raises(InversionViewError, match="not a file"):
+    write(hostile, tmp_path)
+  path = tmp_path / "x"
+  path.write_text("old")
+  write(hostile, path)
+  assert path.read_text(encoding="utf-8") != "old" and list(tmp_path.iterdir()) == [path]
+  before = path.read_bytes()
+  with pytest.raises(UnicodeEncodeError):  # a failure halfway
+    write_whole(path, "half\udc80")
+  assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+# --- terminal ---
+
+
+def printed(preimage, width=80, **kwargs):
+  console = Console(
+    file=io.StringIO(),
+    width=width,
+    force_terminal=True,
+    color_system="truecolor",
+    no_color=kwargs.pop("no_color", False),
+  )
+  render.print_preimage(preimage, console, **kwargs)
+  return console.file.getvalue()
+
+
+def test_line_lies_between_inside_and_outside():
+  lines = str(spread(3, 2)).splitlines()
+  (line,) = [i for i, text in enumerate(lines) if "── ε = 0.1 ──" in text]
+  distances = [
+    [float(m[1]) for m in map(re.compile(r" +(\d\.\d{4}) ").match, part) if m] for part in (lines[:line], lines[line:])
+  ]
+  assert distances == [[0.0001, 0.0002, 0.0003], [0.2, 0.201]]
+  assert "3 of 5 candidates inside ε (60 %)" in lines and max(map(len, lines)) <= 80
+
+
+def test_equal_candidates_are_counted():
+  text = render.to_text(make_preimage([make_sample()] * 12 + [make_sample(distance=0.4)] * 3))
+  assert "×12 615+861[=]1476" in text and "×3 615+861[=]1476" in text
+  assert "12 of 15 candidates inside" in text and "15 shown (12 inside, 3 outside), 2 distinct" in text
+
+
+def test_marker_with_and_without_colour():
+  preimage = spread(3, 2)
+  colored = printed(preimage)
+  assert "\x1b[" in colored and "[=]" not in re.sub(r"\x1b\[[0-9;]*m", "", colored)
+  for plain in (printed(preimage, no_color=True), printed(preimage, colors=False), render.to_text(preimage)):
+    assert "100+861[=]1476" in plain
+  assert "\x1b" not in render.to_text(preimage)
+
+
+def test_effect_sets_the_background():
+  def background(effect):
+    text = printed(make_preimage([make_sample("5", 0.0, -1, effect=[effect])])).split("0.0000")[1]
+    return [tuple(map(int, m)) for m in re.findall(r"48;2;(\d+);(\d+);(\d+)m5", text)]
+
+  (strong,), (weak,), (red,) = background(1.0), background(0.3), background(-1.0)
+  assert strong[2] - strong[0] > weak[2] - weak[0] > 0 > red[2] - red[0]
+  assert background(0.0) == []
+
+
+def test_hostile_tokens_in_a_terminal(hostile):
+  text = render.to_text(hostile)
+  assert "[red][/]␛[31m" in text and "\\u{202e}[ Paris]" not in text and " [Paris]" in text and "⏎" in text
+  assert "\x1b" not in text and "\u202e" not in text and "∞" in text and "[<BOS>]1+1" in text
+  assert "\x1b[31m" not in printed(hostile) and max(map(len, text.splitlines())) <= 80
+
+
+def test_long_query_folds_with_its_bars():
+  strings = [" word"] * 40
+  text = render.to_text(make_preimage([make_sample(strings=strings, position=-1)], strings=strings))
+  assert text.count(" word") == 80 and max(map(len, text.splitlines())) <= 80
+  bars, caret = (text.splitlines()[i] for i in (6, 7))
+  assert bars.rstrip().endswith("▁▁▁▁") and caret.index("^") == len(bars.rstrip()) - 4  # attention ends at the position
+
+
+def test_nothing_to_show():
+  assert "0 of 0 candidates inside ε (0 %)" in str(make_preimage([]))
+
+
+# --- HTML ---
+
+
+def test_html_escapes_everything(hostile):
+  page = render.to_page([hostile, hostile], title="<script>title</script>")
+  assert (
+    "<script" not in page
+    and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    and "<b>" not in re.sub(r"<b>\d+ of", "", page)
+  )
+  assert not re.search(r"<[^>]*\sonmouseover", page) and "&quot; onmouseover" in page
+  assert "\x1b" not in page and "\u202e" not in page and page.encode("utf-8")
+
+
+def test_page_loads_nothing(hostile):
+  page = render.to_page(hostile)
+  assert page.startswith("<!doctype html>") and '<meta charset="utf-8">' in page and "default-src 'none'" in page
+  assert not re.search(r"https?:|url\(|@import|\ssrc=|\shref=|\sid=|<link|<script", page)
+  with pytest.raises(InversionViewError, match="at least one"):
+    render.to_page([])
+
+
+def test_html_says_what_the_terminal_says():
+  preimage = make_preimage([make_sample(effect=[0.123456] * 12)] * 2 + [make_sample("1+1=2", 0.4, -1)])
+  text = preimage._repr_html_()
+  order = ["2 of 3 candidates inside ε (67 %)", ">0.0500<", "×2", "ε = 0.1", ">0.4000<"]
+  places = [text.index(piece, text.index("<section")) for piece in order]
+  assert places == sorted(places)
+  assert 'title="+0.123456">=</span>' in text and '<span class="iv-here iv-up" style="--e:0.123"' in text
+  assert '<mark class="iv-att" style="--e:0.062" title="position 8, attention 0.0300">=</mark>' in text
+  rules = re.findall(r"([^{}]+)\{", text[text.index("<style>") + 7 : text.index("</style>")])
+  assert all(rule.strip().startswith((".inversionview", "@media")) for rule in rules)
+
+
+def test_merged_has_each_candidate_once_and_keeps_how_often_it_was_drawn():
+  twice, once, far = make_sample(distance=0.05), make_sample("1+1=2", 0.06, 1), make_sample("9+9=18", 0.4, 1)
+  preimage = make_preimage([twice, once, far, twice, dataclasses.replace(twice, distance=0.051, temperature=2.0)])
+  merged = preimage.merged()
+  assert [(s.text, s.distance, s.count) for s in merged.samples] == [
+    (s.text, s.distance, n) for s, n in ((twice, 3), (once, 1), (far, 1))
+  ]
+  assert merged.rate == preimage.rate == 0.8 and merged.merged() == merged
+  assert Preimage.from_json(merged.to_json()) == merged
+  for text in (str(merged), merged._repr_html_()):
+    assert "4 of 5 candidates inside ε (80 %)" in text and "×3" in text
+  with pytest.raises(InversionViewError, match="drawn 0 times"):
+    dataclasses.replace(once, count=0)
+
+
+def test_preimages_of_the_first_version_are_read():
+  preimage = make_preimage([make_sample(), make_sample("1+1=2", 0.4, -1)])
+  table = json.loads(preimage.to_json())
+  table["format_version"] = 1
+  del table["samples"]["count"]
+  assert Preimage.from_json(json.dumps(table)) == preimage
+
+
+def test_display_needs_no_jax():
+  code = "import sys, inversionview_jax.render; sys.exit(bool({'jax', 'flax'} & set(sys.modules)))"
+  assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

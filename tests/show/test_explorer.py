@@ -1,0 +1,463 @@
+"""The interactive page: what is in its address, what it draws and when, and what it says when something is wrong."""
+
+import dataclasses
+import html
+import json
+import math
+import re
+import socket
+import urllib.parse
+
+import numpy as np
+import pytest
+
+from inversionview_jax import cli
+from inversionview_jax.commands import explore
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.preimage import Preimage, Query, Sample
+from inversionview_jax.show.explorer import panels, service
+from inversionview_jax.show.explorer.service import Input, Service
+from inversionview_jax.show.explorer.state import PANELS, Pin, View
+
+HOSTILE = [
+  "<script>alert(1)</script>",
+  '" onmouseover="x',
+  "'><img src=x onerror=y>",
+  "&site=a0.1",
+  "\u202e",
+  " ",
+  "|",
+  "#+%",
+]
+TEXT = "615+861=1476"
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+
+# The address.
+
+
+def address(view: View) -> dict[str, list[str]]:
+  """The address of a view, as a browser would give it back."""
+  return urllib.parse.parse_qs(view.to_query(), keep_blank_values=True)
+
+
+@pytest.mark.parametrize(
+  "view",
+  [
+    View(),
+    View(
+      "addition", TEXT, "a0.3", "=", epsilon=0.1, metric="cosine", match="position", mixture="paper", shown=7, seed=3
+    ),
+    View(
+      "w",
+      "".join(HOSTILE),
+      "x0.pre",
+      "8",
+      1e-3,
+      temperatures=(0.5, 1.0),
+      noise=(0.1,),
+      samples=256,
+      colors=False,
+      notes=False,
+    ),
+    View(
+      "r",
+      "a|b",
+      "a1.0",
+      ":",
+      panel="pinned",
+      head="1.0",
+      pins=(Pin("r", "a0.0", ":", "vv|v:2"), Pin("r", "m0", "3", "&=?#")),
+    ),
+  ],
+)
+def test_a_view_comes_back_from_its_address(view):
+  assert View().read(address(view)) == (view, [])
+
+
+def test_every_part_of_a_view_is_in_the_address():
+  changed = View(
+    "r",
+    "t",
+    "s",
+    "p",
+    0.5,
+    "cosine",
+    "position",
+    "m",
+    (1.0,),
+    (0.5,),
+    256,
+    9,
+    4,
+    False,
+    False,
+    "sites",
+    "0.1",
+    (Pin(*"abcd"),),
+  )
+  names = {field.name for field in dataclasses.fields(View)}
+  assert set(address(changed)) == names - {"pins"} | {"pin"}
+  assert all(getattr(changed, name) != getattr(View(), name) for name in names)
+
+
+@pytest.mark.parametrize(
+  "name, value, says",
+  [
+    ("epsilon", "0", "above 0"), ("epsilon", "nan", "'nan'"), ("epsilon", "wide", "'wide'"), ("metric", "manhattan", "euclidean, cosine"),
+    ("match", "near", "anywhere"), ("samples", "1000", "1024"), ("shown", "0", "from 1"), ("shown", "\u0663", "whole number"), ("seed", "-1", "from 0"),
+    ("seed", str(2**32), "from 0"), ("temperatures", "1,x", "'x'"), ("noise", "-1", "'-1'"), ("colors", "blue", "'blue'"),
+    ("panel", "siites", "sites"), ("pin", "a|b|c", "reader|site|position|text"), ("sitee", "a0.0", "did you mean site"),
+  ],
+)  # fmt: skip
+def test_what_an_address_says_wrongly_is_said_and_the_rest_is_kept(name, value, says):
+  view, complaints = View().read({name: [value], "text": [TEXT]})
+  assert view == View(text=TEXT) and len(complaints) == 1 and says in complaints[0]
+
+
+def test_pins_are_put_aside_once_and_taken_away():
+  view = View("addition", TEXT, "a0.0", "=").picked("pin").picked("pin")
+  assert view.pins == (Pin("addition", "a0.0", "=", TEXT),)
+  both = dataclasses.replace(view, site="a0.1").picked("pin")
+  assert both.picked("unpin=0").pins == both.pins[1:] and both.picked("unpin=7").pins == both.pins
+  full = both
+  for k in range(4):
+    full = dataclasses.replace(full, site=f"a1.{k}").picked("pin")
+  with pytest.raises(InversionViewError, match="6 readings"):
+    dataclasses.replace(full, site="x0.pre").picked("pin")
+
+
+def test_what_is_clicked_is_trusted_no_more_than_an_address():
+  for said in ("site=a0.1&epsilon=0", "reader", "__class__=x", ""):
+    with pytest.raises(InversionViewError):
+      View().picked(said)
+  assert View().picked("site=a0.1&panel=sites") == View(site="a0.1", panel="sites")
+
+
+# What is shown.
+
+
+def hostile_input() -> Input:
+  strings = ("<BOS>", *HOSTILE, "<EOS>")
+  n = len(strings)
+  patterns = np.tril(np.ones((2, 2, n, n), np.float32)) / np.arange(1, n + 1)[:, None]
+  return Input(strings, ("", *HOSTILE, ""), tuple(HOSTILE), patterns)
+
+
+def hostile_preimage(distances=(0.05, 0.3, math.inf)) -> Preimage:
+  strings = ("<BOS>", *HOSTILE, "<EOS>")
+  query = Query("".join(HOSTILE), range(len(strings)), strings, 2, HOSTILE[1], "a0.1", "h", [1.0], [0.2, 0.3, 0.5])
+  effects = np.linspace(-1, 1, len(HOSTILE))
+  samples = [Sample(range(len(HOSTILE)), HOSTILE, "".join(HOSTILE), d, 1, effects, ended=False) for d in distances]
+  return Preimage(query, samples, 0.1, "euclidean", "anywhere", 0, "<i>r", "<b>t", "centered", "1")
+
+
+def test_every_token_is_escaped():
+  seen, p = hostile_input(), hostile_preimage()
+  view = View(
+    "<u>",
+    "".join(HOSTILE),
+    "a0.1",
+    HOSTILE[1],
+    pins=(Pin("<u>", "a0.1", HOSTILE[0], "".join(HOSTILE)), Pin("<s>", "<u>", "<b>", "<i>")),
+  )
+  shown = "".join([
+    panels.token_strip(view, seen),
+    panels.reading(view, p),
+    panels.grid(view, [(s, {"position": s}, p) for s in HOSTILE]),
+    panels.attention(view, seen),
+    panels.pinned(view, [p, "no reader <script>"]),
+    panels.alert("".join(HOSTILE)),
+    panels.site_map(view, ["x0.pre", "a0.1", "m0", "x1.post"], lambda site: p),
+  ])  # fmt: skip
+  assert "<script" not in shown and "<img" not in shown and "&lt;script&gt;" in shown and "\u202e" not in shown
+  for tag in re.findall(r"<[^>]*>", shown):
+    assert re.fullmatch(r"""</?[a-zA-Z0-9]+(\s+[\w:-]+(="[^"<>]*")?)*\s*/?>""", tag), tag
+    assert not re.search(r"\s(on\w+|src|href)\s*=", re.sub(r'="[^"]*"', "=", tag)), tag
+
+
+def test_a_click_brings_back_the_very_token():
+  shown = panels.token_strip(View(site="a0.1", position="1"), hostile_input())
+  said = [View().picked(html.unescape(pick)).position for pick in re.findall(r'data-pick="([^"]*)"', shown)]
+  assert said == ["0", *HOSTILE]
+
+
+def test_the_browser_is_given_what_python_counts_with():
+  p = dataclasses.replace(hostile_preimage(), epsilon=0.1, samples=hostile_preimage((0.1, 0.1, 0.2, math.inf)).samples)
+  data = json.loads(json.dumps(panels.measured(p, View()), allow_nan=False))
+  assert sum(d <= float(np.float32(0.1)) for d in data["distances"]) == len(p.inside) == 2
+  table = panels.reading(View(), p)
+  assert len(data["rows"]) == table.count('<td class="iv-d"') and data["rows"] == sorted(data["rows"])
+
+
+def test_sites_lie_by_layer_and_show_what_has_been_seen():
+  p = hostile_preimage()
+  shown = panels.site_map(
+    View(site="a0.1"), ["x0.pre", "a0.0", "a0.1", "m0", "a1.1"], lambda site: p if site == "m0" else None
+  )
+  assert re.findall(r"<span>(in|layer \d)</span>", shown) == ["in", "layer 0", "layer 1"]
+  assert shown.count('aria-pressed="true"') == 1 and shown.count("<u ") == 1
+  assert re.findall(r'data-pick="site=([^"]*)"', shown) == ["x0.pre", "a0.0", "a0.1", "m0", "a1.1"]
+
+
+# Readers and what they have drawn.
+
+
+@pytest.fixture(scope="module")
+def folder(save_small, tmp_path_factory):
+  return save_small(tmp_path_factory.mktemp("explorer") / "small")
+
+
+@pytest.fixture(scope="module")
+def shared(folder, tmp_path_factory):
+  """A service of a small reader and of one that cannot be loaded; what it has drawn stays for other tests."""
+  broken = tmp_path_factory.mktemp("broken")
+  (broken / "decoder").mkdir()
+  (broken / "decoder" / "model.json").write_text("{}")
+  return Service([str(folder), str(broken)])
+
+
+@pytest.fixture
+def drawn(shared, monkeypatch):
+  """How many candidates the reader was asked for, call by call."""
+  calls = []
+  reader = shared.reader("small")
+  real = reader.preimage
+
+  def counted(*args, **kwargs):
+    calls.append(kwargs["num_samples"])
+    return real(*args, **kwargs)
+
+  monkeypatch.setattr(reader, "preimage", counted)
+  return calls
+
+
+def test_epsilon_draws_nothing_and_another_site_does(shared, drawn):
+  view = View("small", TEXT, "a0.1", "=", samples=256, seed=11)
+  first = shared.preimage(view)
+  wider = shared.preimage(dataclasses.replace(view, epsilon=0.9))
+  assert drawn == [256] and wider == first.at(0.9) and shared.known(view) == first
+  shared.preimage(dataclasses.replace(view, site="x0.mid"))
+  assert drawn == [256, 256]
+  for change in (
+    {"seed": 12},
+    {"text": "111+222=333"},
+    {"match": "position"},
+    {"metric": "cosine"},
+    {"temperatures": (1.0,)},
+    {"samples": 512},
+  ):
+    assert shared.known(dataclasses.replace(view, **change)) is None
+
+
+def test_parts_are_the_whole(shared):
+  """Drawn in parts of 256, with progress told, the candidates are those that are drawn at once."""
+  reader, told = shared.reader("small"), []
+  parts = reader.preimage(
+    TEXT, "a0.1", "=", num_samples=300, seed=5, progress=lambda done, total: told.append((done, total))
+  )
+  whole = reader.preimage(TEXT, "a0.1", "=", num_samples=300, seed=5)
+  assert told == [(0, 300), (256, 300), (300, 300)]
+  assert sorted(s.tokens for s in parts.samples) == sorted(s.tokens for s in whole.samples)
+  np.testing.assert_allclose(
+    [s.distance for s in parts.samples], [s.distance for s in whole.samples], rtol=1e-4, atol=1e-5
+  )
+
+
+def test_a_page_opens_only_the_readers_it_was_given(shared):
+  with pytest.raises(InversionViewError, match="unknown reader '/etc'"):
+    shared.reader("/etc")
+  with pytest.raises(InversionViewError, match="same name"):
+    Service(["a/small", "b/small"])
+
+
+# The page, in Streamlit's own harness.
+
+
+@pytest.fixture
+def page(shared, monkeypatch):
+  """A function (address) -> the page after its first run."""
+  testing = pytest.importorskip(
+    "streamlit.testing.v1", reason="streamlit is not installed: pip install 'inversionview_jax[explore]'"
+  )
+  monkeypatch.setattr(service, "_current", shared)
+
+  def open_page(**params):
+    app = testing.AppTest.from_file("../inversionview_jax/explorer/app.py", default_timeout=300)
+    for name, value in (
+      {"reader": "small", "text": TEXT, "site": "a0.1", "position": "=", "samples": "256"} | params
+    ).items():
+      if value is not None:
+        app.query_params[name] = value
+    return checked(app.run())
+
+  return open_page
+
+
+def checked(app):
+  assert not app.exception, app.exception
+  return app
+
+
+def panes(app) -> dict[str, dict]:
+  """What each pane shows, by its key."""
+  found = {}
+  for element in app.get("bidi_component"):
+    found[element.proto.id.split("-")[-1]] = json.loads(element.proto.json)
+  return found
+
+
+def alerts(app) -> list[str]:
+  return [
+    html.unescape(text) for pane in panes(app).values() for text in re.findall(r'role="alert">([^<]*)<', pane["html"])
+  ]
+
+
+def test_page_shows_the_reading_of_its_address(page, shared):
+  app = page(epsilon="0.7", shown="9")
+  p = shared.preimage(View("small", TEXT, "a0.1", "=", 0.7, samples=256))
+  shown = panes(app)
+  assert set(shown) == {"tokens", "sites", "reading", "says"} and not alerts(app)
+  assert (
+    f"<span data-inside>{len(p.inside)}</span> of 256" in shown["reading"]["html"]
+    and "ε = 0.7" in shown["reading"]["html"]
+  )
+  assert shown["reading"]["html"].count('<td class="iv-d"') == len(shown["reading"]["readings"][0]["rows"]) <= 9
+  assert shown["reading"]["readings"][0]["distances"] == [s.distance for s in p.samples]
+  assert 'aria-pressed="true" title="position 8' in shown["tokens"]["html"]
+
+
+def test_controls_change_the_view_and_the_address(page, drawn):
+  app = page()
+  before = len(drawn)
+  checked(app.toggle(key="control colors").set_value(False).run())
+  assert app.query_params["colors"] == "0" and "iv-up" not in panes(app)["reading"]["html"]
+  checked(app.radio(key="control metric").set_value("cosine").run())
+  assert app.query_params["metric"] == "cosine" and "cosine distance" in panes(app)["reading"]["html"]
+  checked(app.number_input(key="control shown").set_value(3).run())
+  assert len(panes(app)["reading"]["readings"][0]["rows"]) <= 3
+  checked(app.selectbox(key="control mixture").set_value("my own").run())
+  checked(app.text_input(key="control temperatures").set_value("0.7").run())
+  checked(app.text_input(key="control noise").set_value("0").run())
+  assert app.query_params["temperatures"] == "0.7" and not alerts(app)
+  checked(app.text_input(key="control temperatures").set_value("hot").run())
+  assert any("'hot'" in said for said in alerts(app)) and app.query_params["temperatures"] == "0.7"
+  assert len(drawn) > before
+
+
+def test_random_input_and_pins(page):
+  app = page()
+  checked(next(b for b in app.button if b.label == "Pin").click().run())
+  assert app.query_params["pin"] == f"small|a0.1|=|{TEXT}"
+  checked(next(b for b in app.button if b.label == "Random").click().run())
+  assert app.query_params["text"] != TEXT and re.fullmatch(r"\d{3}\+\d{3}=\d{3,4}", app.query_params["text"])
+  checked(next(b for b in app.button if b.label == "Pin").click().run())
+  assert len(app.query_params["pin"]) == 2
+  app = page(panel="pinned", pin=[f"small|a0.1|=|{TEXT}", "small|x0.pre|S2|111+222=333", "small|a9.9|=|111+222=333"])
+  (pinned,) = [pane for key, pane in panes(app).items() if key == "pinned"]
+  assert pinned["html"].count("<section") == 3 and [r is None for r in pinned["readings"]] == [False, False, True]
+  assert any("a9.9" in said for said in alerts(app))
+
+
+@pytest.mark.parametrize("panel", [name for name in PANELS if name != "reading"])
+def test_every_panel_is_shown(page, panel):
+  app = page(panel=panel)
+  assert not alerts(app)
+  if panel == "sites":
+    assert panes(app)["grid"]["html"].count("<article") == 6
+  if panel == "positions":
+    assert panes(app)["grid"]["html"].count("<article") == 12
+  if panel == "attention":
+    assert panes(app)["attention"]["html"].count("<svg") == 5  # four heads, and the chosen one
+
+
+@pytest.mark.parametrize(
+  "params, says",
+  [
+    ({"text": "615*861=1476"}, "'*'"),
+    ({"text": "<script>alert(1)</script>"}, "'<'"),
+    ({"text": ""}, "empty"),
+    ({"site": "a0.7"}, "a0.7"),
+    ({"position": "A9"}, "A1, A2, A3, A4"),
+    ({"mixture": "cold"}, "cold"),
+    ({"epsilon": "-1"}, "epsilon '-1'"),
+    ({"sitee": "a0.0"}, "sitee"),
+    ({"reader": "nowhere"}, "unknown reader 'nowhere'"),
+  ],
+)
+def test_what_is_wrong_is_said_in_place_and_the_page_lives(page, params, says):
+  app = page(**params)
+  assert any(says in said for said in alerts(app)), alerts(app)
+  assert app.selectbox(key="control reader").options  # there is a way on
+
+
+def test_a_reader_that_cannot_be_loaded_is_said_and_another_can_be_taken(page, shared):
+  broken = next(name for name in shared.names if name != "small")
+  app = page(reader=broken, text=None, site=None, position=None)
+  assert any("model.json" in said for said in alerts(app))
+  checked(app.selectbox(key="control reader").select("small").run())
+  assert not alerts(app) and "reading" in panes(app)
+
+
+def test_bits_are_measured_when_they_are_asked_for(page):
+  app = page(site="x0.pre", epsilon="1.5")
+  assert " bits" not in panes(app)["says"]["html"]
+  checked(next(b for b in app.button if b.label == "Measure bits").click().run())
+  assert re.search(r"\d bits|more than", panes(app)["says"]["html"])
+
+
+# The command.
+
+
+def test_it_listens_here_only_and_sends_nothing():
+  said = explore.settings("127.0.0.1", 8600, True)
+  assert said["server_address"] == "127.0.0.1" and said["browser_gatherUsageStats"] is False
+  assert said["logger_hideWelcomeMessage"] is True  # which would ask for the address of this machine elsewhere
+  args = cli._parser().parse_args(["explore"])
+  assert args.address == "127.0.0.1"
+
+
+def test_a_page_of_another_site_is_refused_without_asking_anyone(monkeypatch):
+  pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'inversionview_jax[explore]'")
+  from streamlit import net_util
+  from streamlit.web.server import server_util
+
+  monkeypatch.setattr(net_util, "get_external_ip", lambda: pytest.fail("asked another machine"))
+  explore.stay_here()
+  assert not server_util.is_url_from_allowed_origins("http://evil.invalid")
+  assert server_util.is_url_from_allowed_origins("http://127.0.0.1:8501")
+
+
+@pytest.mark.parametrize(
+  "argv, says",
+  [
+    (["--port", "0"], "--port 0"),
+    (["--port", "65536"], "--port 65536"),
+    (["--address", "nowhere.invalid"], "nowhere.invalid"),
+    (["--reader", "missing"], "no reader in missing"),
+    (["--reader", "a/addition", "--reader", "b/addition"], "same name"),
+  ],
+)
+def test_what_cannot_be_started_is_refused_in_one_line(capsys, argv, says):
+  pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'inversionview_jax[explore]'")
+  assert cli.main(["explore", *argv]) == 2
+  error = capsys.readouterr().err
+  assert says in error and error.count("\n") == 1
+
+
+def test_a_port_that_is_taken(capsys):
+  pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'inversionview_jax[explore]'")
+  with socket.socket() as other:
+    other.bind(("127.0.0.1", 0))
+    other.listen()
+    port = other.getsockname()[1]
+    assert cli.main(["explore", "--port", str(port)]) == 2
+    assert f"--port {port} is taken" in capsys.readouterr().err
+    assert explore._port("127.0.0.1", None) != port
+
+
+def test_without_streamlit_the_extra_is_named(capsys, monkeypatch):
+  monkeypatch.setattr(explore.importlib.util, "find_spec", lambda name: None)
+  assert cli.main(["explore"]) == 2
+  assert "inversionview_jax[explore]" in capsys.readouterr().err

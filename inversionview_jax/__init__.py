@@ -17,7 +17,7 @@ from inversionview_jax.tasks.registration import register_when_imported
 
 # Saved preimages are shown without JAX, which takes a second to import; what needs it is found here when it is asked for.
 _LAZY = {
-  "Ask": "reading.reader",
+  "Request": "reading.reader",
   "Reader": "reading.reader",
   "load_reader": "reading.reader",
   "shipped_readers": "reading.reader",

@@ -55,7 +55,7 @@ def run(args, rest) -> int:
   texts = texts_of(args)
   if not texts:
     raise InversionViewError("no inputs to export: give texts, or --texts FILE")
-  from inversionview_jax.reading.reader import Ask, load_reader
+  from inversionview_jax.reading.reader import Request, load_reader
   from inversionview_jax.show import paper_viewer
 
   reader = load_reader(args.reader)
@@ -63,7 +63,7 @@ def run(args, rest) -> int:
   if not positions:
     raise InversionViewError(f"give --position: the viewer has no page for the task {reader.task.name!r}")
   wanted = args.site or reader.config.sites
-  asks = [Ask(text, site, place) for text in texts for site in wanted for place in positions]
+  asks = [Request(text, site, place) for text in texts for site in wanted for place in positions]
   folder = make_folder(args.out)
   count = 0
   for ask in asks:

@@ -69,7 +69,7 @@ def run(args, rest) -> int:
   import dataclasses
 
   from inversionview_jax.measures import readings
-  from inversionview_jax.reading.reader import Ask, load_reader
+  from inversionview_jax.reading.reader import Request, load_reader
   from inversionview_jax.tasks.grammar import expression
 
   reader = load_reader(args.reader)
@@ -78,7 +78,7 @@ def run(args, rest) -> int:
     expression(feature, known, 1)  # known now, not after the work
   donors = None
   if texts:
-    asks = [Ask(text, args.site, args.position) for text in texts]
+    asks = [Request(text, args.site, args.position) for text in texts]
     others = readings.held_out(reader, args.site, args.position, args.controls + len(texts), args.seed)
     donors = [ask for ask in others if ask.text not in texts][: args.controls]
   else:
@@ -183,7 +183,7 @@ def show(found, shown: int = 20) -> None:
   table.add_column("", no_wrap=True)
   for row in found.rows[:shown]:
     control = "" if row.control is None else f"{row.control.value:.2f}"
-    if row.control is not None and row.control_verdict != "nothing":
+    if row.control is not None and row.control_verdict != "-":
       control += "!"
     table.add_row(
       escape(row.feature),
@@ -194,7 +194,7 @@ def show(found, shown: int = 20) -> None:
       f"{row.certainty:.2f}",
       f"{row.bits:.2f}",
       control,
-      {"says": "[bold]says[/]", "hints": "hints", "nothing": "[dim]-[/]"}[row.verdict],
+      {"encodes": "[bold]encodes[/]", "-": "[dim]-[/]"}.get(row.verdict, row.verdict),
     )
   console.print(table)
   if len(found.rows) > shown:
@@ -230,14 +230,14 @@ def _show_bits(console, found) -> None:
 def _show_summary(console, found) -> None:
   from rich.markup import escape
 
-  names = ", ".join(row.feature + (f" = {row.value}" if row.value else "") for row in found.says) or "nothing of these"
+  names = ", ".join(row.feature + (f" = {row.value}" if row.value else "") for row in found.encoded) or "nothing of these"
   console.print(escape(f"says: {names}"))
-  control = ", ".join(row.feature for row in found.control_says)
+  control = ", ".join(row.feature for row in found.control_encoded)
   if any(row.control is not None for row in found.rows):
     console.print(escape(f"the control ({found.donors} other activations for each query) says: {control or 'nothing'}"))
   wide = found.each[0].stability
-  if len(found.each) == 1 and found.says:
+  if len(found.each) == 1 and found.encoded:
     steps = ", ".join(
-      f"ε {epsilon:g}: {min(rates[row.feature] for row in found.says):.2f}" for epsilon, rates in wide.items()
+      f"ε {epsilon:g}: {min(rates[row.feature] for row in found.encoded):.2f}" for epsilon, rates in wide.items()
     )
     console.print(f"lowest rate of what is said, over epsilon: {steps}")

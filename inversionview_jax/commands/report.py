@@ -89,7 +89,7 @@ def _plain(name: str) -> str:
 
 def _drawn(config, path: str):
   """The preimages that a config asks for, reader by reader."""
-  from inversionview_jax.reading.reader import Ask, load_reader
+  from inversionview_jax.reading.reader import Request, load_reader
 
   queries = config.get("queries")
   if not queries:
@@ -103,7 +103,7 @@ def _drawn(config, path: str):
     which = [k for k, query in enumerate(queries) if query[0] == name]
     settings = {key: config.get(key) for key in ("num_samples", "mixture") if config.get(key) is not None}
     asks = [
-      Ask(
+      Request(
         *queries[k][1:],
         epsilon=config.get("epsilon"),
         metric=config.get("metric"),

@@ -60,22 +60,22 @@ def run(args, rest) -> int:
   hosts.start(args.coordinator, args.num_processes, args.process_id)
   settings = {name: getattr(args, name) for name in ("reader", "num_samples", "mixture", "no_effects", "seed")}
   settings["queries"] = asks
-  hosts.agree("queries", settings)
-  hosts.speak_as_one()
+  hosts.require_same("queries", settings)
+  hosts.print_on_first_host_only()
   mesh = parallel.mesh_of(ConfigDict({"mesh": {"model": args.mesh_model}}))
   folder = make_folder(args.out)
   done = _done_before(folder, settings)
-  if hosts.all_true(done == len(asks) and (not hosts.writer() or (folder / _FILE).exists())):
+  if hosts.all_true(done == len(asks) and (not hosts.is_writer() or (folder / _FILE).exists())):
     print(f"{folder / _FILE}: all {len(asks):,} preimages are there")
     return 0
   reader = load_reader(args.reader, mesh=mesh)
   for start in range(0, len(asks), _AT_ONCE):  # before any work: a query that cannot be asked is known now
     reader.check(asks[start : start + _AT_ONCE])
   hosts.all_true(True)  # all have looked before one writes
-  if hosts.writer():
+  if hosts.is_writer():
     write_whole(folder / _SETTINGS, json.dumps(settings) + "\n")
   inside = 0
-  with bar("sampling", len(asks), hosts.writer(), done) as advance:
+  with bar("sampling", len(asks), hosts.is_writer(), done) as advance:
     for start in range(done, len(asks), _AT_ONCE):
       found = reader.preimages(
         asks[start : start + _AT_ONCE],
@@ -86,10 +86,10 @@ def run(args, rest) -> int:
         chunk=_AT_ONCE,
       )
       inside += sum(preimage.rate for preimage in found)
-      if hosts.writer():
+      if hosts.is_writer():
         _append(folder / _DRAFT, [preimage.to_json() for preimage in found])
       advance(len(found))
-  if hosts.writer():
+  if hosts.is_writer():
     (folder / _DRAFT).replace(folder / _FILE)
   rate = f"; of the candidates {inside / (len(asks) - done):.1%} are inside epsilon" if done < len(asks) else ""
   print(f"{len(asks):,} preimages in {folder / _FILE}{rate}")
@@ -97,7 +97,7 @@ def run(args, rest) -> int:
 
 
 def read_queries(path: str, sites: str, position: str) -> list[dict]:
-  """The queries of a file, as dicts of `Ask`'s fields; raises `InversionViewError` naming the line that is none."""
+  """The queries of a file, as dicts of `Request`'s fields; raises `InversionViewError` naming the line that is none."""
   try:
     lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
   except (OSError, UnicodeDecodeError) as error:
@@ -130,7 +130,7 @@ def _done_before(folder: pathlib.Path, settings: dict) -> int:
   from inversionview_jax.devices import hosts
 
   done, wrong = 0, ""
-  if hosts.writer() and (folder / _SETTINGS).exists():
+  if hosts.is_writer() and (folder / _SETTINGS).exists():
     try:
       same = json.loads((folder / _SETTINGS).read_text()) == json.loads(json.dumps(settings))
     except ValueError:
@@ -144,7 +144,7 @@ def _done_before(folder: pathlib.Path, settings: dict) -> int:
       whole = [line for line in lines if line.endswith(b"\n")]
       done = len(whole) // _AT_ONCE * _AT_ONCE
       write_whole(folder / _DRAFT, b"".join(whole[:done]))
-  done, wrong = json.loads(hosts.told(json.dumps([done, wrong]))[0])
+  done, wrong = json.loads(hosts.exchange(json.dumps([done, wrong]))[0])
   if wrong:
     raise InversionViewError(wrong)
   return done

@@ -17,7 +17,7 @@ import numpy as np
 from inversionview_jax import tasks
 from inversionview_jax.distance import METRICS
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.measures.consistency import SAYS, Members, certainty_of
+from inversionview_jax.measures.consistency import ENCODES, Members, certainty_of
 from inversionview_jax.measures.properties import Background
 from inversionview_jax.measures.rates import Rate
 from inversionview_jax.preimage import FORMAT, Preimage
@@ -255,8 +255,8 @@ def score(place: Place, feature: str, seen: int = _SEEN_QUERIES) -> Score:
     return Score(feature, "not testable", f"{100 * base:.1f} % of random inputs agree anyway", **told)
   certainty = [certainty_of(x, base) for x in (told["rate"].low, told["rate"].high)]
   said = f"{100 * mean:.1f} % agree inside, {100 * base:.1f} % of random inputs"
-  if certainty[0] > SAYS:
+  if certainty[0] > ENCODES:
     return Score(feature, "confirmed", said, **told)
-  if certainty[1] < SAYS:
+  if certainty[1] < ENCODES:
     return Score(feature, "refuted", said, **told)
   return Score(feature, "not testable", f"too few samples to decide: {said}", **told)

@@ -1,7 +1,7 @@
 """What an activation says: which properties of the query its preimage agrees on, next to how often random inputs do.
 
 The feature consistency rate of a property is the share of the preimage's members that have it as the query has it (InverseScope, arXiv
-2506.07406). It means nothing without the share of random inputs that have it so, the base rate; `Said.certainty` is what is left of
+2506.07406). It means nothing without the share of random inputs that have it so, the base rate; `FeatureConsistency.certainty` is what is left of
 the one when the other is taken away.
 
 Plain data in, plain data out; nothing here needs JAX.
@@ -23,7 +23,7 @@ from inversionview_jax.tasks import Task
 
 # A property is said where more than half of what a guess leaves open is settled, and hinted at where more than a tenth is; both by the
 # lower end of the interval.
-SAYS, HINTS = 0.5, 0.1
+ENCODES, PARTLY_ENCODES = 0.5, 0.1
 STEPS = (0.25, 0.5, 1.0, 1.5, 2.0)  # of epsilon, for the stability of a reading
 
 
@@ -76,7 +76,7 @@ class Members:
 
 
 @dataclasses.dataclass(frozen=True)
-class Said:
+class FeatureConsistency:
   """One property, and what the preimage says of it.
 
   Attributes:
@@ -104,12 +104,12 @@ class Said:
 
   @property
   def verdict(self) -> str:
-    """ "says", "hints" or "nothing"."""
+    """ "encodes", "partly encodes" or "-"."""
     return _verdict(self.rate, self.base)
 
   @property
   def control_verdict(self) -> str | None:
-    """What the control reads; it should be "nothing"."""
+    """What the control reads; it should be "-"."""
     return None if self.control is None else _verdict(self.control, self.base)
 
   def to_dict(self) -> dict:
@@ -127,7 +127,7 @@ def certainty_of(rate: float, base: float) -> float:
 
 def _verdict(rate: Rate, base: float) -> str:
   least = certainty_of(rate.low, base)
-  return "says" if least > SAYS else "hints" if least > HINTS else "nothing"
+  return "encodes" if least > ENCODES else "partly encodes" if least > PARTLY_ENCODES else "-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Diversity:
 
 
 @dataclasses.dataclass(frozen=True)
-class Saying:
+class ActivationReading:
   """What one activation says.
 
   Attributes:
@@ -171,14 +171,14 @@ class Saying:
   epsilon: float
   metric: str
   match: str
-  rows: tuple[Said, ...]
+  rows: tuple[FeatureConsistency, ...]
   diversity: Diversity
   stability: dict[float, dict[str, float]]
 
   @property
-  def says(self) -> list[Said]:
+  def encoded(self) -> list[FeatureConsistency]:
     """The properties that are said, most certain first."""
-    return [row for row in self.rows if row.verdict == "says"]
+    return [row for row in self.rows if row.verdict == "encodes"]
 
   def to_dict(self) -> dict:
     """Plain data for JSON."""
@@ -192,13 +192,13 @@ class Saying:
     }
 
 
-def saying(
+def activation_reading(
   preimage: Preimage,
   task: Task,
   members: Members | None = None,
   tokens: bool = True,
   expressions: Sequence[str] = (),
-) -> Saying:
+) -> ActivationReading:
   """What an activation says, from its candidates alone; another epsilon (`preimage.at`) needs no model.
 
   Args:
@@ -220,7 +220,7 @@ def saying(
   has = of_query(query, task, preimage.match, tokens, expressions)
   found = properties(task, inside.tokens, inside.position, expressions)
   rows = [_said(name, value, found[name], inside, random[name], task) for name, value in has.items()]
-  return Saying(
+  return ActivationReading(
     query,
     preimage.epsilon,
     preimage.metric,
@@ -247,19 +247,19 @@ def of_query(
   return has
 
 
-def ordered(rows: Sequence[Said]) -> tuple[Said, ...]:
+def ordered(rows: Sequence[FeatureConsistency]) -> tuple[FeatureConsistency, ...]:
   """Most certain first; of two that are equally so, the one that random inputs share less."""
   return tuple(sorted(rows, key=lambda row: (-round(certainty_of(row.rate.low, row.base), 6), row.base)))
 
 
-def _said(name: str, value: int, found, inside: Members, random, task: Task) -> Said:
+def _said(name: str, value: int, found, inside: Members, random, task: Task) -> FeatureConsistency:
   same = float(inside.weight[found == value].sum())
   total, effective = float(inside.weight.sum()), inside.effective
   rate = Rate(effective * same / total, effective) if total else Rate(0, 0)
   plain = name.startswith("token ") or name in AROUND
   shown = task.tokenizer.strings([value])[0] if plain else str(value + 1 if value < 0 else value)
   bits = _bits(found, inside.weight, effective, random)
-  return Said(name, shown, rate, float(np.mean(random == value)), bits)
+  return FeatureConsistency(name, shown, rate, float(np.mean(random == value)), bits)
 
 
 def _bits(found: np.ndarray, weight: np.ndarray, effective: float, random: np.ndarray) -> float:

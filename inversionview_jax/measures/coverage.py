@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from inversionview_jax.devices import parallel
-from inversionview_jax.measures.held_out import Asked
+from inversionview_jax.measures.held_out import HeldOutQueries
 from inversionview_jax.models.decoder import Decoder, token_log_probs
 from inversionview_jax.reading.reader import Reader
 from inversionview_jax.sampling import exact
@@ -97,7 +97,7 @@ _log_probs = parallel.jit(_tempered, static_argnums=(0, 6))
 
 
 @dataclasses.dataclass(frozen=True)
-class Against:
+class ExactComparison:
   """One query's samples against its exact preimage B.
 
   Attributes:
@@ -121,14 +121,14 @@ class Against:
   features: dict[str, float]
 
 
-def against_exact(
+def compare_with_exact(
   reader: Reader,
-  asked: Asked,
+  asked: HeldOutQueries,
   mixture: Mixture | None = None,
   members: int = 256,
   draws: int = 8,
   seed: int = 0,
-) -> list[Against]:
+) -> list[ExactComparison]:
   """Compares the reader's candidates with exact preimages.
 
   Args:
@@ -160,7 +160,7 @@ def against_exact(
       reader, asked.queries.activation[q], site, task.tokens(some), mixture.settings, draws, seed + q
     )
     made.append(
-      Against(
+      ExactComparison(
         site=reader.config.sites[site],
         label=asked.labels[q],
         text=task.tokenizer.text(asked.tokens[q]),
@@ -240,7 +240,7 @@ def _order(inside, outside) -> float | None:
 
 def completeness(
   reader: Reader,
-  asked: Asked,
+  asked: HeldOutQueries,
   inputs: int | None = None,
   noise: float = 0.1,
   draws: int = 1,

@@ -13,8 +13,8 @@ import numpy as np
 from inversionview_jax._version import __version__
 from inversionview_jax.files import write_whole
 from inversionview_jax.measures import coverage, held_out
-from inversionview_jax.measures.coverage import Against
-from inversionview_jax.measures.held_out import Asked, Rate
+from inversionview_jax.measures.coverage import ExactComparison
+from inversionview_jax.measures.held_out import HeldOutQueries, Rate
 from inversionview_jax.reading.reader import Reader
 from inversionview_jax.sampling import exact
 from inversionview_jax.tasks import Mixture
@@ -53,7 +53,7 @@ class Evaluation:
   seed: int
   sites: tuple[Site, ...]
   labels: tuple[str, ...]
-  exact: tuple[Against, ...]
+  exact: tuple[ExactComparison, ...]
   mixture: Mixture
 
   @property
@@ -129,7 +129,7 @@ def evaluate(
     queries: per site, for the in-epsilon rate.
     exact_queries: in total, the sites in turn, against exact preimages; 0 for a task that cannot enumerate its inputs.
     mixture: how the candidates for `exact_queries` are drawn; None: as the task does.
-    members: see `against_exact`.
+    members: see `compare_with_exact`.
     seed: of all of it.
   """
   task = reader.task
@@ -151,7 +151,7 @@ def evaluate(
   against = ()
   if exact_queries:
     some = held_out.held_out(reader, exact_queries, seed + 1, every_site=False)
-    against = coverage.against_exact(reader, some, mixture, members, seed=seed)
+    against = coverage.compare_with_exact(reader, some, mixture, members, seed=seed)
   return Evaluation(
     reader=reader.name,
     task=task.name,
@@ -166,7 +166,7 @@ def evaluate(
   )
 
 
-def _in_order(asked: Asked) -> list[str]:
+def _in_order(asked: HeldOutQueries) -> list[str]:
   """The labels of the queries, in the order in which they stand in an input."""
   at = {}
   for label, position in zip(asked.labels, asked.at.tolist(), strict=True):

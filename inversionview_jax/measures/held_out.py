@@ -14,11 +14,11 @@ from inversionview_jax.measures.rates import Rate
 from inversionview_jax.reading.reader import Reader
 from inversionview_jax.sampling import collect, exact, sampler
 
-__all__ = ["Asked", "Rate", "base_rates", "held_out", "inside"]
+__all__ = ["HeldOutQueries", "Rate", "base_rates", "held_out", "inside"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class HeldOutQueries:
   """Held-out queries.
 
   Attributes:
@@ -36,14 +36,14 @@ class Asked:
   def __len__(self) -> int:
     return len(self.at)
 
-  def take(self, which) -> "Asked":
+  def take(self, which) -> "HeldOutQueries":
     """Some of them, by index."""
     which = np.arange(len(self))[which]
     queries = jax.tree.map(lambda x: x[which], self.queries)
-    return Asked(self.tokens[which], self.at[which], tuple(self.labels[i] for i in which), queries)
+    return HeldOutQueries(self.tokens[which], self.at[which], tuple(self.labels[i] for i in which), queries)
 
 
-def held_out(reader: Reader, count: int, seed: int = 0, every_site: bool = True) -> Asked:
+def held_out(reader: Reader, count: int, seed: int = 0, every_site: bool = True) -> HeldOutQueries:
   """Queries on inputs of the task's test split, positions uniform over those where the task takes queries.
 
   Args:
@@ -67,19 +67,19 @@ def held_out(reader: Reader, count: int, seed: int = 0, every_site: bool = True)
   metric = np.full(len(at), distance.metric_index(task.metric), np.int32)
   queries = sampler.Queries(np.asarray(activation).reshape(len(at), -1), site, np.full(len(at), -1, np.int32), metric)
   named = [task.labels(row)[p] for row, p in zip(tokens, at, strict=True)]
-  return Asked(tokens, at, tuple(named), queries)
+  return HeldOutQueries(tokens, at, tuple(named), queries)
 
 
 _activations = parallel.jit(collect.activations_at, static_argnums=(0, 5))
 
 
-def inside(reader: Reader, asked: Asked, seed: int = 0) -> np.ndarray:
+def inside(reader: Reader, asked: HeldOutQueries, seed: int = 0) -> np.ndarray:
   """bool[Q]: whether one sample for each query, temperature 1 and no noise, lies within the task's epsilon (paper, section 3)."""
   out = reader.draw(asked.queries, sampler.one_each(len(asked)), seed)
   return np.asarray(out.distance) <= np.float32(reader.task.epsilon)
 
 
-def base_rates(reader: Reader, asked: Asked, inputs: int = 1024, seed: int = 0) -> np.ndarray:
+def base_rates(reader: Reader, asked: HeldOutQueries, inputs: int = 1024, seed: int = 0) -> np.ndarray:
   """float64[Q]: the share of `inputs` random inputs of the task that lie within epsilon of each query; what guessing would reach."""
   task = reader.task
   index = np.random.default_rng(seed).integers(task.num_inputs, size=inputs)

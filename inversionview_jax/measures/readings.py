@@ -19,12 +19,12 @@ from inversionview_jax._version import __version__
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import write_whole
 from inversionview_jax.measures import consistency, information
-from inversionview_jax.measures.consistency import Members, Said, Saying
+from inversionview_jax.measures.consistency import Members, FeatureConsistency, ActivationReading
 from inversionview_jax.measures.information import Information
 from inversionview_jax.measures.properties import Background, properties
 from inversionview_jax.measures.rates import Rate
 from inversionview_jax.preimage import Preimage
-from inversionview_jax.reading.reader import Ask, Reader
+from inversionview_jax.reading.reader import Request, Reader
 
 FORMAT, FORMAT_VERSION = "inversionview-readings", 1
 
@@ -44,21 +44,21 @@ class Readings:
 
   reader: str
   task: str
-  each: tuple[Saying, ...]
+  each: tuple[ActivationReading, ...]
   information: tuple[Information, ...] | None
   preimages: tuple[Preimage, ...]
-  rows: tuple[Said, ...]
+  rows: tuple[FeatureConsistency, ...]
   donors: int
 
   @property
-  def says(self) -> list[Said]:
+  def encoded(self) -> list[FeatureConsistency]:
     """The properties that are said, most certain first."""
-    return [row for row in self.rows if row.verdict == "says"]
+    return [row for row in self.rows if row.verdict == "encodes"]
 
   @property
-  def control_says(self) -> list[Said]:
+  def control_encoded(self) -> list[FeatureConsistency]:
     """The properties that the control says; there should be none."""
-    return [row for row in self.rows if row.control is not None and row.control_verdict == "says"]
+    return [row for row in self.rows if row.control is not None and row.control_verdict == "encodes"]
 
   def bits(self) -> tuple[float, float] | None:
     """Mean information over the queries and its standard error, of the estimates and between the queries; None where it is not known."""
@@ -96,7 +96,7 @@ class Readings:
     return text
 
 
-def held_out(reader: Reader, site: str, position: int | str, count: int, seed: int = 0) -> list[Ask]:
+def held_out(reader: Reader, site: str, position: int | str, count: int, seed: int = 0) -> list[Request]:
   """Queries of one place on random inputs of the task's test split; inputs without such a position are passed over.
 
   Raises:
@@ -113,7 +113,7 @@ def held_out(reader: Reader, site: str, position: int | str, count: int, seed: i
     except InversionViewError as error:
       refused = error
       continue
-    asks.append(Ask(task.tokenizer.text(row), site, position))
+    asks.append(Request(task.tokenizer.text(row), site, position))
   if not asks:
     raise refused or InversionViewError(f"{count} queries: ask for at least 1")
   return asks
@@ -121,9 +121,9 @@ def held_out(reader: Reader, site: str, position: int | str, count: int, seed: i
 
 def read(
   reader: Reader,
-  asks: Sequence[Ask],
+  asks: Sequence[Request],
   *,
-  donors: Sequence[Ask] | None = None,
+  donors: Sequence[Request] | None = None,
   with_information: bool = True,
   tokens: bool = True,
   expressions: Sequence[str] = (),
@@ -178,7 +178,7 @@ def read(
   members = [one.members for one in found] or [Members.of(preimage, task) for preimage in preimages]
   each = []
   for preimage, texts in zip(preimages[:n], members[:n], strict=True):
-    told = consistency.saying(preimage, task, texts, tokens, expressions)
+    told = consistency.activation_reading(preimage, task, texts, tokens, expressions)
     # How often candidates repeat themselves is a question about candidates.
     drawn = consistency.diversity(Members.of(preimage, task).within(preimage.epsilon), Background.of(task))
     each.append(dataclasses.replace(told, diversity=drawn))
@@ -194,9 +194,9 @@ def read(
   )
 
 
-def _over(each: Sequence[Saying], control: dict[str, Rate]) -> tuple[Said, ...]:
+def _over(each: Sequence[ActivationReading], control: dict[str, Rate]) -> tuple[FeatureConsistency, ...]:
   """The properties over all queries, in their mean."""
-  by_name: dict[str, list[Said]] = {}
+  by_name: dict[str, list[FeatureConsistency]] = {}
   for saying in each:
     for row in saying.rows:
       if row.rate.count:
@@ -207,7 +207,7 @@ def _over(each: Sequence[Saying], control: dict[str, Rate]) -> tuple[Said, ...]:
     # A query's rate lies between 0 and 1, so the mean over queries varies no more than a share of that many trials.
     rate = own[0].rate if len(own) == 1 else Rate(mean * len(own), len(own))
     rows.append(
-      Said(
+      FeatureConsistency(
         feature=name,
         value=own[0].value if len(own) == 1 else "",
         rate=rate,

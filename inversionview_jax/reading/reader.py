@@ -30,7 +30,7 @@ _PART = 256  # candidates in one program when progress is to be told
 
 
 @dataclasses.dataclass(frozen=True)
-class Ask:
+class Request:
   """One query of `Reader.preimages`; the arguments of `Reader.preimage`."""
 
   text: str
@@ -102,7 +102,7 @@ class Reader:
     Raises:
       InversionViewError: a text, site, position or number that cannot be used; says what could.
     """
-    ask = Ask(text, site, position, epsilon, metric, match)
+    ask = Request(text, site, position, epsilon, metric, match)
     return self.preimages(
       [ask],
       temperatures=temperatures,
@@ -116,7 +116,7 @@ class Reader:
 
   def preimages(
     self,
-    asks: Iterable[Ask | tuple | dict | Query],
+    asks: Iterable[Request | tuple | dict | Query],
     *,
     temperatures: Sequence[float] | None = None,
     noise: Sequence[float] | float | None = None,
@@ -130,7 +130,7 @@ class Reader:
     """Many queries over all devices, each answered as `preimage` would.
 
     Args:
-      asks: `Ask`s; or tuples (text, site, position), or dicts of an `Ask`'s fields; or the `Query` of another preimage.
+      asks: `Request`s; or tuples (text, site, position), or dicts of an `Request`'s fields; or the `Query` of another preimage.
       temperatures, noise, num_samples, mixture, effects, seed, progress: as for `preimage`; the numbers are those of all queries.
       chunk: queries in one program, filled up to that many; 0: 8, or 1 for a single query.
     """
@@ -144,7 +144,7 @@ class Reader:
       found += self._answer(checked[start : start + size], size, drawn, effects, seed, tell)
     return found
 
-  def check(self, asks: Iterable[Ask | tuple | dict | Query]) -> list["_Checked"]:
+  def check(self, asks: Iterable[Request | tuple | dict | Query]) -> list["_Checked"]:
     """Raises `InversionViewError` for the first query that cannot be asked."""
     return [self._checked(_ask(ask)) for ask in asks]
 
@@ -166,7 +166,7 @@ class Reader:
       InversionViewError: as `preimage` does, and for a task whose inputs cannot be enumerated.
     """
     index = exact.every_input(self.task)
-    asked = self._checked(Ask(text, site, position, epsilon, metric, match))
+    asked = self._checked(Request(text, site, position, epsilon, metric, match))
     held = self.target.run(asked.tokens[None], [self.sites[asked.site]])[self.sites[asked.site]]
     found = exact.distances(
       self.target, self.task, self.sites, self._queries([asked], [held[0, asked.position]]), index, self.sampler.mesh
@@ -249,7 +249,7 @@ class Reader:
       raise one_of(f"site of the reader {self.name!r}:", site.short, self.config.sites)
     return self.sites.index(site)
 
-  def _checked(self, ask: Ask) -> "_Checked":
+  def _checked(self, ask: Request) -> "_Checked":
     """Validates everything a person typed, before anything runs."""
     site = self.site_index(ask.site)
     epsilon = self.task.epsilon if ask.epsilon is None else ask.epsilon
@@ -360,23 +360,23 @@ class Reader:
     )
 
 
-def _ask(ask) -> Ask:
-  if isinstance(ask, Ask):
+def _ask(ask) -> Request:
+  if isinstance(ask, Request):
     return ask
   if isinstance(ask, Query):
-    return Ask(ask.text, ask.site, ask.position)
+    return Request(ask.text, ask.site, ask.position)
   try:
-    return Ask(**ask) if isinstance(ask, dict) else Ask(*ask)
+    return Request(**ask) if isinstance(ask, dict) else Request(*ask)
   except TypeError:
-    fields = ", ".join(field.name for field in dataclasses.fields(Ask))
+    fields = ", ".join(field.name for field in dataclasses.fields(Request))
     raise InversionViewError(f"a query is (text, site, position) or a dict of {fields}; got {ask!r}") from None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Checked:
-  """An `Ask` with its tokens int32[T], site index, position, epsilon and metric resolved."""
+  """An `Request` with its tokens int32[T], site index, position, epsilon and metric resolved."""
 
-  ask: Ask
+  ask: Request
   tokens: np.ndarray
   site: int
   position: int

@@ -167,7 +167,7 @@ def _says(p: Preimage) -> str:
   """What the activation says, where its task is known here."""
   if p.task not in tasks.names():
     return ""
-  return fragments.says(consistency.saying(p, tasks.get(p.task)), most=6, notes=False)
+  return fragments.says(consistency.activation_reading(p, tasks.get(p.task)), most=6, notes=False)
 
 
 def _settings(p: Preimage) -> str:

@@ -12,7 +12,7 @@ import pytest
 from inversionview_jax import cli
 from inversionview_jax.commands import sample
 from inversionview_jax.preimage import Preimage
-from inversionview_jax.reading.reader import Ask, load_reader
+from inversionview_jax.reading.reader import Request, load_reader
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -48,7 +48,7 @@ def test_preimages_come_in_order_and_are_those_of_single_queries(folder, tmp_pat
   found = [Preimage.from_json(line) for line in (tmp_path / "out" / "preimages.jsonl").read_text().splitlines()]
   asks = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
   assert [(p.query.text, p.query.site) for p in found] == [(a["text"], a["site"]) for a in asks]
-  assert found[9] == load_reader(folder).preimages([Ask(**asks[9])], num_samples=16, chunk=8)[0]
+  assert found[9] == load_reader(folder).preimages([Request(**asks[9])], num_samples=16, chunk=8)[0]
   assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["preimages.jsonl", "sample.json"]
   written = (tmp_path / "out" / "preimages.jsonl").read_text()
 

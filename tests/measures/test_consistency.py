@@ -47,17 +47,17 @@ def rows_of(saying):
 
 
 def test_what_all_members_share_is_said_and_nothing_else(inputs):
-  found = consistency.saying(inputs, TASK)
+  found = consistency.activation_reading(inputs, TASK)
   rows = rows_of(found)
-  assert [row.feature for row in found.says] == ["F1"]
+  assert [row.feature for row in found.encoded] == ["F1"]
   assert found.rows[0].feature == "F1"  # the most certain comes first
   assert rows["F1"].value == "6" and rows["F1"].rate.value == 1.0 and rows["F1"].rate.low > 0.99
   assert rows["F1"].certainty == 1.0
-  assert {rows[name].verdict for name in ("F2", "F3", "S1", "S2", "S3", "A2", "A3", "C2", "C3")} == {"nothing"}
+  assert {rows[name].verdict for name in ("F2", "F3", "S1", "S2", "S3", "A2", "A3", "C2", "C3")} == {"-"}
 
 
 def test_base_rates_are_those_of_the_tasks_inputs(inputs):
-  rows = rows_of(consistency.saying(inputs, TASK))
+  rows = rows_of(consistency.activation_reading(inputs, TASK))
   every = TASK.features(TASK.tokens(np.arange(TASK.num_inputs)))
   own = TASK.features(np.array([inputs.query.tokens]))
   for name, row in rows.items():
@@ -66,18 +66,18 @@ def test_base_rates_are_those_of_the_tasks_inputs(inputs):
 
 
 def test_bits_of_a_property_are_the_surprise_of_its_value(inputs):
-  rows = rows_of(consistency.saying(inputs, TASK))
+  rows = rows_of(consistency.activation_reading(inputs, TASK))
   assert rows["F1"].bits == pytest.approx(math.log2(9), abs=0.1)  # one of nine
   assert all(rows[name].bits < 0.03 for name in ("F2", "F3", "S1", "S2", "S3"))
 
 
 def test_candidates_outside_do_not_count_until_epsilon_is_larger(inputs):
-  assert consistency.saying(inputs, TASK).diversity.drawn == 900
-  wide = consistency.saying(inputs.at(0.6), TASK)
+  assert consistency.activation_reading(inputs, TASK).diversity.drawn == 900
+  wide = consistency.activation_reading(inputs.at(0.6), TASK)
   assert wide.diversity.drawn == 1200
   share = np.mean([sample.text[0] == "6" for sample in inputs.samples])
   assert rows_of(wide)["F1"].rate.value == pytest.approx(share)
-  steps = consistency.saying(inputs.at(0.3), TASK).stability
+  steps = consistency.activation_reading(inputs.at(0.3), TASK).stability
   assert set(steps) == {0.075, 0.15, 0.3, 0.45, 0.6}
   assert (steps[0.3]["F1"], steps[0.6]["F1"]) == (1.0, pytest.approx(share))
 
@@ -86,7 +86,7 @@ def test_members_count_by_their_weight(inputs):
   every = Members.of(inputs, TASK)
   light = TASK.features(every.tokens)["F2"] != 1
   weighted = Members(every.tokens, every.distance, every.position, np.where(light, 0.001, 1.0))
-  found = rows_of(consistency.saying(inputs, TASK, weighted))
+  found = rows_of(consistency.activation_reading(inputs, TASK, weighted))
   assert found["F2"].rate.value > 0.95 and found["F1"].rate.value == pytest.approx(1.0)
   # as many as weigh something, not as many as there are
   assert found["F2"].rate.count == pytest.approx((~light[:900]).sum(), rel=0.1)
@@ -96,7 +96,7 @@ def test_a_candidate_drawn_several_times_counts_so_often():
   texts = ["615+861=1476", "615+861=1476", "615+861=1476", "722+111=833"]
   drawn = preimage_of(texts, [0.0, 0.0, 0.0, 0.01])
   for one in (drawn, drawn.merged()):
-    found = consistency.saying(one, TASK)
+    found = consistency.activation_reading(one, TASK)
     assert rows_of(found)["F1"].rate.to_dict() == Rate(3, 4).to_dict()
     assert (found.diversity.drawn, found.diversity.distinct) == (4, 2)
     assert found.diversity.effective == pytest.approx(4 * 3 / (3 * 2))
@@ -106,10 +106,10 @@ def test_diversity_counts_of_how_many_texts_draws_would_repeat_as_often():
   rng = np.random.default_rng(1)
   pool = [T.text(row) for row in TASK.tokens(rng.integers(TASK.num_inputs, size=50))]
   drawn = [pool[i] for i in rng.integers(50, size=2000)]
-  found = consistency.saying(preimage_of(drawn, [0.0] * 2000), TASK).diversity
+  found = consistency.activation_reading(preimage_of(drawn, [0.0] * 2000), TASK).diversity
   assert found.distinct == 50 and found.effective == pytest.approx(50, rel=0.05)
   assert found.differ == pytest.approx(found.base, abs=0.05)
-  same = consistency.saying(preimage_of(["615+861=1476"] * 5, [0.0] * 5), TASK).diversity
+  same = consistency.activation_reading(preimage_of(["615+861=1476"] * 5, [0.0] * 5), TASK).diversity
   assert (same.distinct, same.effective, same.differ) == (1, pytest.approx(1.0), 0.0)
 
 
@@ -117,14 +117,14 @@ def test_tokens_around_the_match_are_told_and_those_that_the_place_decides_are_n
   rng = np.random.default_rng(2)
   rows = TASK.tokens_of(rng.integers(600, 700, 300), rng.integers(100, 200, 300))  # A1 is 7 or 8: 615+101 ...
   pre = preimage_of([T.text(row) for row in rows], [0.0] * 300, query=query_of("615+161=776"))
-  found = rows_of(consistency.saying(pre, TASK))
+  found = rows_of(consistency.activation_reading(pre, TASK))
   assert "matched token" not in found  # at "=" it is "=" whatever the input
   behind = [T.text(row)[8] == "7" for row in rows]
   assert found["1 behind it"].rate.value == pytest.approx(np.mean(behind))
   assert found["1 behind it"].value == "7"
-  only = consistency.saying(pre, TASK, tokens=False)
+  only = consistency.activation_reading(pre, TASK, tokens=False)
   assert set(rows_of(only)) == set(found) - {"1 behind it", "1 before it", "2 before it"}
-  at_place = consistency.saying(preimage_of(["615+861=1476"], [0.0], match="position"), TASK)
+  at_place = consistency.activation_reading(preimage_of(["615+861=1476"], [0.0], match="position"), TASK)
   assert "1 behind it" not in rows_of(at_place)
 
 
@@ -136,7 +136,7 @@ def test_plain_tokens_of_a_task_are_told_by_their_place():
   texts = ["aabbbc|a:2", "aabbdd|a:2", "abbaac|a:3"]
   samples = [Sample(t.encode(text), t.strings(t.encode(text)), text, 0.0, 8) for text in texts]
   pre = Preimage(query, samples, 0.1, "euclidean", "anywhere", 0, "r", "counting", "centered", "0")
-  rows = rows_of(consistency.saying(pre, task))
+  rows = rows_of(consistency.activation_reading(pre, task))
   assert rows["matched token"].value == "a" and rows["matched token"].rate.value == 1.0
   assert rows["token 1"].rate.value == 1.0 and rows["token 2"].rate.value == pytest.approx(2 / 3)
   assert rows["count"].rate.value == pytest.approx(2 / 3)
@@ -146,12 +146,12 @@ def test_plain_tokens_of_a_task_are_told_by_their_place():
 def test_the_beginning_of_an_input_is_asked_about_what_it_has():
   ids = T.encode_batch(["615+861="], eos=False)[0].tolist()
   query = Query("615+861=", ids, T.strings(ids), 8, "=", "a0.0", "blocks.0.attn.hook_result.0", (1.0,))
-  rows = rows_of(consistency.saying(preimage_of(["615+861=1476"], [0.0], query=query), TASK))
+  rows = rows_of(consistency.activation_reading(preimage_of(["615+861=1476"], [0.0], query=query), TASK))
   assert {"F1", "C2"} <= set(rows) and not {"A1", "length", "1 behind it"} & set(rows)
 
 
 def test_expressions_are_properties_too(inputs):
-  rows = rows_of(consistency.saying(inputs, TASK, tokens=False, expressions=["F1 >= 5", "F1 - S1", "A1 + A4"]))
+  rows = rows_of(consistency.activation_reading(inputs, TASK, tokens=False, expressions=["F1 >= 5", "F1 - S1", "A1 + A4"]))
   assert {"F1 + S1", "F2 + S2", "F3 + S3"} < set(rows)  # the task's own
   assert rows["F1 >= 5"].rate.value == 1.0 and rows["F1 >= 5"].base == pytest.approx(5 / 9, abs=0.01)
   minus = TASK.features(Members.of(inputs, TASK).within(0.1).tokens)
@@ -160,18 +160,18 @@ def test_expressions_are_properties_too(inputs):
   short = minus["A4"] < 0  # an answer of three digits has no such sum
   assert rows["A1 + A4"].rate.value <= 1 - short.mean()
   with pytest.raises(InversionViewError, match="not understood"):
-    consistency.saying(inputs, TASK, expressions=["F1 ** 2"])
+    consistency.activation_reading(inputs, TASK, expressions=["F1 ** 2"])
 
 
 def test_nothing_inside_says_nothing():
-  found = consistency.saying(preimage_of(["722+111=833"], [0.5]), TASK)
-  assert found.says == [] and found.diversity.drawn == 0
-  assert all(row.rate.count == 0 and row.verdict == "nothing" for row in found.rows)
+  found = consistency.activation_reading(preimage_of(["722+111=833"], [0.5]), TASK)
+  assert found.encoded == [] and found.diversity.drawn == 0
+  assert all(row.rate.count == 0 and row.verdict == "-" for row in found.rows)
 
 
 def test_a_preimage_of_another_task_is_refused():
   with pytest.raises(InversionViewError, match="'counting', not of 'addition'"):
-    consistency.saying(preimage_of(["722+111=833"], [0.0], task="counting"), TASK)
+    consistency.activation_reading(preimage_of(["722+111=833"], [0.0], task="counting"), TASK)
 
 
 def test_every_base_rate_is_measured_once():

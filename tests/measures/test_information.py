@@ -9,7 +9,7 @@ import pytest
 from inversionview_jax import cli, tasks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.measures import information, readings
-from inversionview_jax.reading.reader import Ask, Reader, load_reader
+from inversionview_jax.reading.reader import Request, Reader, load_reader
 from inversionview_jax.sampling import exact, sampler
 
 FULL = tasks.get("addition")
@@ -41,7 +41,7 @@ def reader():
 
 @pytest.fixture(scope="module")
 def queries(reader):
-  asks = [Ask("615+865=1480", site, at) for site, at in (("a0.0", "="), ("x0.pre", "F2"), ("x0.pre", "S3"))]
+  asks = [Request("615+865=1480", site, at) for site, at in (("a0.0", "="), ("x0.pre", "F2"), ("x0.pre", "S3"))]
   return [pre.query for pre in reader.preimages(asks, effects=False, num_samples=8)]
 
 
@@ -145,16 +145,16 @@ def test_a_place_says_what_all_its_queries_say_and_the_control_nothing(reader):
   assert len({ask.text for ask in asks}) == 16
   found = readings.read(reader, asks, with_information=False, num_samples=64)
   rows = {row.feature: row for row in found.rows}
-  assert {row.feature for row in found.says} == {"F2", "matched token"}
+  assert {row.feature for row in found.encoded} == {"F2", "matched token"}
   assert rows["F2"].queries == 16 and rows["F2"].control.value == pytest.approx(rows["F2"].base, abs=0.15)
-  assert found.control_says == [] and found.bits() is None and found.donors == 15
+  assert found.control_encoded == [] and found.bits() is None and found.donors == 15
   only = readings.read(reader, asks, with_information=False, num_samples=64, tokens=False)
-  assert [row.feature for row in only.says] == ["F2"]
+  assert [row.feature for row in only.encoded] == ["F2"]
 
 
 def test_information_of_several_queries_is_their_mean(reader):
   found = readings.read(
-    reader, [Ask("615+865=1480", "a0.0", "="), Ask("125+345=470", "a0.0", "=")], num_samples=8, inputs=256, draws=12
+    reader, [Request("615+865=1480", "a0.0", "="), Request("125+345=470", "a0.0", "=")], num_samples=8, inputs=256, draws=12
   )
   bits, error = found.bits()
   own = [one.bits for one in found.information]
@@ -164,13 +164,13 @@ def test_information_of_several_queries_is_their_mean(reader):
 
 
 def test_queries_that_share_a_feature_need_other_donors(reader):
-  asks = [Ask(f"6{x}5+865={int(f'6{x}5') + 865}", "x0.pre", "F1") for x in range(3)]
+  asks = [Request(f"6{x}5+865={int(f'6{x}5') + 865}", "x0.pre", "F1") for x in range(3)]
   donors = readings.held_out(reader, "x0.pre", "F1", 6)
   found = readings.read(reader, asks, donors=donors, with_information=False, num_samples=64)
   rows = {row.feature: row for row in found.rows}
   assert rows["F1"].control.value < 0.5 and found.donors == 6 and found.information is None
   with pytest.raises(InversionViewError, match="several epsilons"):
-    readings.read(reader, [asks[0], Ask("615+865=1480", "a0.0", "=", epsilon=0.2)])
+    readings.read(reader, [asks[0], Request("615+865=1480", "a0.0", "=", epsilon=0.2)])
   with pytest.raises(InversionViewError, match="no queries"):
     readings.read(reader, [])
 
@@ -184,7 +184,7 @@ def test_bits_of_ten_addition_queries_are_within_three_tenths_of_enumeration():
   found = exact.distances(reader.target, reader.task, reader.sites, asked.queries, exact.every_input(reader.task))
   for q in range(10):
     site = reader.config.sites[asked.queries.site[q]]
-    ask = Ask(reader.task.tokenizer.text(asked.tokens[q]), site, int(asked.at[q]))
+    ask = Request(reader.task.tokenizer.text(asked.tokens[q]), site, int(asked.at[q]))
     query = reader.preimages([ask], num_samples=8, effects=False)[0].query
     told = information.measure(reader, [query])[0].information
     truth = math.log2(reader.task.num_inputs / len(found.members(q, 0.1)))

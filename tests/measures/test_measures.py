@@ -144,7 +144,7 @@ def test_probability_of_a_mixture_is_how_often_it_is_drawn(reader, asked):
 
 def test_coverage_counts_members_with_a_tenth_of_their_share(reader, few):
   some = held_out.held_out(reader, 4, every_site=False)
-  told = coverage.against_exact(reader, some, MIXTURE, members=300)
+  told = coverage.compare_with_exact(reader, some, MIXTURE, members=300)
   found = exact.distances(reader.target, few, reader.sites, some.queries, np.arange(300))
   for q, one in enumerate(told):
     members = found.members(q, few.epsilon)
@@ -177,7 +177,7 @@ def test_distinct_members_and_features_are_of_what_was_drawn(reader, few, monkey
   members = found.members(0, few.epsilon)
   assert len(members) > 3
   monkeypatch.setattr(reader, "sampler", Oracle(few.tokens(members[:3])))
-  (one,) = coverage.against_exact(reader, some, MIXTURE)
+  (one,) = coverage.compare_with_exact(reader, some, MIXTURE)
   assert (one.precision, one.distinct) == (1.0, 3)
   values, drawn = few.features(few.tokens(members)), few.features(few.tokens(members[:3]))
   for name, share in one.features.items():

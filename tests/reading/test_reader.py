@@ -17,7 +17,7 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import decoder
 from inversionview_jax.models.decoder import Decoder
 from inversionview_jax.preimage import Preimage
-from inversionview_jax.reading.reader import Ask, load_reader
+from inversionview_jax.reading.reader import Request, load_reader
 from inversionview_jax.tasks.tokenizers import CharTokenizer
 
 TASK = tasks.get("addition")
@@ -233,12 +233,12 @@ def test_another_question_compiles_nothing(asked, reader, found):
 
 def test_many_queries_are_answered_as_one_by_one(reader, asked):
   asks = [
-    ("615+861=1476", "a0.1", "="), Ask("123+456=579", "x1.post", 2, epsilon=0.5, metric="cosine"),
-    Ask("999+100=1099", "x0.mid", -1, match="position"),
+    ("615+861=1476", "a0.1", "="), Request("123+456=579", "x1.post", 2, epsilon=0.5, metric="cosine"),
+    Request("999+100=1099", "x0.mid", -1, match="position"),
   ]  # fmt: skip
   asks += [("615+861=", "x0.pre", place) for place in range(6)]  # nine: more than one program call
   for ask, got in zip(asks, reader.preimages(asks, num_samples=N, seed=3), strict=True):
-    ask = ask if isinstance(ask, Ask) else Ask(*ask)
+    ask = ask if isinstance(ask, Request) else Request(*ask)
     alone = asked(ask.site, ask.position, ask.text, epsilon=ask.epsilon, metric=ask.metric, match=ask.match, seed=3)
     np.testing.assert_allclose(got.query.activation, alone.query.activation, rtol=1e-5, atol=1e-6)
     assert dataclasses.replace(got, query=alone.query, samples=()) == dataclasses.replace(alone, samples=())
@@ -254,7 +254,7 @@ def test_query_can_be_a_tuple_a_dict_or_that_of_another_preimage(reader, found):
     (TEXT, "a0.1", "="),
     {"text": TEXT, "site": "a0.1", "position": 8, "epsilon": 0.1},
     found.query,
-    Ask(TEXT, "a0.1", "="),
+    Request(TEXT, "a0.1", "="),
   ]
   first, *others = reader.preimages(asks, num_samples=N)
   assert texts(first) == texts(found) and all(other == first for other in others)

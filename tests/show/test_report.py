@@ -139,7 +139,7 @@ def test_what_an_activation_says_is_measured_where_the_task_is_known():
   page = report.to_report([real(), dataclasses.replace(real(), task="unknown")])
   assert page.count('<table class="iv-says">') == 1
   table = re.search(r'<table class="iv-says">.*?</table>', page, re.DOTALL).group()
-  assert re.search(r'<tr class="iv-says"><th scope="row">F1 = <code>6</code></th><td [^>]*>100 %</td>', table)
+  assert re.search(r'<tr class="iv-encodes"><th scope="row">F1 = <code>6</code></th><td [^>]*>100 %</td>', table)
 
 
 def test_files_that_cannot_be_read_are_named_and_the_rest_is_shown(inversionview, tmp_path):

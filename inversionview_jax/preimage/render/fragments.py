@@ -169,17 +169,17 @@ def says(saying, information=None, most: int = 8, notes: bool = True) -> str:
   """What an activation says, as a table: most certain first.
 
   Args:
-    saying: a `consistency.Saying`.
+    saying: a `consistency.ActivationReading`.
     information: an `information.Information` of the same activation, where it was measured; `saying` is then of the weighted texts behind it.
     most: rows at most; those that say nothing come last and are left out first.
     notes: whether the columns are explained.
   """
   rows = [row for row in saying.rows if row.rate.count]
-  told = [row for row in rows if row.verdict != "nothing"]
+  told = [row for row in rows if row.verdict != "-"]
   lines = ""
   for row in told[:most]:
     lines += (
-      f'<tr class="iv-{row.verdict}"><th scope="row">{escape(row.feature)} = <code>{escape(row.value) or "∅"}</code></th>'
+      f'<tr class="iv-{row.verdict.replace(" ", "-")}"><th scope="row">{escape(row.feature)} = <code>{escape(row.value) or "∅"}</code></th>'
       f'<td class="iv-bar" style="--r:{100 * min(max(row.certainty, 0.0), 1.0):.0f}%">{100 * row.rate.value:.0f} %</td>'
       f"<td>{100 * row.base:.0f} %</td><td>{row.verdict}</td></tr>"
     )

@@ -66,8 +66,8 @@ background:linear-gradient(var(--in),var(--in)) 0 100%/var(--r) 3px no-repeat,li
 .inversionview.inversionview .iv-says td{font-size:.82rem;padding:.2rem .5rem;white-space:nowrap}
 .inversionview.inversionview .iv-says thead th{white-space:nowrap;padding-right:.3rem}
 .inversionview.inversionview .iv-says thead th+th{padding-left:.5rem}
-.inversionview .iv-says tr.iv-says>th{font-weight:650}
-.inversionview.inversionview .iv-says td:last-child,.inversionview.inversionview tr.iv-hints>*{color:var(--dim)}
+.inversionview .iv-says tr.iv-encodes>th{font-weight:650}
+.inversionview.inversionview .iv-says td:last-child,.inversionview.inversionview tr.iv-partly-encodes>*{color:var(--dim)}
 .inversionview.inversionview .iv-says td.iv-bar{width:30%}
 .inversionview .iv-says+.iv-note{margin:.6rem 0 1rem}
 .inversionview .iv-pattern{display:block;width:100%;max-width:30rem;font:6.5px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;fill:var(--att)}

@@ -16,7 +16,7 @@ from inversionview_jax.preimage import Preimage
 from inversionview_jax.show.explorer.state import View
 
 if TYPE_CHECKING:  # JAX takes seconds to import, and what only looks at the settings does without
-  from inversionview_jax.measures.consistency import Saying
+  from inversionview_jax.measures.consistency import ActivationReading
   from inversionview_jax.measures.information import Found, Information
   from inversionview_jax.reading.reader import Reader
 
@@ -43,7 +43,7 @@ class Service:
     self._readers: dict[str, Reader] = {}
     self._drawn: collections.OrderedDict[tuple, Preimage] = collections.OrderedDict()
     self._seen: collections.OrderedDict[tuple, Input] = collections.OrderedDict()
-    self._said: collections.OrderedDict[tuple, Saying] = collections.OrderedDict()
+    self._said: collections.OrderedDict[tuple, ActivationReading] = collections.OrderedDict()
     self._bits: collections.OrderedDict[tuple, Found] = collections.OrderedDict()
     self._lock = threading.Lock()  # of what is kept
     self._work = threading.RLock()  # one thing is computed at a time: two would take longer, each
@@ -139,7 +139,7 @@ class Service:
     found = self._get(self._key(view, samples))
     return found if found is None or view.epsilon is None else found.at(view.epsilon)
 
-  def saying(self, view: View, preimage: Preimage) -> "Saying":
+  def saying(self, view: View, preimage: Preimage) -> "ActivationReading":
     """What the activation says at this epsilon: of its candidates as they were drawn or, once the bits were measured, of inputs weighted as they
     occur."""
     key = (self._key(view, None), preimage.epsilon)
@@ -148,7 +148,7 @@ class Service:
       from inversionview_jax.measures import consistency
 
       task = self.reader(view.reader).task
-      saying = consistency.saying(preimage, task, found and found.members)
+      saying = consistency.activation_reading(preimage, task, found and found.members)
       self._keep(self._said, (key, found is None), saying)
     return saying
 

@@ -23,7 +23,7 @@ from inversionview_jax.commands import (
   view,
 )
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.preemption import AGAIN, Stopped, listen
+from inversionview_jax.preemption import EXIT_AGAIN, Stopped, listen
 
 # In the order in which --help lists them.
 _COMMANDS = (
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     return _leaving(2)
   except Stopped as stopped:
     print(f"inversionview: {stopped}; the same command goes on from there", file=sys.stderr)
-    return _leaving(AGAIN)
+    return _leaving(EXIT_AGAIN)
   except KeyboardInterrupt:
     print("inversionview: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
     return 130
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 def _leaving(code: int) -> int:
   """The exit code, once the other hosts know, if there are any."""
   if hosts := sys.modules.get("inversionview_jax.devices.hosts"):
-    hosts.finish(code)
+    hosts.shutdown(code)
   return code
 
 

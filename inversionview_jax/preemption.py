@@ -1,18 +1,22 @@
-"""Being told to stop: SIGTERM, as machines that are taken back send it, and the exit code that says "again".
+"""Preemption: SIGTERM saves and exits with 75, which asks to be run again.
 
-Imports nothing heavy, so that a process listens before it does anything else.
+Imports nothing heavy, so that a process handles the signal before it does anything else.
 """
 
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
-AGAIN = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on from the newest checkpoint
+T = TypeVar("T")
+
+EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command resumes from the newest checkpoint
 
 
 class Stopped(Exception):
-  """The run was told to stop, and everything it had done is saved; `step` is None if there was nothing to save."""
+  """The run was interrupted by SIGTERM and its state is saved; `step` is None if there was nothing to save."""
 
   def __init__(self, step: int | None):
     super().__init__(f"stopped at step {step:,}" if step is not None else "stopped before the first step")
@@ -24,60 +28,61 @@ class _Interrupt(BaseException):
 
 
 class Listener:
-  """Listens for SIGTERM.
+  """Handles SIGTERM.
 
-  While there is nothing to lose (start-up, compiling, restoring), a thread ends the process at once with `AGAIN`: Python's own handlers wait
-  until a compilation is over. Later the flag `asked` is for the loop to see, and a part of it that takes long may be `interruptible`.
+  As long as no progress would be lost (start-up, compiling, restoring), a thread ends the process at once with `EXIT_AGAIN`: Python's own signal
+  handlers do not run until a compilation is over. Later the training loop reads the flag `stop_requested`, and a long part of it, such as an
+  evaluation, can be made `interruptible`.
 
   Attributes:
-    asked: whether SIGTERM has come.
-    nothing_to_lose: set by whoever trains.
+    stop_requested: whether SIGTERM has been received.
+    may_exit_at_once: whether no progress would be lost; set by the training loop.
   """
 
-  def __init__(self):
-    self.asked, self.nothing_to_lose, self._interruptible = False, True, False
+  def __init__(self) -> None:
+    self.stop_requested, self.may_exit_at_once, self._interruptible = False, True, False
     self._read, write = os.pipe()
     os.set_blocking(write, False)
     signal.signal(signal.SIGTERM, self._on_signal)
-    # The bytes are written at the level of C, whatever Python is waiting for.
+    # The C-level handler writes the signal's number here, even while Python waits for a long C call.
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=self._watch, name="SIGTERM", daemon=True).start()
 
-  def _on_signal(self, *_):
-    self.asked = True
+  def _on_signal(self, *_: object) -> None:
+    self.stop_requested = True
     if self._interruptible:
       self._interruptible = False
       raise _Interrupt
 
-  def _watch(self):
+  def _watch(self) -> None:
     while numbers := os.read(self._read, 64):
       if signal.SIGTERM in numbers:
-        self.asked = True
-        self.leave_if_free()
+        self.stop_requested = True
+        self.exit_if_requested()
 
-  def leave_if_free(self) -> None:
-    """Ends the process with `AGAIN` if it was asked to stop and there is nothing to lose."""
-    if self.asked and self.nothing_to_lose:
-      leave("stopped before the first step of this run; the same command goes on", AGAIN)
+  def exit_if_requested(self) -> None:
+    """Ends the process with `EXIT_AGAIN` if SIGTERM was received and no progress would be lost."""
+    if self.stop_requested and self.may_exit_at_once:
+      exit_now("stopped before the first step of this run; the same command goes on", EXIT_AGAIN)
 
-  def interruptible(self, function, *args):
-    """function(*args), or None as soon as SIGTERM comes; nothing that `function` changes may matter then."""
-    if self.asked:
+  def interruptible(self, function: Callable[..., T], *args: object) -> T | None:
+    """function(*args), or None as soon as SIGTERM is received; `function` must not leave behind state that matters."""
+    if self.stop_requested:
       return None
     self._interruptible = True
     try:
-      found = function(*args)
+      result = function(*args)
       self._interruptible = False
     except _Interrupt:
       return None
     finally:
       self._interruptible = False
-    return found
+    return result
 
 
-def leave(said: str, code: int) -> None:
-  """Ends this process now, from any thread, with one line on stderr; waits for no other host and for nothing in the background."""
-  print(f"inversionview: {said}", file=sys.stderr, flush=True)
+def exit_now(message: str, code: int) -> None:
+  """Ends this process at once, from any thread, with one line on stderr; does not wait for other hosts or background threads."""
+  print(f"inversionview: {message}", file=sys.stderr, flush=True)
   sys.stdout.flush()
   os._exit(code)
 
@@ -86,13 +91,13 @@ _listener: Listener | None = None
 
 
 def listen() -> Listener:
-  """Starts listening, once for the process; must be called by its main thread."""
+  """Installs the process's SIGTERM handler, once; must be called by the main thread."""
   global _listener
   if _listener is None:
     _listener = Listener()
   return _listener
 
 
-def listening() -> Listener | None:
-  """The process's `Listener`, or None if nobody has asked for one (training in a notebook leaves signals alone)."""
+def listener() -> Listener | None:
+  """The process's `Listener`, or None if `listen` was not called (training in a notebook leaves signals alone)."""
   return _listener

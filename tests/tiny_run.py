@@ -90,7 +90,7 @@ def main(folder: str, changes: str = "{}") -> int:
     )  # it is written in the background
   try:
     if "PROCESSES" in os.environ:
-      silence = float(os.environ.get("SILENCE", hosts.SILENCE))
+      silence = float(os.environ.get("SILENCE", hosts.HEARTBEAT_TIMEOUT))
       hosts.start(os.environ["COORDINATOR"], int(os.environ["PROCESSES"]), int(os.environ["PROCESS"]), silence)
     mesh = parallel.mesh_of(config)
     loop.refuse_workdir(config, folder, mesh)
@@ -101,8 +101,8 @@ def main(folder: str, changes: str = "{}") -> int:
     code = 2
   except preemption.Stopped as stopped:
     print(stopped, file=sys.stderr)
-    code = preemption.AGAIN
-  hosts.finish(code)
+    code = preemption.EXIT_AGAIN
+  hosts.shutdown(code)
   return code
 
 

@@ -117,7 +117,7 @@ def _own_target(args, config, mesh):
     )
   hosts.all_true(True)  # all have looked before one writes
   if (
-    not has_own and hosts.writer()
+    not has_own and hosts.is_writer()
   ):  # so that the workdir is a reader on its own, and goes on with this target when resumed
     load_target(source, convention="raw", tokenizer=task.tokenizer).save(own)
   return task, target, source, workdir
@@ -138,7 +138,7 @@ def _language_target(args, config, mesh):
     )
   hosts.all_true(True)  # as above
   workdir = make_folder(args.workdir)
-  if hosts.writer():
+  if hosts.is_writer():
     language_model.write(where, source, target)
   return task, target, source, workdir
 
@@ -162,4 +162,4 @@ def _join(hosts, args) -> None:
 
   checkpoints.quiet()
   hosts.start(args.coordinator, args.num_processes, args.process_id)
-  hosts.speak_as_one()
+  hosts.print_on_first_host_only()

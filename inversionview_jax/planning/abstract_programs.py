@@ -68,7 +68,7 @@ def training_step(task: Task, config: ConfigDict, target: TransformerConfig, sha
   objective = _Shapes(task, config, target, shape, mesh)
   optimizer = optimizers.of_training(config, mesh)
   state = jax.eval_shape(functools.partial(loop.initial_state, objective, optimizer, config))
-  sharding.check_splits(state.params, mesh, "decoder")
+  sharding.check_shardable(state.params, mesh, "decoder")
   state = sharding.with_shardings(state, loop.state_shardings(state, config, mesh))
   frozen = sharding.with_shardings(objective.frozen, sharding.shardings(objective.frozen, mesh))
   tokens = jax.ShapeDtypeStruct(

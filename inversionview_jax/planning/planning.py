@@ -221,7 +221,7 @@ def training_step(plan: Setting, topology: Topology) -> Program:
   """Compiles one step of training the decoder, the target's forward pass inside."""
   mesh, config = mesh_for(plan, topology)
   program, arguments = abstract_programs.training_step(plan.task, config, plan.target, plan.decoder, mesh)
-  share = mesh.size if sharding.spreads_optimizer(config) else mesh.shape[parallel.MODEL]
+  share = mesh.size if sharding.shards_optimizer(config) else mesh.shape[parallel.MODEL]
   return _compiled("training step", program, arguments, parallel.platform(mesh), share, config.batch_size)
 
 
@@ -304,7 +304,7 @@ def remedies(plan: Setting, program: Program, topology: Topology) -> list[str]:
   model = mesh.get("model", 1)
   batch = "batch_per_device" if "batch_per_device" in config else "batch_size"
   state, work = [], []
-  if not sharding.spreads_optimizer(config) and program.name == "training step":
+  if not sharding.shards_optimizer(config) and program.name == "training step":
     state.append("--config.mesh.shard_optimizer=True (optimizer state spread over the data axis)")
   if topology.devices % (2 * model) == 0:
     state.append(f"--config.mesh.model={2 * model} (parameters of target and decoder split over {2 * model} devices)")

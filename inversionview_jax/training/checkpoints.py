@@ -170,7 +170,7 @@ class Checkpoints:
       except (OSError, ValueError) as error:
         if again:
           raise InversionViewError(f"cannot use {self.folder} for checkpoints: {error}") from None
-        if hosts.writer():  # Orbax's note of when a step was saved may be damaged; it goes on without one
+        if hosts.is_writer():  # Orbax's note of when a step was saved may be damaged; it goes on without one
           for path in epath.Path(self.folder).glob("*/_CHECKPOINT_METADATA"):
             path.unlink()
     return ocp, self._manager
@@ -221,7 +221,7 @@ class Checkpoints:
     Raises:
       InversionViewError: a checkpoint of another config, data or target; or none that can be read.
     """
-    steps, damaged = json.loads(hosts.told(json.dumps(self.steps()))[0]), []
+    steps, damaged = json.loads(hosts.exchange(json.dumps(self.steps()))[0]), []
     for step in reversed(steps):
       why, found = "", None
       try:
@@ -271,7 +271,7 @@ class Checkpoints:
 
     for step, why in damaged:
       self.notes.append(f"checkpoint {step} is damaged ({why}); going on from step {good:,}")
-      if hosts.writer():
+      if hosts.is_writer():
         to = epath.Path(self.folder).parent / "damaged"
         to.mkdir(parents=True, exist_ok=True)
         (epath.Path(self.folder) / str(step)).rename(to / f"{step}-{secrets.token_hex(3)}")
@@ -311,7 +311,7 @@ class Checkpoints:
     step, self._saving = self._saving, None
     try:
       self._manager.wait_until_finished()
-      if not hosts.several() and step not in self.steps():
+      if not hosts.is_multihost() and step not in self.steps():
         raise OSError("it is not there after it was written")
       self._failed, self._last = 0, step
     except Exception as error:
@@ -341,7 +341,7 @@ class Checkpoints:
     except Exception:  # what failed is said already
       pass
     self._manager = None
-    if hosts.writer():
+    if hosts.is_writer():
       for path in epath.Path(self.folder).glob("*.orbax-checkpoint-tmp*"):
         for again in range(5):  # Orbax may still be writing there
           try:
@@ -408,7 +408,7 @@ def _digest(about: dict) -> str:
 
 
 def _shapes(tree) -> dict[str, list[int]]:
-  return {sharding.name_of(path): list(x.shape) for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
+  return {sharding.path_name(path): list(x.shape) for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def _difference(there: dict, here: dict) -> str:

@@ -42,7 +42,7 @@ def on_device():
 def sums(tree) -> dict[str, int]:
   """A checksum of every leaf by its name, from its bits alone: the same wherever the leaf lives."""
   paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(tree)[0], strict=True)
-  names = [sharding.name_of(path) for path in paths]
+  names = [sharding.path_name(path) for path in paths]
   near = all(
     not isinstance(x, jax.Array) or (x.is_fully_addressable and next(iter(x.devices())).platform == "cpu")
     for x in leaves

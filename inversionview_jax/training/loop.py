@@ -89,7 +89,7 @@ def make_update(objective: Objective, optimizer, config: ConfigDict, mesh):
   seed, decay = config.seed, config.average
   compute = config.get("compute") or {}
   pieces, donate = compute.get("accumulate", 1), compute.get("donate", True)
-  spread = sharding.spreads_optimizer(config)
+  spread = sharding.shards_optimizer(config)
 
   def gradients(params, extra, frozen, step, tokens, index):
     """One device's rows int32[B, T] and their places int32[B] in the batch -> loss and count summed over all devices, and the gradients' sum, or this device's part of it."""
@@ -168,7 +168,7 @@ def _is_spec(x) -> bool:
 
 def state_shardings(state: State, config: ConfigDict, mesh) -> State:
   """Where each leaf of a state lives: parameters and optimizer by `layout`'s rules, the rest whole on every device."""
-  spread = sharding.spreads_optimizer(config)
+  spread = sharding.shards_optimizer(config)
   whole = NamedSharding(mesh, PartitionSpec())
   return State(
     whole,
@@ -223,20 +223,20 @@ def train(
   profile = throughput.Profile(config.get("profile", ""), folder)
   batches = Batches(rows, config.batch_size, config.seed)
   optimizer = optimizers.of_training(config, mesh)
-  listener, votes = preemption.listening(), hosts.Votes(mesh)
+  listener, votes = preemption.listener(), hosts.Votes(mesh)
   if listener is not None:
-    listener.nothing_to_lose = True
-    listener.leave_if_free()
+    listener.may_exit_at_once = True
+    listener.exit_if_requested()
   depends = checkpoints.described(config, rows, getattr(objective, "identity", {}))
 
   fresh, begin = functools.partial(initial_state, objective, optimizer, config), getattr(objective, "start", {})
   with clock("start"):
     shapes = jax.eval_shape(fresh, begin)
-    sharding.check_splits(shapes.params, mesh, "model that is trained")
+    sharding.check_shardable(shapes.params, mesh, "model that is trained")
     where = state_shardings(shapes, config, mesh)
     frozen = parallel.put(objective.frozen, sharding.shardings(objective.frozen, mesh))
   saved = checkpoints.Checkpoints(checkpoints.place(folder), config.keep, config.get("keep_every", 0))
-  with hosts.naming_lost_hosts(), saved, contextlib.closing(profile), hosts.naming_lost_hosts():
+  with hosts.exit_on_lost_host(), saved, contextlib.closing(profile), hosts.exit_on_lost_host():
     with clock("restore"):
       found = saved.restore(sharding.with_shardings(shapes, where), depends, config, _same_rates(config))
     with clock("start"):
@@ -262,7 +262,7 @@ def train(
       nonlocal state
       arguments = objective.evaluate, _best(state), state.extra, final
       with clock("evaluate"):
-        alone = listener is not None and not hosts.several()
+        alone = listener is not None and not hosts.is_multihost()
         result = listener.interruptible(*arguments) if alone else arguments[0](*arguments[1:])
       if result is None:
         return False
@@ -299,9 +299,9 @@ def train(
         if count not in program:
           with clock("compile"):
             program[count] = update.lower(state, frozen, texts).compile()
-          if listener is not None and listener.nothing_to_lose:
-            listener.leave_if_free()
-            listener.nothing_to_lose = False
+          if listener is not None and listener.may_exit_at_once:
+            listener.exit_if_requested()
+            listener.may_exit_at_once = False
         profile.before(done + 1, done + count)
         state, losses, norms = program[count](state, frozen, texts)
         done += count
@@ -311,7 +311,7 @@ def train(
         pending = (done, losses, norms)
         last = done == config.steps
         due, save_now = (_due(every, done, count, config.steps) for every in (config.eval_every, config.save_every))
-        halt = votes.any(listener is not None and listener.asked) and not last
+        halt = votes.any(listener is not None and listener.stop_requested) and not last
         if due or save_now or halt:
           read(*pending)  # now, so that nothing is saved of steps whose loss was not finite
           pending = None
@@ -324,11 +324,11 @@ def train(
         saved.poll()
         tell()
     if listener is not None:
-      listener.nothing_to_lose = False
+      listener.may_exit_at_once = False
     final = log.last_metrics(done) or objective.evaluate(_best(state), state.extra, True)[0]
     with clock("save"):
       params = parallel.fetch(_best(state))
-      if hosts.writer():
+      if hosts.is_writer():
         objective.finish(params, final, folder)
     log.closing()
   return final
@@ -356,7 +356,7 @@ def refuse_workdir(config: ConfigDict, folder: str | pathlib.Path, mesh) -> None
   Raises:
     InversionViewError: one of these; or hosts that were not started alike.
   """
-  hosts.agree("config", checkpoints.flat(config))
+  hosts.require_same("config", checkpoints.flat(config))
   check(config, mesh)
   throughput.Profile(config.get("profile", ""), pathlib.Path(folder))
   optimizers.of_training(config, mesh)

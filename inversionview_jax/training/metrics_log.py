@@ -36,8 +36,8 @@ class Journal:
     self._complained = False
     peak = throughput.peak_flops(devices[0])
     self._flops, self._peak = flops, peak * len(devices) if peak else None
-    console = rich.console.Console(stderr=True, quiet=not hosts.writer())
-    if hosts.writer():
+    console = rich.console.Console(stderr=True, quiet=not hosts.is_writer())
+    if hosts.is_writer():
       import tensorboardX
 
       write_whole(folder / "config.json", config.to_json_best_effort(indent=1) + "\n")
@@ -56,7 +56,7 @@ class Journal:
       rich.progress.TimeElapsedColumn(),
       rich.progress.TimeRemainingColumn(),
       console=console,
-      disable=not (console.is_terminal and hosts.writer()),
+      disable=not (console.is_terminal and hosts.is_writer()),
     )
     self._bar = self.progress.add_task("compiling", total=config.steps, completed=done)
     self._start, self._last_step, self._trained = time.perf_counter(), done, clock.training
@@ -103,10 +103,10 @@ class Journal:
   def last_metrics(self, step: int) -> dict[str, float] | None:
     """The metrics of the evaluation after `step`, if this folder's run has already done it; the same on every host."""
     found = None
-    if hosts.writer():
+    if hosts.is_writer():
       lines = [line for line in self._read() if line["step"] == step and "loss" not in line and "note" not in line]
       found = {k: v for k, v in lines[-1].items() if k not in ("step", "seconds")} if lines else None
-    return json.loads(hosts.told(json.dumps(found))[0])
+    return json.loads(hosts.exchange(json.dumps(found))[0])
 
   def note(self, step: int, said: str) -> None:
     """Something that a person should know."""
@@ -114,7 +114,7 @@ class Journal:
     self._write(step, {"note": said})
 
   def _write(self, step: int, values: dict) -> None:
-    if not hosts.writer():
+    if not hosts.is_writer():
       return
     line = json.dumps({"step": step, "seconds": round(time.perf_counter() - self._start, 2), **values}) + "\n"
     try:
@@ -146,6 +146,6 @@ def save_batch(folder: pathlib.Path, step: int, tokens: np.ndarray, said: dict) 
   held = io.BytesIO()
   np.savez(held, step=step, tokens=tokens, **jax.tree.map(np.asarray, said))
   path = folder / f"nonfinite_{step}.npz"
-  if hosts.writer():
+  if hosts.is_writer():
     write_whole(path, held.getvalue())
   return path

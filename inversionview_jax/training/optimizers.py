@@ -20,7 +20,7 @@ _QUINTIC, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 def of_training(config: ConfigDict, mesh) -> optax.GradientTransformation:
   """The optimizer of a whole config: `make_optimizer`, with quick products where `layers.may_be_quick` has them and no state is spread."""
-  quick = layers.may_be_quick(mesh, config) and not sharding.spreads_optimizer(config)
+  quick = layers.may_be_quick(mesh, config) and not sharding.shards_optimizer(config)
   return make_optimizer(config.optimizer, config.steps, quick=quick)
 
 

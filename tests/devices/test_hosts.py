@@ -54,7 +54,7 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[001-002]", "SLURM_NTA
 )
 def test_environment_says_who_there_is(environment, given, expected, monkeypatch):
   monkeypatch.setattr(hosts, "_on_tpu_vm", lambda: False)
-  assert hosts.settings_of(environment, *given) == expected
+  assert hosts.initialize_arguments(environment, *given) == expected
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_environment_says_who_there_is(environment, given, expected, monkeypatch
 )
 def test_settings_that_say_too_little_are_refused_in_one_line(environment, given, named):
   with pytest.raises(InversionViewError, match=named) as caught:
-    hosts.settings_of(environment, *given)
+    hosts.initialize_arguments(environment, *given)
   assert "\n" not in str(caught.value)
 
 
 def test_one_host_agrees_with_itself():
-  hosts.agree("config", {"a": 1})
-  assert hosts.told("x") == ["x"] and hosts.all_true(True) and not hosts.all_true(False) and hosts.writer()
+  hosts.require_same("config", {"a": 1})
+  assert hosts.exchange("x") == ["x"] and hosts.all_true(True) and not hosts.all_true(False) and hosts.is_writer()
 
 
 # Two processes.

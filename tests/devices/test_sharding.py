@@ -10,8 +10,7 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from inversionview_jax import tasks
-from inversionview_jax.devices import parallel
-from inversionview_jax.devices import sharding as layout
+from inversionview_jax.devices import parallel, sharding
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import storage
 from inversionview_jax.planning import abstract_programs
@@ -66,15 +65,15 @@ def mesh_of(config, devices=8):
   ],
 )
 def test_rules_split_what_divides_and_moments_as_their_parameters(name, shape, expected):
-  assert layout.spec(name, shape, parallel.make_mesh(model=2)) == PartitionSpec(*expected)
-  assert layout.spec(name, shape, parallel.make_mesh()) == PartitionSpec()
+  assert sharding.spec(name, shape, parallel.make_mesh(model=2)) == PartitionSpec(*expected)
+  assert sharding.spec(name, shape, parallel.make_mesh()) == PartitionSpec()
 
 
 def test_optimizer_state_is_spread_over_data_along_another_dimension():
   mesh = parallel.make_mesh(model=2)  # 4 x 2
-  assert layout.spec("attn/q/kernel", (16, 32), mesh, spread=True) == PartitionSpec("data", "model")
-  assert layout.spec("ln1/scale", (16,), mesh, spread=True) == PartitionSpec("data")
-  assert layout.spec("ln1/scale", (6,), mesh, spread=True) == PartitionSpec()
+  assert sharding.spec("attn/q/kernel", (16, 32), mesh, over_data=True) == PartitionSpec("data", "model")
+  assert sharding.spec("ln1/scale", (16,), mesh, over_data=True) == PartitionSpec("data")
+  assert sharding.spec("ln1/scale", (6,), mesh, over_data=True) == PartitionSpec()
 
 
 # A step is the same wherever its numbers live.
@@ -98,7 +97,7 @@ def two_steps(small_target, config, mesh):
   params = jax.tree.map(lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32), state.params)
   state = dataclasses.replace(state, params=params, average=jax.tree.map(jnp.copy, params))
   state = parallel.put(state, loop.state_shardings(state, config, mesh))
-  frozen = parallel.put(objective.frozen, layout.shardings(objective.frozen, mesh))
+  frozen = parallel.put(objective.frozen, sharding.shardings(objective.frozen, mesh))
   update, seen = loop.make_update(objective, optimizer, config, mesh), []
   for call in range(2):
     tokens = ROWS[: 2 * BATCH].reshape(2, BATCH, -1)[:, ::-1] if call else ROWS[: 2 * BATCH].reshape(2, BATCH, -1)
@@ -151,7 +150,7 @@ def test_a_device_holds_its_share_only(small_target):
   # Two moments, over eight devices; but the embedding of 15 tokens divides in one dimension only, and is much of so small a model.
   assert held(placed.opt_state, first) < 2 * 0.32 * whole
   moments = jax.tree_util.tree_flatten_with_path(placed.opt_state)[0]
-  kernels = [x for path, x in moments if layout.name_of(path).endswith("fc/kernel")]
+  kernels = [x for path, x in moments if sharding.path_name(path).endswith("fc/kernel")]
   assert len(kernels) == 2 and all(held(x, first) * 8 == x.nbytes for x in kernels)
   target = sum(x.nbytes for x in jax.tree.leaves(small_target.params))
   assert held(objective.frozen, first) < 0.65 * target
@@ -173,11 +172,11 @@ def test_state_saved_on_one_mesh_is_restored_on_another(small_target, tmp_path):
   with checkpoints.Checkpoints(tmp_path / "c") as saved:
     saved.save(7, parallel.put(state, where), about)
   with checkpoints.Checkpoints(tmp_path / "c") as saved:
-    found, said = saved.restore(layout.with_shardings(like, there), checkpoints.described(other, ROWS, {}), other)
+    found, said = saved.restore(sharding.with_shardings(like, there), checkpoints.described(other, ROWS, {}), other)
     assert said["step"] == 7 and not saved.notes
-  for x, y, sharding in zip(*map(jax.tree.leaves, (found, state, there)), strict=True):
+  for x, y, placement in zip(*map(jax.tree.leaves, (found, state, there)), strict=True):
     np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-    assert x.sharding.is_equivalent_to(sharding, x.ndim)
+    assert x.sharding.is_equivalent_to(placement, x.ndim)
 
 
 def test_optimizer_that_multiplies_matrices_takes_spread_ones(meshes):
@@ -190,10 +189,10 @@ def test_optimizer_that_multiplies_matrices_takes_spread_ones(meshes):
   rule = optimizers.make_optimizer(ConfigDict(ADAMW | {"name": "muon"}), 4)
   expected, _ = parallel.jit(rule.update)(grads, rule.init(params), params)
   mesh = parallel.make_mesh(model=2)
-  spread = layout.shardings(params, mesh, True)
-  state = parallel.put(rule.init(params), layout.shardings(rule.init(params), mesh, True))
+  spread = sharding.shardings(params, mesh, True)
+  state = parallel.put(rule.init(params), sharding.shardings(rule.init(params), mesh, True))
   found, _ = parallel.jit(rule.update)(
-    parallel.put(grads, spread), state, parallel.put(params, layout.shardings(params, mesh))
+    parallel.put(grads, spread), state, parallel.put(params, sharding.shardings(params, mesh))
   )
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), found, expected)
 
@@ -226,7 +225,7 @@ def test_step_compiled_ahead_is_the_step_that_trains(small_target, one_device):
   assert [(x.shape, x.dtype) for x in jax.tree.leaves(state)] == [(x.shape, x.dtype) for x in jax.tree.leaves(real)]
   compiled = update.lower(state, frozen, tokens).compile()
   placed = parallel.put(real, loop.state_shardings(real, config, mesh))
-  held_target = parallel.put(objective.frozen, layout.shardings(objective.frozen, mesh))
+  held_target = parallel.put(objective.frozen, sharding.shardings(objective.frozen, mesh))
   texts = jax.device_put(ROWS[: 2 * BATCH].reshape(2, BATCH, -1).astype(np.int32), loop.tokens_sharding(mesh))
   after, losses, _ = compiled(placed, held_target, texts)
   assert int(after.step) == STEPS and np.isfinite(losses).all()
@@ -249,8 +248,8 @@ def test_meshes_that_do_not_fit_are_refused_in_one_line(small_target):
       parallel.mesh_of(ConfigDict({"mesh": {"model": model}}))
   params = {"attn": {"q": {"kernel": np.zeros((9, 9))}}}
   with pytest.raises(InversionViewError, match="mesh.model = 2 divides no matrix of the decoder"):
-    layout.check_splits(params, parallel.make_mesh(model=2), "decoder")
-  layout.check_splits(params, parallel.make_mesh(), "decoder")
+    sharding.check_shardable(params, parallel.make_mesh(model=2), "decoder")
+  sharding.check_shardable(params, parallel.make_mesh(), "decoder")
 
 
 @pytest.mark.parametrize("pieces, named", [(3, "16 does not divide over 8 devices x 3 pieces"), (0, "accumulate = 0")])

@@ -17,7 +17,7 @@ from inversionview_jax import cli
 from inversionview_jax.commands import configs
 from inversionview_jax.devices import chips
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.preemption import AGAIN
+from inversionview_jax.preemption import EXIT_AGAIN
 from inversionview_jax.training import throughput
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -319,7 +319,7 @@ def test_launchers_refuse_in_one_line(command, programs, tmp_path):
 
 
 def test_launchers_know_the_exit_code_that_says_again():
-  assert AGAIN == 75
+  assert EXIT_AGAIN == 75
   for name in ("again.sh", "tpu_vm.sh", "slurm.sbatch"):
     assert "= 75 ]" in (LAUNCH / name).read_text()
 

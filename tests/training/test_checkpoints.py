@@ -82,7 +82,7 @@ def terminated(folder, moment) -> tuple[int, str]:
 def test_run_that_is_told_to_stop_at_every_moment_ends_with_the_same_bits(straight, tmp_path):
   """One run, stopped while it compiles, evaluates and saves, then killed; each time it says "again" and loses nothing."""
   code, _ = terminated(tmp_path, "compile")
-  assert code == preemption.AGAIN == 75 and newest(tmp_path) == 0
+  assert code == preemption.EXIT_AGAIN == 75 and newest(tmp_path) == 0
   code, error = terminated(tmp_path, "evaluate")  # the first is due at step 8, and is made again
   assert code == 75 and newest(tmp_path) == 8 and "stopped at step 8" in error
   code, error = terminated(tmp_path, "save")  # of step 16; noticed when four steps more were made

@@ -25,7 +25,7 @@ class Addition(Task):
   epsilon = 0.1
   metric = "euclidean"
   mixtures = {
-    "wide": Mixture(((1.0, 0.0), (1.5, 0.05), (2.0, 0.1), (2.0, 0.3)), stratified=True),
+    "broad": Mixture(((1.0, 0.0), (1.5, 0.05), (2.0, 0.1), (2.0, 0.3)), stratified=True),
     "noisy": Mixture(((1.0, 0.0), (1.0, 0.1), (1.0, 0.2), (1.0, 0.3)), stratified=True),
     "stratified": Mixture(((0.5, 0.0), (1.0, 0.0), (2.0, 0.0), (2.0, 0.1)), stratified=True),
     "warm": Mixture(((1.0, 0.0), (1.5, 0.0), (1.5, 0.1), (2.0, 0.1)), stratified=True),

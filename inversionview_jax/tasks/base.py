@@ -13,8 +13,10 @@ import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks.contrast import Pairs
+from inversionview_jax.tasks.extension import is_named, load_named
 from inversionview_jax.tasks.tokenizers import CharTokenizer, PartTokenizer
 
+RENAMED_MIXTURES = {"wide": "broad"}  # names of version 0.1
 TINY = {"train": 20_000, "test": 5_000}  # inputs of a split that the "tiny" datasets hold
 
 
@@ -127,10 +129,18 @@ class Task(abc.ABC):
     return next(iter(self.mixtures.values()))
 
   def mixture_named(self, name: str) -> Mixture:
-    """One of `mixtures`; raises `InversionViewError` for a name that none has."""
-    if name not in self.mixtures:
-      raise one_of(f"mixture of task {self.name!r}:", name, tuple(self.mixtures))
-    return self.mixtures[name]
+    """One of `mixtures`, or a `Mixture` of a user's own module named as "package.module:NAME".
+
+    Raises:
+      InversionViewError: a name that no mixture has (one that was renamed is answered with the new name), or no such module or object.
+    """
+    if name in self.mixtures:
+      return self.mixtures[name]
+    if is_named(name):
+      return load_named(name, Mixture, "mixture")
+    if RENAMED_MIXTURES.get(name) in self.mixtures:
+      raise InversionViewError(f"the mixture {name!r} is called {RENAMED_MIXTURES[name]!r} now")
+    raise one_of(f"mixture of task {self.name!r}:", name, tuple(self.mixtures))
 
   def query_mask(self, tokens):
     """int32[B, T] -> bool[B, T]: positions where query activations are taken; here all that are not special tokens."""

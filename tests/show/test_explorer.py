@@ -381,6 +381,7 @@ def test_every_panel_is_shown(page, panel):
     ({"site": "a0.7"}, "a0.7"),
     ({"position": "A9"}, "A1, A2, A3, A4"),
     ({"mixture": "cold"}, "cold"),
+    ({"mixture": "json:loads"}, "unknown mixture of task 'addition': 'json:loads'"),  # an address imports no module
     ({"epsilon": "-1"}, "epsilon '-1'"),
     ({"sitee": "a0.0"}, "sitee"),
     ({"reader": "nowhere"}, "unknown reader 'nowhere'"),

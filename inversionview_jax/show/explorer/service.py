@@ -14,6 +14,7 @@ import numpy as np
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.show.explorer.state import View
+from inversionview_jax.tasks.extension import is_named
 
 if TYPE_CHECKING:  # JAX takes seconds to import, and what only looks at the settings does without
   from inversionview_jax.measures.consistency import ActivationReading
@@ -115,6 +116,9 @@ class Service:
     found = self._get(key)
     if found is None:
       reader = self.reader(view.reader)
+      if is_named(view.mixture):
+        # Elsewhere a mixture may be named as package.module:NAME; the address of a page must not choose a module to import.
+        raise one_of(f"mixture of task {reader.task.name!r}:", view.mixture, reader.task.mixtures)
       with self._work:
         found = self._get(key)  # another session may have asked for it meanwhile
         if found is None:

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from inversionview_jax import pretrained
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.targets.target import load_target
+from inversionview_jax.targets import load_target
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

@@ -22,7 +22,7 @@ from inversionview_jax.devices import parallel
 from inversionview_jax.models import decoder
 from inversionview_jax.models.decoder import Decoder, DecoderConfig
 from inversionview_jax.models.transformer import Transformer, TransformerConfig
-from inversionview_jax.targets.target import Target, save_target
+from inversionview_jax.targets import Target, save_target
 from inversionview_jax.training import decoder_objective
 
 TASK = tasks.get("addition")
@@ -61,7 +61,7 @@ def make_target(random_variables):
 
   def make(seed=0, convention="raw", tokenizer=TASK.tokenizer):
     params = random_variables(0.3, seed, Transformer(config), jnp.zeros((1, 1), jnp.int32))["params"]
-    return Target(params, config, tokenizer, convention, name=f"random-{seed}", task="addition")
+    return Target.from_raw(params, config, tokenizer, convention, name=f"random-{seed}", task="addition")
 
   return make
 

@@ -28,9 +28,10 @@ from inversionview_jax.models import decoder, layers
 from inversionview_jax.models.decoder import DecoderConfig
 from inversionview_jax.models.transformer import TransformerConfig
 from inversionview_jax.reading.reader import Reader, load_reader
-from inversionview_jax.sampling import exact, sampler
-from inversionview_jax.targets.target import Target, load_target
-from inversionview_jax.training import decoder_objective, loop, optimizers
+from inversionview_jax.sampling import exact, generation
+from inversionview_jax.targets import Target, load_target
+from inversionview_jax.training import decoder_objective, optimizers, target_objective
+from inversionview_jax.training.update import State, make_update
 
 _OPTIMIZER = {
   "name": "adamw", "lr": 1e-4, "adam_lr": 0.0, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.01, "clip": 1.0, "b2": 0.999
@@ -215,7 +216,7 @@ class Jobs:
     shape, batch = self.target.config, self.size.target_batch
     model = {"n_layers": shape.n_layers, "n_heads": shape.n_heads, "d_model": shape.d_model, "d_mlp": shape.d_mlp}
     config = ConfigDict({"model": model, "eval_examples": 8, "optimizer": _OPTIMIZER, "seed": 0, "average": 0.0})
-    run = self._training(decoder_objective.TargetObjective(self.task, config, self.rows[:8], self.mesh), config, batch)
+    run = self._training(target_objective.TargetObjective(self.task, config, self.rows[:8], self.mesh), config, batch)
     flops = 3 * transformer_flops(shape, self.task.length, self.task.length)
     theirs = self.rivals.train_target(self, batch) if self.rivals else ()
     return Case("train_target", f"target training, d={shape.d_model}, batch {batch}", "texts", flops, run, theirs)
@@ -225,9 +226,9 @@ class Jobs:
 
     def fresh():
       params, extra = objective.init(jax.random.key(0))
-      return loop.State(jnp.int32(0), params, optimizer.init(params), {}, extra)
+      return State(jnp.int32(0), params, optimizer.init(params), {}, extra)
 
-    update = loop.make_update(objective, optimizer, config, self.mesh)
+    update = make_update(objective, optimizer, config, self.mesh)
     held = [parallel.replicate(parallel.jit(fresh)(), self.mesh)]
     frozen = parallel.replicate(objective.frozen, self.mesh)
     steps = [self.rows[np.arange(i * batch, (i + 1) * batch) % len(self.rows)] for i in range(_STEPS)]
@@ -400,7 +401,7 @@ def _generation(config, n, length, t):
   def program(variables, z, keys):
     slots = module.apply(variables, z, jnp.zeros(n, jnp.int32), method="slots")
     ids = {"bos_id": t.bos_id, "eos_id": t.eos_id, "pad_id": t.pad_id}
-    return sampler.generate(module, variables, slots, keys, jnp.ones(n), length=length, **ids)
+    return generation.generate(module, variables, slots, keys, jnp.ones(n), length=length, **ids)
 
   compiled, z = parallel.jit(program), jnp.zeros((n, config.d_activation))
   return lambda: compiled(variables, z, keys).block_until_ready()

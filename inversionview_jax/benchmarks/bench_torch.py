@@ -95,7 +95,7 @@ def query(jobs: Jobs, samples: int, shape: TransformerConfig) -> tuple[Side, ...
 
   @torch.no_grad()
   def run():
-    text = torch.tensor(t.encode_batch([jobs.texts[0]], length=length), dtype=torch.long, device=_device())
+    text = torch.tensor(t.encode_batch([jobs.texts[0]], length=length, eos=True), dtype=torch.long, device=_device())
     z = target(input_ids=text, output_hidden_states=True).hidden_states[1][0, 8]
     first = torch.stack([enter(z), decoder.transformer.wte(torch.tensor(t.bos_id, device=_device()))])
     written = decoder.generate(

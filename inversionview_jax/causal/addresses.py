@@ -12,7 +12,7 @@ from inversionview_jax import sites
 from inversionview_jax.causal.patching import Place
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sites import Site
-from inversionview_jax.targets.target import Target
+from inversionview_jax.targets import Target
 
 
 def as_tokens(target: Target, inputs) -> np.ndarray:
@@ -23,7 +23,7 @@ def as_tokens(target: Target, inputs) -> np.ndarray:
     if target.tokenizer is None:
       raise InversionViewError("this target came without a tokenizer: give token ids, int[N, T]")
     inputs = target.tokenizer.encode_batch(inputs)
-  return target._checked_tokens(inputs)
+  return target.check_tokens(inputs)
 
 
 def places_of(target: Target, names, positions, clean, corrupted=None) -> list[tuple[str, Place]]:
@@ -61,7 +61,7 @@ def positions_of(target: Target, tokens: np.ndarray, where) -> np.ndarray:
   """
   lengths = _lengths(target, tokens)
   if isinstance(where, str):
-    if (task := target.its_task()) is None:
+    if (task := target.resolve_task()) is None:
       raise InversionViewError(
         f"position {where!r}: this target belongs to no task whose labels are known; give an index"
       )

@@ -55,10 +55,10 @@ def head_shares(
     raise InversionViewError(
       f"the target {target.name} has a norm behind attention: its residual stream is not the sum of what its heads write"
     )
-  tokens, size, parts = target._checked_tokens(tokens), min(batch_size, len(tokens)), []
+  tokens, size, parts = target.check_tokens(tokens), min(batch_size, len(tokens)), []
   for start in range(0, len(tokens), size):
     rows, where = (parallel.pad_rows(np.asarray(x[start : start + size]), size) for x in (tokens, at))
-    found = _shares(target.module, target.whole, target.params, rows, where.astype(np.int32))
+    found = _shares(target.module, target.has_logits, target.params, rows, where.astype(np.int32))
     parts.append(jax.tree.map(lambda x, n=len(tokens[start : start + size]): np.asarray(x)[:n], found))
   return tuple(None if parts[0][i] is None else np.concatenate([part[i] for part in parts]) for i in (0, 1))
 

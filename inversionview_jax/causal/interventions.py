@@ -17,7 +17,7 @@ from inversionview_jax.causal.addresses import as_tokens, places_of, positions_o
 from inversionview_jax.causal.patching import Measured, Reading
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.sites import Site
-from inversionview_jax.targets.target import Target
+from inversionview_jax.targets import Target
 
 METRICS = patching.METRICS
 ORDERS = ("together", "each", "forward", "backward")

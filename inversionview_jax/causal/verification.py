@@ -11,7 +11,7 @@ from inversionview_jax.causal.addresses import places_of, refuse_unreachable
 from inversionview_jax.causal.interventions import Estimate
 from inversionview_jax.causal.patching import Reading
 from inversionview_jax.errors import InversionViewError, one_of
-from inversionview_jax.targets.target import Target
+from inversionview_jax.targets import Target
 from inversionview_jax.tasks.base import Task
 from inversionview_jax.tasks.contrast import VARY
 
@@ -114,7 +114,7 @@ def verify(
     InversionViewError: a site, position, feature or answer token that is not there, or no pairs.
   """
   if task is None:
-    task = target.its_task()
+    task = target.resolve_task()
     if task is None:
       raise InversionViewError("this target belongs to no task whose features are known; give task=tasks.get(...)")
   features = task.features(task.tokens(task.split(split)[:1]))

@@ -3,12 +3,13 @@
 import argparse
 import dataclasses
 import json
+from typing import Any
 
-from inversionview_jax.commands import at_least
+from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold, write_whole
 
-_ABOUT = """\
+_DESCRIPTION = """\
 Rank heads by their share of the residual update (L1 proximity) over a list of prompts: on how many it exceeds a threshold.
 
   inversionview heads --target gpt2-xl --task factual --first-layer 24 --known --top 25     (as in the paper, on this package's facts)
@@ -19,45 +20,34 @@ A file of prompts is a .txt with one on each line, or a .jsonl with "prompt" or 
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Any) -> None:
   """Adds `heads` to the commands."""
-  parser = commands.add_parser(
-    "heads",
-    help="find the heads that matter at a position",
-    description=_ABOUT,
-    allow_abbrev=False,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = flags.add_command(
+    commands, "heads", run, "find the heads that write most at a position", _DESCRIPTION, overrides=True
   )
-  parser.add_argument(
-    "--target", help="a checkpoint, a target or its folder (default: the config's, or the one that ships for the task)"
-  )
-  parser.add_argument("--convention", help="centered or raw (default: the family's own)")
-  what = parser.add_mutually_exclusive_group(required=True)
-  what.add_argument("--prompts", metavar="FILE", help="prompts of your own")
-  what.add_argument("--task", help="inputs of a task, with its own settings")
-  what.add_argument(
-    "--config", help="inputs of a config's task, with the config's settings, such as configs/factual.py"
-  )
-  parser.add_argument(
-    "--position", help="an index or a label of the task (default: END, or the last token of a prompt)"
-  )
+  flags.add(parser, "target", unset="the config's, or the one that ships for the task")
+  flags.add(parser, "convention")
+  inputs = parser.add_mutually_exclusive_group(required=True)
+  inputs.add_argument("--prompts", metavar="FILE", help="a file of prompts")
+  flags.add(inputs, "task")
+  flags.add(inputs, "config")
+  flags.add(parser, "position", unset="END, or the last token of a prompt")
   parser.add_argument("--known", action="store_true", help="only prompts whose next token the target predicts")
-  parser.add_argument("--count", type=int, default=1000, help="most prompts that count (default: 1000)")
+  parser.add_argument("--count", type=int, default=1000, help="prompts that are counted at most (default: 1000)")
   parser.add_argument("--first-layer", type=int, default=0, help="heads of this layer and the later ones (default: 0)")
   parser.add_argument("--last-layer", type=int, help="heads up to this layer (default: the last)")
   parser.add_argument("--threshold", type=float, default=0.02, help="on the share (default: 0.02)")
-  parser.add_argument("--top", type=int, default=25, help="how many heads are shown (default: 25)")
-  parser.add_argument("--batch-size", type=int, default=16)
-  parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts")
-  parser.add_argument("--json", metavar="FILE", help="also write the data, of all heads")
-  parser.set_defaults(run=run)
+  parser.add_argument("--top", type=int, default=25, help="heads in the printed table (default: 25)")
+  parser.add_argument("--batch-size", type=int, default=16, help="prompts in one run of the target (default: 16)")
+  flags.add(parser, "seed", default=0)
+  flags.add(parser, "json")
 
 
-def run(args, rest) -> int:
+def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Prints the table and writes the JSON."""
   from inversionview_jax.commands.configs import load_config
 
-  at_least(args, count=1, top=1, batch_size=1, seed=0)
+  flags.check_at_least(args, count=1, top=1, batch_size=1, seed=0)
   if args.json:
     check_can_hold(args.json)
   import numpy as np
@@ -90,7 +80,7 @@ def run(args, rest) -> int:
   if not len(shares):
     raise InversionViewError(f"of {looked:,} prompts the target predicts none; leave out --known")
   heads = head_importance.ranked(shares, args.threshold, args.first_layer, args.last_layer)
-  _print(args, target, shares, heads, known if answers is not None and target.whole else None, looked)
+  _print(args, target, shares, heads, known if answers is not None and target.has_logits else None, looked)
   if args.json:
     data = {
       "format": "inversionview-heads",
@@ -113,8 +103,7 @@ def _prompts(args, config):
   import numpy as np
 
   from inversionview_jax import tasks
-  from inversionview_jax.targets import language_model
-  from inversionview_jax.targets.target import load_target
+  from inversionview_jax.targets import load_target, task_and_target
   from inversionview_jax.tasks.base import index_or_label
 
   source = args.target or (config and config.get("target") and config.target.get("path"))
@@ -123,11 +112,7 @@ def _prompts(args, config):
       raise InversionViewError("prompts of your own need a --target: a checkpoint, or one of this package's")
     return _from_file(args, load_target(source, args.convention))
   name = config.task if config else args.task
-  if name in tasks.names() and tasks.is_language(name):
-    target, task = language_model.load_for(name, config, source, convention=args.convention)
-  else:
-    task = tasks.get(name)
-    target = load_target(source or name, args.convention, tokenizer=name)
+  task, target = task_and_target(name, source, config, convention=args.convention)
   if not args.position and not tasks.is_language(name):
     raise InversionViewError(f"say with --position where to look at inputs of {name}")
   order = np.random.default_rng(args.seed).permutation(task.num_inputs)
@@ -158,7 +143,7 @@ def _from_file(args, target):
     answers.append(t.encode(f" {answer.strip()}")[0] if isinstance(answer, str) and answer.strip() else None)
   order = np.random.default_rng(args.seed).permutation(len(texts))
   tokens = t.encode_batch([texts[i] for i in order], eos=False)
-  target._checked_tokens(tokens)
+  target.check_tokens(tokens)
   lengths = np.array([1 + len(t.encode(texts[i])) for i in order])
   where = args.position or "-1"
   index = index_or_label(where)

@@ -3,11 +3,13 @@
 import argparse
 import dataclasses
 import pathlib
+from typing import Any
 
+from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder
 
-_ABOUT = """\
+_DESCRIPTION = """\
 Read what the paper's PyTorch release wrote; what it is, is seen from the folder.
 
 A decoder (a Hugging Face folder whose config.json names probed_acts) becomes a reader of the same logits:
@@ -21,23 +23,19 @@ A directory of the viewer (a folder for each text) becomes a preimage for each f
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Any) -> None:
   """Adds `import` to the commands."""
-  parser = commands.add_parser(
-    "import",
-    help="read decoders and preimages of the paper's release",
-    description=_ABOUT,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = flags.add_command(
+    commands, "import", run, "read decoders and preimages of the paper's release", _DESCRIPTION
   )
   parser.add_argument("source", help="a folder")
-  parser.add_argument("--task", required=True, help="what the texts are: addition, counting")
-  parser.add_argument("--target", help="the model that the decoder reads (default: the one that ships for the task)")
-  parser.add_argument("--epsilon", type=float, help="of preimages; their files do not say (default: the task's)")
-  parser.add_argument("--out", required=True, metavar="DIR", help="where it goes; must not hold a reader already")
-  parser.set_defaults(run=run)
+  flags.add(parser, "task", required=True)
+  flags.add(parser, "target")
+  flags.add(parser, "epsilon")
+  flags.add(parser, "out", required=True)
 
 
-def run(args, rest) -> int:
+def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Converts the folder."""
   del rest
   from inversionview_jax import tasks
@@ -74,7 +72,7 @@ def _decoder(args, source, task) -> int:
   if args.epsilon is not None:
     raise InversionViewError(f"--epsilon {args.epsilon} is for preimages; a reader takes it with each query")
   from inversionview_jax.pretrained import release
-  from inversionview_jax.targets.target import load_target, refuse_other_tokenizer
+  from inversionview_jax.targets import task_and_target
   from inversionview_jax.training import decoder_objective
 
   out = pathlib.Path(args.out).expanduser()
@@ -82,9 +80,7 @@ def _decoder(args, source, task) -> int:
     raise InversionViewError(f"{args.out} holds a reader already; give another --out")
   config, variables, said = release.load(source)
   of = args.target or task.name
-  target = load_target(of, tokenizer=task.tokenizer)
-  raw = load_target(of, convention="raw", tokenizer=task.tokenizer)
-  refuse_other_tokenizer(target, task, of)
+  (_, target), (_, raw) = task_and_target(task.name, of), task_and_target(task.name, of, convention="raw")
   _check(config, said, target, task, args.source)
   # The release lets a decoder write BOS, or PAD in the middle of a text; a reader's never does. All other logits are the same.
   t = task.tokenizer

@@ -4,11 +4,13 @@ import argparse
 import json
 import pathlib
 import sys
+from typing import Any
 
-from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.commands import flags
+from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder, write_whole
 
-_ABOUT = """\
+_DESCRIPTION = """\
 Run causal experiments: activations of one input put into another, or replaced by their mean, and what the model then says.
 
   inversionview patch --config configs/verify_addition.py --out W
@@ -18,35 +20,29 @@ Of each experiment, NAME.json has every number with its standard error, and NAME
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Any) -> None:
   """Adds `patch` to the commands."""
-  parser = commands.add_parser(
-    "patch",
-    help="run the patching experiments of a config",
-    description=_ABOUT,
-    allow_abbrev=False,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = flags.add_command(
+    commands, "patch", run, "run the patching experiments of a config", _DESCRIPTION, overrides=True
   )
-  parser.add_argument(
-    "--config", required=True, help="a config file and an experiment, such as configs/verify_addition.py:A1_F1S1"
-  )
-  parser.add_argument("--target", help="a target or its folder (default: the one that ships for the config's task)")
-  parser.add_argument("--convention", help="centered or raw (default: centered, but for models with RMSNorm)")
-  parser.add_argument("--out", required=True, help="a folder for the results")
-  parser.set_defaults(run=run)
+  flags.add(parser, "config", required=True)
+  flags.add(parser, "target")
+  flags.add(parser, "convention")
+  flags.add(parser, "out", required=True)
 
 
-def run(args, overrides) -> int:
+def run(args: argparse.Namespace, overrides: list[str]) -> int:
   """Prepares all experiments of the config before the first one runs, so that a mistake in the last is known at once."""
   from inversionview_jax.causal import experiments, logit_experiments
   from inversionview_jax.commands.configs import load_config
   from inversionview_jax.devices import parallel
   from inversionview_jax.show import charts
+  from inversionview_jax.targets import task_and_target
 
   config = load_config(args.config, overrides)
   if "experiments" not in config:
     raise InversionViewError(f"config {args.config} has no experiments; those that have: configs/verify_addition.py")
-  task, target = task_and_target(config.task, args.target, args.convention, config)
+  task, target = task_and_target(config.task, args.target, config, convention=args.convention)
   if config.batch_size < 1:
     raise InversionViewError(f"batch_size = {config.batch_size} must be at least 1")
   prepared = [
@@ -71,26 +67,6 @@ def run(args, overrides) -> int:
     print(f"inversionview: {charts.MISSING}", file=sys.stderr)
   print(f"results: {folder}")
   return 0
-
-
-def task_and_target(task_name: str, source: str | None, convention: str | None, config=None):
-  """The task of this name and a target for it; raises `InversionViewError` if the target was made for another.
-
-  For a task over the texts of a language model, `config` may say `target.path`, `target.dtype` and `inputs`, the task's settings.
-  """
-  from inversionview_jax import tasks
-  from inversionview_jax.targets import language_model
-  from inversionview_jax.targets.target import load_target, refuse_other_tokenizer
-
-  if tasks.is_language(task_name):
-    target, task = language_model.load_for(task_name, config, source, convention=convention)
-    return task, target
-  task = tasks.get(task_name)
-  target = load_target(source or task_name, convention, tokenizer=task_name)
-  refuse_other_tokenizer(target, task, source)
-  if target.task != task_name:
-    raise one_of("task of the target", target.task, [task_name])
-  return task, target
 
 
 def print_result(result: dict) -> None:

@@ -1,47 +1,51 @@
-"""`inversionview train-target` and `inversionview train`: a target on its task, and a decoder on a target's activations."""
+"""`inversionview train-target` and `inversionview train`: train a target on its task, and a decoder on a target's activations."""
 
 import argparse
 import pathlib
+from typing import Any
 
+from inversionview_jax.commands import flags
 from inversionview_jax.commands.configs import load_config
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder
 
-_ABOUT = """\
-Any setting of the config can be changed:
+_EPILOG = """\
+Every setting of the config can be changed:
 
   inversionview {name} --config configs/addition.py:tiny --workdir W --config.seed=1 --config.{key}.lr=0.003
 
-Running the same command again resumes from the newest checkpoint in the workdir. SIGTERM saves and exits with code 75, which means
-"again". On several hosts run the same command on each of them: TPU slices, SLURM and Open MPI are recognised; elsewhere give --coordinator,
---num_processes and --process_id.
+Running the same command again resumes from the newest checkpoint in the workdir. SIGTERM saves and exits with code 75, which asks to
+be run again. On several hosts run the same command on each of them: TPU slices, SLURM and Open MPI are detected; elsewhere give --coordinator,
+--num-processes and --process-id.
 """
 
 
-def add_parser(commands) -> None:
-  for name, key, run, about in (
-    ("train-target", "target.optimizer", _train_target, "train a target model on its task"),
-    ("train", "optimizer", _train, "train a decoder on a target's activations"),
+def add_parser(commands: Any) -> None:
+  """Adds `train-target` and `train` to the commands."""
+  for name, key, run, summary in (
+    ("train-target", "target.optimizer", run_train_target, "train a target model on its task"),
+    ("train", "optimizer", run_train, "train a decoder on a target's activations"),
   ):
-    train = commands.add_parser(
+    parser = flags.add_command(
+      commands,
       name,
-      help=about,
-      description=about.capitalize() + ".",
-      epilog=_ABOUT.format(name=name, key=key),
-      allow_abbrev=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+      run,
+      summary,
+      f"{summary.capitalize()}.",
+      epilog=_EPILOG.format(name=name, key=key),
+      overrides=True,
     )
-    train.add_argument("--config", required=True, help="a config file and a variant, such as configs/addition.py:tiny")
-    train.add_argument("--workdir", required=True, help="where everything of this run goes")
-    _add_hosts(train)
+    flags.add(parser, "config", required=True)
+    flags.add(parser, "workdir", required=True)
     if name == "train":
-      train.add_argument(
-        "--target", help="a target to read (default: the one in the workdir, else the task's shipped one)"
+      flags.add(
+        parser, "target", unset="the one in the workdir, else the config's, else the one that ships for the task"
       )
-    train.set_defaults(run=run)
+    flags.add_hosts(parser)
 
 
-def _train_target(args, overrides) -> int:
+def run_train_target(args: argparse.Namespace, overrides: list[str]) -> int:
+  """Trains the target, and prints its accuracy on held-out inputs."""
   from inversionview_jax import tasks
   from inversionview_jax.devices import hosts, parallel
   from inversionview_jax.training import decoder_objective, loop
@@ -52,7 +56,7 @@ def _train_target(args, overrides) -> int:
   settings = config.target.copy_and_resolve_references()
   settings.unlock()
   settings.seed = config.seed
-  for name in loop.OF_THE_RUN:  # where and how it is computed, said once for both models
+  for name in loop.SHARED_KEYS:  # where and how it is computed: the same for both models unless the target has its own
     if name in config and name not in settings:
       settings[name] = config[name]
   mesh = parallel.mesh_of(settings)
@@ -60,7 +64,7 @@ def _train_target(args, overrides) -> int:
   rows, held_out = _rows(task, config)
   print(config)
   parallel.use_compilation_cache()
-  metrics = loop.train(decoder_objective.TargetObjective(task, settings, held_out, mesh), rows, settings, folder, mesh)
+  metrics = loop.train(target_objective.TargetObjective(task, settings, held_out, mesh), rows, settings, folder, mesh)
   print(f"accuracy of whole answers, {metrics['held_out']:,.0f} held-out inputs: {metrics['accuracy']:.5f}")
   for name, value in metrics.items():
     if name.startswith("accuracy_"):
@@ -69,8 +73,8 @@ def _train_target(args, overrides) -> int:
   return 0
 
 
-def _train(args, overrides) -> int:
-  from inversionview_jax import tasks
+def run_train(args: argparse.Namespace, overrides: list[str]) -> int:
+  """Trains the decoder, and prints its in-epsilon rate at each site."""
   from inversionview_jax.devices import hosts, parallel
   from inversionview_jax.training import decoder_objective, loop
 
@@ -78,8 +82,7 @@ def _train(args, overrides) -> int:
   _join(hosts, args)
   mesh = parallel.mesh_of(config)
   loop.refuse_workdir(config, pathlib.Path(args.workdir) / "decoder", mesh)
-  of_a_model = tasks.is_language(config.task)
-  task, target, source, workdir = (_language_target if of_a_model else _own_target)(args, config, mesh)
+  task, target, source, workdir = _target(args, config, mesh)
   rows, held_out = _rows(task, config)
   print(config)
   print(f"target: {source}")
@@ -98,68 +101,53 @@ def _train(args, overrides) -> int:
   return 0
 
 
-def _own_target(args, config, mesh):
-  """-> task, target, where it came from, and the workdir, which now holds a copy of it."""
+def _target(args, config, mesh):
+  """The target that the decoder is trained on; the workdir then holds a copy of it, or a reference to a language model's checkpoint.
+
+  Returns:
+    The task, the target, its source, and the workdir.
+  """
   from inversionview_jax import tasks
   from inversionview_jax.devices import hosts
-  from inversionview_jax.targets.target import load_target, refuse_other_tokenizer
+  from inversionview_jax.targets import load_target, read_reference, task_and_target, write_reference
 
-  task, workdir = tasks.get(config.task), make_folder(args.workdir)
-  own = workdir / "target"
-  has_own = (own / "model.json").exists()
-  source = args.target or (str(own) if has_own else task.name)
-  dtype = (config.get("compute") or {}).get("target_dtype", "") or None
-  target = load_target(source, tokenizer=task.tokenizer, dtype=dtype, mesh=mesh)
-  refuse_other_tokenizer(target, task, source)
-  if has_own and args.target and load_target(own).fingerprint != target.fingerprint:
+  workdir, own = pathlib.Path(args.workdir), pathlib.Path(args.workdir) / "target"
+  reference, has_copy = read_reference(own), (own / "model.json").exists()
+  if tasks.is_language(config.task):
+    source = args.target or (reference and reference["path"]) or config.target.path
+  else:
+    source = args.target or (str(own) if has_copy else config.task)
+  task, target = task_and_target(config.task, source, config, sites=tuple(config.sites), mesh=mesh)
+  if reference and reference["fingerprint"] != target.fingerprint:
+    raise InversionViewError(
+      f"{workdir} reads another target or other layers ({reference['path']}); use another --workdir"
+    )
+  if has_copy and args.target and load_target(own).fingerprint != target.fingerprint:
     raise InversionViewError(
       f"{workdir} has another target than {source}; use another --workdir, or leave out --target"
     )
-  hosts.all_true(True)  # all have looked before one writes
-  if (
-    not has_own and hosts.is_writer()
-  ):  # so that the workdir is a reader on its own, and goes on with this target when resumed
-    load_target(source, convention="raw", tokenizer=task.tokenizer).save(own)
-  return task, target, source, workdir
-
-
-def _language_target(args, config, mesh):
-  """The same for a language model, of which the workdir says where it is."""
-  from inversionview_jax.devices import hosts
-  from inversionview_jax.targets import language_model
-
-  where = pathlib.Path(args.workdir) / "target"
-  said = language_model.said_in(where)
-  source = args.target or (said and said["path"]) or config.target.path
-  target, task = language_model.load_for(config.task, config, source, names=tuple(config.sites), mesh=mesh)
-  if said and said["fingerprint"] != target.fingerprint:
-    raise InversionViewError(
-      f"{args.workdir} reads another target or other layers ({said['path']}); use another --workdir"
-    )
-  hosts.all_true(True)  # as above
-  workdir = make_folder(args.workdir)
+  make_folder(workdir)
+  hosts.all_true(True)  # every host has checked before one writes
   if hosts.is_writer():
-    language_model.write(where, source, target)
+    if tasks.is_language(config.task):
+      write_reference(own, source, target)
+    elif not has_copy:  # so that the workdir is a reader on its own, and resumes with this target
+      task_and_target(config.task, source, convention="raw")[1].save(own)
   return task, target, source, workdir
 
 
 def _rows(task, config):
+  """Indices of the training inputs and of the held-out ones."""
   from inversionview_jax.tasks import datasets
 
-  where = {"config": config.data.config, "data_dir": config.data.dir or None}
-  return datasets.load_rows(task, "train", **where), datasets.load_rows(task, "test", **where)
-
-
-def _add_hosts(command) -> None:
-  """The flags by which processes on several hosts find one another, where the environment does not say."""
-  command.add_argument("--coordinator", default="", metavar="HOST:PORT", help="the first process, as all can reach it")
-  command.add_argument("--num_processes", type=int, default=0, help="how many processes there are")
-  command.add_argument("--process_id", type=int, default=-1, help="which of them this is, from 0")
+  location = {"config": config.data.config, "data_dir": config.data.dir or None}
+  return datasets.load_rows(task, "train", **location), datasets.load_rows(task, "test", **location)
 
 
 def _join(hosts, args) -> None:
+  """Connects the hosts, before anything touches a device."""
   from inversionview_jax.training import checkpoints
 
-  checkpoints.quiet()
-  hosts.start(args.coordinator, args.num_processes, args.process_id)
+  checkpoints.silence_orbax()
+  hosts.start(*flags.hosts_of(args))
   hosts.print_on_first_host_only()

@@ -2,11 +2,13 @@
 
 import argparse
 import json
+from typing import Any
 
-from inversionview_jax.commands.patch import task_and_target, text_of
+from inversionview_jax.commands import flags
+from inversionview_jax.commands.patch import text_of
 from inversionview_jax.files import check_can_hold, write_whole
 
-_ABOUT = """\
+_DESCRIPTION = """\
 Test what was read: patch a place from inputs that differ in one feature only, and from inputs that differ in everything but it.
 
   inversionview verify --site a0.3 --position = --feature C2
@@ -16,36 +18,30 @@ A place that carries the feature and nothing else explains all of the first chan
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Any) -> None:
   """Adds `verify` to the commands."""
-  parser = commands.add_parser(
-    "verify",
-    help="test whether a place carries a feature",
-    description=_ABOUT,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument("--task", default="addition", help="the task (default: addition)")
-  parser.add_argument("--target", help="a target or its folder (default: the one that ships for the task)")
-  parser.add_argument("--convention", help="centered or raw (default: centered, but for models with RMSNorm)")
-  parser.add_argument("--site", required=True, help="a0.3 or blocks.0.attn.hook_result.3; x1.mid, m0, ...")
-  parser.add_argument("--position", required=True, help='an index (BOS is 0) or a label such as "=", "+", "A1"')
+  parser = flags.add_command(commands, "verify", run, "test whether an activation carries a feature", _DESCRIPTION)
+  flags.add(parser, "task", default="addition")
+  flags.add(parser, "target")
+  flags.add(parser, "convention")
+  flags.add(parser, "site", required=True)
+  flags.add(parser, "position", required=True)
   parser.add_argument(
     "--feature",
     required=True,
     help="addition: F1 ... S3, A1 ... A4, C1 C2 C3, length; counting: count, query, length; ioi: IO, S, place, ...",
   )
   parser.add_argument(
-    "--predict", help="the answer token to look at (default: the one predicted there, else the first)"
+    "--predict", help="the answer token that is judged (default: the one predicted there, else the first)"
   )
   parser.add_argument("--where", default="", help='a condition on the clean input, such as "C1 == 0 and F2 + S2 != 9"')
-  parser.add_argument("--pairs", type=int, default=8192, help="of each kind (default: 8192)")
+  parser.add_argument("--pairs", type=int, default=8192, help="pairs of each kind (default: 8192)")
   parser.add_argument("--split", default="test", help="train or test (default: test)")
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--json", metavar="FILE", help="also write the data")
-  parser.set_defaults(run=run)
+  flags.add(parser, "seed", default=0)
+  flags.add(parser, "json")
 
 
-def run(args, rest) -> int:
+def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Prints the two kinds of pairs and what the patch does in each."""
   del rest
   from rich.console import Console
@@ -55,10 +51,11 @@ def run(args, rest) -> int:
   if args.json:
     check_can_hold(args.json)
   from inversionview_jax.causal import experiments, verification
+  from inversionview_jax.targets import task_and_target
   from inversionview_jax.tasks.base import index_or_label
   from inversionview_jax.tasks.contrast import VARY
 
-  task, target = task_and_target(args.task, args.target, args.convention)
+  task, target = task_and_target(args.task, args.target, convention=args.convention)
   verdict = verification.verify(
     target,
     args.site,

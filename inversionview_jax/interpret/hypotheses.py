@@ -174,7 +174,7 @@ def _marked(strings: Sequence[str], position: int) -> str:
 
 
 def _features(task: Task, text: str) -> str:
-  found = task.features(task.tokenizer.encode_batch([text], length=task.length))
+  found = task.features(task.tokenizer.encode_batch([text], length=task.length, eos=True))
   return ", ".join(f"{name} = {values[0]}" for name, values in found.items() if values[0] >= 0)
 
 
@@ -220,7 +220,7 @@ def score(place: Place, feature: str, seen: int = _SEEN_QUERIES) -> Score:
     return Score(feature, "not testable", str(error))
   values, bases, outsides, members, inside_counts = [], [], [], [], []
   for preimage in asked:
-    row = task.tokenizer.encode_batch([preimage.query.text], length=task.length)
+    row = task.tokenizer.encode_batch([preimage.query.text], length=task.length, eos=True)
     own, known = of(row)
     every = Members.of(preimage, task)
     inside = every.within(preimage.epsilon)

@@ -21,8 +21,7 @@ from inversionview_jax.models import decoder, storage
 from inversionview_jax.models.decoder import Decoder, DecoderConfig
 from inversionview_jax.preimage import Preimage, Query, Sample
 from inversionview_jax.sampling import exact, sampler
-from inversionview_jax.targets import language_model, target
-from inversionview_jax.targets.target import Target
+from inversionview_jax.targets import Target, shipped_folder, shipped_names, task_and_target
 from inversionview_jax.tasks import Mixture, Task, tokenizers
 
 _CHUNK = 8  # queries in one program when there are many
@@ -174,20 +173,20 @@ class Reader:
     return exact.ExactPreimage.of(found, 0, asked.epsilon, self.task)
 
   def draw(
-    self, queries: sampler.Queries, rows: sampler.Rows, seed: int, effects: bool = False, **parts
-  ) -> sampler.Candidates:
+    self, queries: candidates.Queries, rows: candidates.Rows, seed: int, effects: bool = False, **parts
+  ) -> candidates.Candidates:
     """Candidates as arrays, for measurements over many queries; arguments, `part` and `told` too, as for `sampling.Sampler.run`."""
     held = self.variables, self.target.params, self.bos_activations
     held = self._copies if parallel.spans_hosts(self.sampler.mesh) else held
     return self.sampler.run(*held, queries, rows, seed, effects=effects, **parts)
 
   def draw_mixture(
-    self, queries: sampler.Queries, drawn: Mixture, seed: int, effects: bool = False, tell: "_Progress | None" = None
-  ) -> tuple[sampler.Candidates, sampler.Rows]:
+    self, queries: candidates.Queries, drawn: Mixture, seed: int, effects: bool = False, tell: "_Progress | None" = None
+  ) -> tuple[candidates.Candidates, candidates.Rows]:
     """Candidates of a mixture, those of each query together, and what they were drawn with; NumPy arrays."""
     size = len(queries.site)
     how = {} if tell is None or tell.to is None else {"part": _PART, "told": tell.drawn}
-    rows = sampler.mixture_rows(drawn.settings, drawn.num_samples, size, drawn.stratified, drawn.directions)
+    rows = candidates.mixture_rows(drawn.settings, drawn.num_samples, size, drawn.stratified, drawn.directions)
     if drawn.repeats and self.task.rare is None:
       raise InversionViewError(
         f"this mixture suppresses rare tokens, and the task {self.task.name} does not say which these are"
@@ -221,7 +220,7 @@ class Reader:
     Returns:
       float32[B].
     """
-    tokens = self.target._checked_tokens(tokens)
+    tokens = self.target.check_tokens(tokens)
     activation = jnp.broadcast_to(jnp.asarray(activation, jnp.float32), (len(tokens), self.config.d_activation))
     index = np.full(len(tokens), self.site_index(site), np.int32)
     return _log_prob(Decoder(self.config), self.variables, tokens, activation, index, self.task.tokenizer.pad_id)
@@ -262,7 +261,7 @@ class Reader:
       raise one_of("match", ask.match, MATCHES)
     if not ask.text:
       raise InversionViewError("the text is empty: give an input of the task, such as one from its data")
-    tokens = self.task.tokenizer.encode_batch([ask.text], length=self.task.length)[0]
+    tokens = self.task.tokenizer.encode_batch([ask.text], length=self.task.length, eos=True)[0]
     return _Checked(ask, tokens, site, self.task.position(tokens, ask.position), float(epsilon), metric)
 
   def _answer(
@@ -296,8 +295,8 @@ class Reader:
     patterns = [f"p{layer}" for layer in range(self.target.config.n_layers)]
     return self.target.run(tokens, [*dict.fromkeys(self.sites), *patterns])
 
-  def _queries(self, checked: list["_Checked"], activations) -> sampler.Queries:
-    return sampler.Queries(
+  def _queries(self, checked: list["_Checked"], activations) -> candidates.Queries:
+    return candidates.Queries(
       np.stack(activations).astype(np.float32),
       np.array([c.site for c in checked], np.int32),
       np.array([c.position if c.ask.match == "position" else -1 for c in checked], np.int32),
@@ -305,7 +304,7 @@ class Reader:
     )
 
   def _preimage(
-    self, c: "_Checked", activation, attention, out: sampler.Candidates, rows: sampler.Rows, seed: int
+    self, c: "_Checked", activation, attention, out: candidates.Candidates, rows: candidates.Rows, seed: int
   ) -> Preimage:
     t = self.task.tokenizer
     used = [int(x) for x in c.tokens if x != t.pad_id]
@@ -440,7 +439,7 @@ def load_reader(name: str | os.PathLike, model: Target | str | os.PathLike | Non
   """
   parallel.use_compilation_cache()
   folder = pathlib.Path(name)
-  if (shipped := target.shipped_folder(str(name))) and not folder.is_dir():
+  if (shipped := shipped_folder(str(name))) and not folder.is_dir():
     folder = shipped
   if not folder.is_dir():
     raise InversionViewError(
@@ -453,22 +452,25 @@ def load_reader(name: str | os.PathLike, model: Target | str | os.PathLike | Non
       f"train one with `inversionview train --workdir {where} ...`"
     )
   variables, said = storage.load_model(folder / "decoder", _expected_shapes)
-  variables.pop("bag", None)  # for a training that goes on
-  language = tasks.is_language(said["task"])
-  written = tokenizers.from_description(said["tokenizer"]) if language else None
-  task = tasks.get(said["task"], written, said.get("task_settings"))
+  variables.pop("count_head", None)  # for a training that goes on
+  written = tokenizers.from_description(said["tokenizer"]) if tasks.is_language(said["task"]) else None
   sharded = mesh if mesh is not None and mesh.shape[parallel.MODEL] > 1 else None
-  if language and not isinstance(model, Target):
-    model = language_model.read(folder / "target", task, model, sharded)
-  elif not isinstance(model, Target):
-    model = target.load_target(model or folder / "target", convention=said["target"]["convention"], mesh=sharded)
+  task, model = task_and_target(
+    said["task"],
+    folder / "target",
+    settings=said.get("task_settings"),
+    tokenizer=written,
+    convention=said["target"]["convention"],
+    mesh=sharded,
+    moved_to=model,
+  )
   _check_belongs(said, model, task, folder)
   return Reader(model, task, DecoderConfig.from_dict(said["config"]), variables, said["name"], mesh)
 
 
 def shipped_readers() -> list[str]:
   """Names of the readers that come with the package."""
-  return [name for name in target.shipped_names() if (target.shipped_folder(name) / "decoder" / "model.json").exists()]
+  return [name for name in shipped_names() if (shipped_folder(name) / "decoder" / "model.json").exists()]
 
 
 def _check_belongs(said: dict, model: Target, task: Task, folder) -> None:
@@ -502,9 +504,9 @@ def _expected_shapes(said: dict):
       raise InversionViewError(f"model.json is damaged: it does not say the target's {', '.join(sorted(missing))}")
     config = DecoderConfig.from_dict(said["config"])
     shapes = jax.eval_shape(lambda: decoder.initial(config, jax.random.key(0)))
-    if times := said.get("bag"):
+    if times := said.get("count_classes"):
       said_of_one = shapes["params"]["encoder"]["ln_f"]["scale"]
-      shapes["bag"] = jax.eval_shape(decoder.bag_head(config, times).init, jax.random.key(0), said_of_one)["params"]
+      shapes["count_head"] = jax.eval_shape(decoder.token_count_head(config, times).init, jax.random.key(0), said_of_one)["params"]
     return shapes
   except (KeyError, TypeError) as error:
     raise InversionViewError(

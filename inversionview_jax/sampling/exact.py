@@ -18,9 +18,9 @@ from inversionview_jax import distance
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.transformer import texts_that_fit
-from inversionview_jax.sampling.sampler import Queries
+from inversionview_jax.sampling.candidates import Queries
 from inversionview_jax.sites import Site
-from inversionview_jax.targets.target import Target
+from inversionview_jax.targets import Target
 from inversionview_jax.tasks import Task
 
 # Inputs per device and program call: a few MB of activations, so that all queries read them from the cache.

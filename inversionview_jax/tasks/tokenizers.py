@@ -1,9 +1,9 @@
-"""One small contract between text and token ids.
+"""Text to token ids and back: characters, the `tokenizers` library, and a part of a model's vocabulary.
 
-Everything else in the package needs only: ``encode``, ``encode_batch``, ``strings``, ``text``, ``padding``, ``bos_id``, ``eos_id``,
-``pad_id``, ``vocab_size`` and ``describe`` (the plain data from which `from_description` makes the same tokenizer again).
+The rest of the package uses `Tokenizer` only.
 """
 
+import abc
 import dataclasses
 import functools
 import hashlib
@@ -19,16 +19,42 @@ BOS, EOS, PAD = "<BOS>", "<EOS>", "<PAD>"
 _UNUSED_ROWS = 0.02
 
 
-class _Batches:
-  """What all tokenizers share."""
+class Tokenizer(abc.ABC):
+  """The interface of the tokenizers.
 
-  def encode_batch(self, texts: Sequence[str], length: int | None = None, eos: bool = True) -> np.ndarray:
-    """int32[B, T] with BOS in front, EOS behind and PAD to `length` (default: the longest text).
+  Attributes:
+    vocab_size: number of token ids.
+    bos_id, eos_id, pad_id: ids of the special tokens; may be the same id.
+  """
+
+  vocab_size: int
+  bos_id: int
+  eos_id: int
+  pad_id: int
+
+  @abc.abstractmethod
+  def encode(self, text: str) -> list[int]:
+    """Token ids of `text` without BOS and EOS; raises `InversionViewError` for a character or token outside the vocabulary."""
+
+  @abc.abstractmethod
+  def strings(self, ids: Sequence[int]) -> list[str]:
+    """The text of each token by itself, specials as "<BOS>", "<EOS>", "<PAD>"."""
+
+  @abc.abstractmethod
+  def text(self, ids: Sequence[int]) -> str:
+    """The text of `ids`, without BOS, EOS and PAD."""
+
+  @abc.abstractmethod
+  def describe(self) -> dict:
+    """Plain data from which `from_description` makes the same tokenizer; two tokenizers are the same iff these are equal."""
+
+  def encode_batch(self, texts: Sequence[str], length: int | None = None, eos: bool = False) -> np.ndarray:
+    """Token ids int32[B, T] of texts, with BOS in front and PAD up to `length`.
 
     Args:
       texts: B of them.
-      length: T.
-      eos: False leaves EOS out, for a text that is to be continued.
+      length: T; by default the longest text's.
+      eos: whether EOS follows each text, as in a task's inputs; without it the logits at the last token predict what follows.
 
     Raises:
       InversionViewError: a character outside the vocabulary, or a text that does not fit into `length`.
@@ -50,9 +76,9 @@ class _Batches:
     return out
 
   def padding(self, tokens) -> np.ndarray:
-    """int[B, T] -> bool[B, T]: what is padding.
+    """int[B, T] -> bool[B, T]: which tokens are padding.
 
-    Where PAD is a token of its own, every PAD. Where EOS stands in for it, what follows the first of the EOS at the end of a row.
+    Where PAD is a token of its own, every PAD. Where its id is that of EOS, every EOS at the end of a row but the first.
     """
     tokens = np.asarray(tokens)
     pad = tokens == self.pad_id
@@ -63,7 +89,7 @@ class _Batches:
 
 
 @dataclasses.dataclass(frozen=True)
-class CharTokenizer(_Batches):
+class CharTokenizer(Tokenizer):
   """One token per character, with BOS, EOS and PAD at the ids the vocabulary gives them.
 
   Attributes:
@@ -95,11 +121,11 @@ class CharTokenizer(_Batches):
 
   def encode(self, text: str) -> list[int]:
     """Token ids of `text` without BOS and EOS; raises `InversionViewError` for a character outside the vocabulary."""
-    for place, character in enumerate(text):
+    for column, character in enumerate(text):
       if character not in self._ids:
         known = "".join(t for t in self.vocabulary if len(t) == 1)
         raise InversionViewError(
-          f"character {character!r} (at {place} of {text!r}) is outside the vocabulary; known characters: {known}"
+          f"character {character!r} (at {column} of {text!r}) is outside the vocabulary; known characters: {known}"
         )
     return [self._ids[character] for character in text]
 
@@ -117,7 +143,7 @@ class CharTokenizer(_Batches):
 
 
 @dataclasses.dataclass(frozen=True)
-class HuggingFaceTokenizer(_Batches):
+class HuggingFaceTokenizer(Tokenizer):
   """A tokenizer of the `tokenizers` library, with the ids that stand for BOS, EOS and PAD.
 
   Attributes:
@@ -144,7 +170,7 @@ class HuggingFaceTokenizer(_Batches):
       library = tokenizers.Tokenizer.from_str(self.content)
     except Exception as error:  # the library raises plain Exception
       raise InversionViewError(f"the tokenizer is damaged: {next(iter(str(error).splitlines()), '')}") from None
-    library.no_truncation()  # a text too long is an error here, never cut
+    library.no_truncation()  # a text that is too long is an error here, and never truncated
     library.no_padding()
     object.__setattr__(self, "_library", library)
     object.__setattr__(self, "_size", 1 + max(library.get_vocab(with_added_tokens=True).values(), default=-1))
@@ -157,37 +183,37 @@ class HuggingFaceTokenizer(_Batches):
     return self._size
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of `text` without BOS and EOS; a special token that is spelled out in it becomes that token."""
+    """Token ids of `text` without BOS and EOS; a special token spelled out in it becomes that token."""
     return self._library.encode(text, add_special_tokens=False).ids
 
   def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-    """`encode` of each text, several at a time."""
+    """`encode` of each text, in parallel."""
     return [one.ids for one in self._library.encode_batch(list(texts), add_special_tokens=False)]
 
   def token_at(self, text: str, character: int) -> int:
-    """Which token of ``encode(text)`` holds a character; raises `InversionViewError` if none does."""
-    found = self._library.encode(text, add_special_tokens=False).char_to_token(character)
-    if found is None:
+    """Index of the token of ``encode(text)`` that holds a character; raises `InversionViewError` if none does."""
+    index = self._library.encode(text, add_special_tokens=False).char_to_token(character)
+    if index is None:
       raise InversionViewError(f"no token of {text!r} holds its character {character}")
-    return found
+    return index
 
   def strings(self, ids: Sequence[int]) -> list[str]:
     """The text of each token by itself, specials as "<BOS>", "<EOS>", "<PAD>".
 
-    A token that holds part of a character is shown as "�". Where one id stands for more than one special token, it is BOS in front, EOS
-    after that, and PAD after EOS at the end.
+    A token that holds part of a character is shown as "�". An id of more than one special token is BOS in front, EOS after that, and PAD
+    after EOS at the end.
     """
     ids = [int(i) for i in ids]
     padding = self.padding([ids])[0] if ids else []
     names = {self.pad_id: PAD, self.bos_id: BOS, self.eos_id: EOS}
     out = []
-    for place, token in enumerate(ids):
+    for column, token in enumerate(ids):
       if token not in names:
         out.append(self._piece(token))
-      elif place == 0 and token == self.bos_id:
+      elif column == 0 and token == self.bos_id:
         out.append(BOS)
       else:
-        out.append(PAD if padding[place] else names[token])
+        out.append(PAD if padding[column] else names[token])
     return out
 
   def text(self, ids: Sequence[int]) -> str:
@@ -196,6 +222,7 @@ class HuggingFaceTokenizer(_Batches):
     return self._library.decode(kept, skip_special_tokens=False)
 
   def _piece(self, token: int) -> str:
+    """The text of one token that is not special."""
     piece = self._library.id_to_token(token) if token < self._size else None
     if piece is None:
       return f"<unused {token}>"
@@ -203,7 +230,7 @@ class HuggingFaceTokenizer(_Batches):
       return self._library.decoder.decode([piece])
     if piece.startswith("<0x") and piece.endswith(">") and len(piece) == 6:
       return bytes([int(piece[3:5], 16)]).decode(errors="replace")
-    return piece if self._is_byte_level else piece.replace("▁", " ")  # a decoder would drop the space in front
+    return piece if self._is_byte_level else piece.replace("▁", " ")  # the library's decoder drops the space in front
 
   @functools.cached_property
   def _added(self) -> frozenset[int]:
@@ -219,11 +246,11 @@ class HuggingFaceTokenizer(_Batches):
 
 
 @dataclasses.dataclass(frozen=True)
-class PartTokenizer(_Batches):
+class PartTokenizer(Tokenizer):
   """Some tokens of a model's tokenizer, numbered anew, with an EOS and a PAD of their own behind them.
 
   What a decoder writes texts in: a task whose texts need 200 tokens does not pay for 50,000, and a text can end and be padded where the
-  model's tokenizer has no token for that (GPT-2) or one that stands for several things. `Target.over` numbers a model's tokens likewise.
+  model's tokenizer has no token for that (GPT-2) or one that stands for several things. `Target.restrict_to` numbers a model's tokens likewise.
 
   Attributes:
     base: the model's tokenizer.
@@ -254,6 +281,7 @@ class PartTokenizer(_Batches):
 
   @functools.cached_property
   def _numbers(self) -> dict[int, int]:
+    """Id in `base` -> id here."""
     return {int(token): i for i, token in enumerate(self.base_ids)}
 
   @property
@@ -309,7 +337,10 @@ class PartTokenizer(_Batches):
     return {"kind": "part", "base": self.base.describe(), "kept": None if self.kept is None else list(self.kept)}
 
 
-def from_description(description: dict) -> CharTokenizer | HuggingFaceTokenizer | PartTokenizer:
+Tokenizer = CharTokenizer | HuggingFaceTokenizer | PartTokenizer
+
+
+def from_description(description: dict) -> Tokenizer:
   """The tokenizer that `describe` described; raises `InversionViewError` for a kind this version does not know."""
   kind = description.get("kind")
   if kind == "characters":
@@ -321,14 +352,17 @@ def from_description(description: dict) -> CharTokenizer | HuggingFaceTokenizer 
   if kind == "part":
     if missing := {"base", "kept"} - set(description):
       raise InversionViewError(f"the description of the tokenizer is damaged: {sorted(missing)[0]} is missing")
-    return PartTokenizer(from_description(description["base"]), description["kept"])
+    base = from_description(description["base"])
+    if not isinstance(base, HuggingFaceTokenizer):
+      raise InversionViewError("the description of the tokenizer is damaged: only a Hugging Face tokenizer has parts")
+    return PartTokenizer(base, description["kept"])
   raise InversionViewError(f"unknown kind of tokenizer {kind!r}; this version knows: characters, huggingface, part")
 
 
-def check_fits(tokenizer, rows: int) -> None:
-  """Raises `InversionViewError` if a tokenizer is not that of a model with so many rows in its embedding.
+def check_fits(tokenizer: Tokenizer, rows: int) -> None:
+  """Raises `InversionViewError` if the size of a tokenizer's vocabulary is not that of a model's embedding, in rows.
 
-  A model may have some rows more than a Hugging Face tokenizer has tokens: embeddings are padded to a round number of rows.
+  With a Hugging Face tokenizer, a model may have a few rows more: embeddings are padded to a round number of rows.
   """
   allowed = _UNUSED_ROWS * rows if isinstance(tokenizer, HuggingFaceTokenizer) else 0
   if not 0 <= rows - tokenizer.vocab_size <= allowed:
@@ -338,7 +372,7 @@ def check_fits(tokenizer, rows: int) -> None:
 
 
 def brief(description: dict | None) -> str:
-  """What `describe` says, short enough for an error message."""
+  """A description of `Tokenizer.describe`, short enough for an error message."""
   if not description:
     return "none"
   if description.get("kind") == "huggingface":

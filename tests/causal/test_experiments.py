@@ -12,7 +12,7 @@ from inversionview_jax.causal import experiments
 from inversionview_jax.commands import configs
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.show import charts
-from inversionview_jax.targets.target import load_target
+from inversionview_jax.targets import load_target
 
 CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
 ADDITION, COUNTING = CONFIGS / "verify_addition.py", CONFIGS / "verify_counting.py"

@@ -10,7 +10,7 @@ from small_models import gpt2_folder
 from inversionview_jax.causal import head_importance
 from inversionview_jax.cli import main
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.targets.target import load_target
+from inversionview_jax.targets import load_target
 from inversionview_jax.tasks import fact_files
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")

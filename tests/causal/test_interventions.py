@@ -13,7 +13,7 @@ from inversionview_jax.causal.interventions import estimate, ordered, share
 from inversionview_jax.causal.patching import METRICS
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.targets.target import Edit, Target
+from inversionview_jax.targets import Edit, Target
 
 TASK = tasks.get("addition")
 CLEAN = ["615+261=876", "302+140=442", "999+123=1122", "100+100=200", "577+422=999"]
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 def encoded(texts):
-  return TASK.tokenizer.encode_batch(texts, TASK.length)
+  return TASK.tokenizer.encode_batch(texts, TASK.length, eos=True)
 
 
 def log_softmax(x):
@@ -368,7 +368,7 @@ def test_ablate_refuses_a_mean_without_a_position_and_a_difference_without_answe
 
 
 def test_a_target_without_task_or_tokenizer_takes_indices_and_ids(small_target):
-  bare = Target(small_target.params, small_target.config, None, "raw")
+  bare = Target.from_raw(small_target.params, small_target.config, None, "raw")
   tokens = [encoded(texts) for texts in (CLEAN, CORRUPTED)]
   found = iv.patch(bare, *tokens, THREE, EQUALS, order="each", at=EQUALS, answers=(3, 7), mesh=ONE)
   named = iv.patch(small_target, *tokens, THREE, "=", order="each", **ASKED)

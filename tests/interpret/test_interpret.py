@@ -35,7 +35,7 @@ def preimage_of(first, second, rng, n=60, site="a0.3"):
     text = T.text(row)
     samples.append(Sample(T.encode(text), T.strings(T.encode(text)), text, far, 8))
   text = f"{first}+{second}={first + second}"
-  ids = T.encode_batch([text])[0].tolist()
+  ids = T.encode_batch([text], eos=True)[0].tolist()
   query = Query(text, ids, T.strings(ids), 8, "=", site, f"blocks.0.attn.hook_result.{site[-1]}", (1.0,))
   return Preimage(query, samples, 0.1, "euclidean", "anywhere", 0, "made up", "addition", "centered", "0")
 
@@ -399,5 +399,5 @@ def test_an_empty_folder_and_a_newer_file_are_said(tmp_path, preimages, capsys):
 
 
 def test_prompts_and_scores_need_no_jax():
-  code = "import sys; from inversionview_jax import interpret, asking; assert 'jax' not in sys.modules and 'openai' not in sys.modules"
+  code = "import sys; from inversionview_jax.interpret import hypotheses, language_model; assert 'jax' not in sys.modules and 'openai' not in sys.modules"
   subprocess.run([sys.executable, "-c", code], check=True)

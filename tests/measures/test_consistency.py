@@ -19,7 +19,7 @@ T = TASK.tokenizer
 
 
 def query_of(text="615+861=1476", position=8, label="=", site="a0.0"):
-  ids = T.encode_batch([text])[0].tolist()
+  ids = T.encode_batch([text], eos=True)[0].tolist()
   return Query(text, ids, T.strings(ids), position, label, site, "blocks.0.attn.hook_result.0", (0.0, 1.0))
 
 
@@ -131,7 +131,7 @@ def test_tokens_around_the_match_are_told_and_those_that_the_place_decides_are_n
 def test_plain_tokens_of_a_task_are_told_by_their_place():
   task = tasks.get("counting")
   t = task.tokenizer
-  ids = t.encode_batch(["aabbbc|a:2"])[0].tolist()
+  ids = t.encode_batch(["aabbbc|a:2"], eos=True)[0].tolist()
   query = Query("aabbbc|a:2", ids, t.strings(ids), 8, "query", "x0.pre", "blocks.0.hook_resid_pre", (1.0,))
   texts = ["aabbbc|a:2", "aabbdd|a:2", "abbaac|a:3"]
   samples = [Sample(t.encode(text), t.strings(t.encode(text)), text, 0.0, 8) for text in texts]

@@ -118,24 +118,24 @@ def test_the_prior_of_counting_is_that_of_its_inputs():
   said = task.log_prior(tokens)
   assert np.isfinite(said).all()
   # All orders of 1 + 1 + 1 letters together have 3! texts for each triple and question.
-  shortest = task.tokenizer.encode_batch(["abc|a:1"], length=task.length)
+  shortest = task.tokenizer.encode_batch(["abc|a:1"], length=task.length, eos=True)
   assert math.exp(task.log_prior(shortest)[0]) == pytest.approx(1 / (2600 * 729 * 3 * 6))
   # E[1 / p] under p is the number of texts: those of a length, from the sample and from counting them
   of_length = task.features(tokens)["length"] == 4
   there = 2600 * 3 * 3 * math.factorial(4) / 2
   assert np.exp(-said[of_length]).sum() / len(said) == pytest.approx(there, rel=1.0)
   wrong = ["aab|a:1", "aabc|d:1", "aabc|a:", "aabc", "abcd|a:1", "ab|a:1"]
-  assert np.isinf(task.log_prior(task.tokenizer.encode_batch(wrong, length=task.length))).all()
+  assert np.isinf(task.log_prior(task.tokenizer.encode_batch(wrong, length=task.length, eos=True))).all()
 
 
 def test_the_decoder_can_be_told_another_activation_than_distances_are_taken_to(reader, queries):
   z = np.array([query.activation for query in queries[:1]], np.float32)
   fields = np.zeros(1, np.int32) + reader.site_index("a0.0"), np.full(1, -1, np.int32), np.zeros(1, np.int32)
-  rows = sampler.mixture_rows(((1.0, 0.0),), 32)
-  plain = reader.draw(sampler.Queries(z, *fields), rows, 0)
-  told = reader.draw(sampler.Queries(z, *fields, told=z), rows, 0)
+  rows = candidates.mixture_rows(((1.0, 0.0),), 32)
+  plain = reader.draw(candidates.Queries(z, *fields), rows, 0)
+  told = reader.draw(candidates.Queries(z, *fields, told=z), rows, 0)
   np.testing.assert_array_equal(plain.tokens, told.tokens)
-  elsewhere = reader.draw(sampler.Queries(-z, *fields, told=z), rows, 0)
+  elsewhere = reader.draw(candidates.Queries(-z, *fields, told=z), rows, 0)
   np.testing.assert_array_equal(elsewhere.tokens, told.tokens)
   assert not np.allclose(elsewhere.distance, told.distance)
 

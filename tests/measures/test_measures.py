@@ -106,7 +106,7 @@ def test_base_rate_is_the_share_of_random_inputs_inside(asked, reader, few):
 
 def test_a_sample_is_inside_as_often_as_the_sampler_says(asked, reader):
   hits = held_out.inside(reader, asked, seed=3)
-  rows = sampler.Rows(*(np.arange(len(asked)),) * 2, np.ones(len(asked), np.float32), np.zeros(len(asked), np.float32))
+  rows = candidates.Rows(*(np.arange(len(asked)),) * 2, np.ones(len(asked), np.float32), np.zeros(len(asked), np.float32))
   out = reader.sampler.run(reader.variables, reader.target.params, reader.bos_activations, asked.queries, rows, 3)
   np.testing.assert_array_equal(hits, np.asarray(out.distance) <= np.float32(0.1))
 
@@ -118,7 +118,7 @@ def test_log_prob_at_temperature_1_is_the_readers_and_at_0_is_greedy(asked, read
   assert (greedy == -np.inf).all()
   best = reader.sampler.run(
     reader.variables, reader.target.params, reader.bos_activations, asked.take([3]).queries,
-    sampler.mixture_rows(((0.0, 0.0),), 1), 0,
+    candidates.mixture_rows(((0.0, 0.0),), 1), 0,
   ).tokens  # fmt: skip
   assert coverage.log_probs(reader, z, site, np.asarray(best), [0.0])[0, 0] == 0
 
@@ -128,7 +128,7 @@ def test_probability_of_a_mixture_is_how_often_it_is_drawn(reader, asked):
   one = asked.take([0])
   settings, n = ((0.4, 0.0), (0.6, 0.3)), 20_000
   out = reader.sampler.run(
-    reader.variables, reader.target.params, reader.bos_activations, one.queries, sampler.mixture_rows(settings, n), 5, False
+    reader.variables, reader.target.params, reader.bos_activations, one.queries, candidates.mixture_rows(settings, n), 5, False
   )  # fmt: skip
   texts, counts = np.unique(np.asarray(out.tokens), axis=0, return_counts=True)
   often = np.argsort(-counts)[:5]
@@ -168,7 +168,7 @@ class Oracle:
   def run(self, *args, **kwargs):
     rows = args[4]
     tokens = self.tokens[np.arange(len(rows.query)) % len(self.tokens)]
-    return sampler.Candidates(tokens, np.zeros(len(tokens), np.float32), np.ones(len(tokens), np.int32), None)
+    return candidates.Candidates(tokens, np.zeros(len(tokens), np.float32), np.ones(len(tokens), np.int32), None)
 
 
 def test_distinct_members_and_features_are_of_what_was_drawn(reader, few, monkeypatch):

@@ -16,7 +16,7 @@ from inversionview_jax.models.layers import RMSNorm, rotate
 from inversionview_jax.models.transformer import Transformer, TransformerConfig
 from inversionview_jax.pretrained import rotary
 from inversionview_jax.sites import Site
-from inversionview_jax.targets.target import Edit, Target, load_target, save_target
+from inversionview_jax.targets import Edit, Target, load_target, save_target
 
 L, H, G, D, K, V, B, T, J = 2, 4, 2, 16, 6, 13, 3, 9, 2
 FREQUENCIES = rotary.frequencies({"rope_theta": 30.0}, K, 12, "")[0]
@@ -74,7 +74,7 @@ def params(config, random_variables):
 
 @pytest.fixture(scope="module")
 def target(config, params):
-  return Target(params, config)
+  return Target.from_raw(params, config)
 
 
 @pytest.fixture(scope="module")
@@ -235,23 +235,23 @@ def test_logits_at_some_positions_are_those_of_all(config, params, slots):
 
 def test_rms_norm_models_are_raw_unless_asked_and_refuse_to_be_centered(config, params, target):
   assert target.convention == "raw"
-  assert target.fingerprint == Target(params, config, convention="raw").fingerprint
+  assert target.fingerprint == Target.from_raw(params, config, convention="raw").fingerprint
   with pytest.raises(InversionViewError, match="centered.*RMSNorm.*raw"):
-    Target(params, config, convention="centered")
+    Target.from_raw(params, config, convention="centered")
   with pytest.raises(InversionViewError, match="'centred'.*centered"):
-    Target(params, config, convention="centred")
+    Target.from_raw(params, config, convention="centred")
 
 
 def test_bfloat16_parameters_give_float32_logits_near_those_of_float32(config, params, full):
-  half = Target(params, config, dtype="bfloat16")
+  half = Target.from_raw(params, config, dtype="bfloat16")
   assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
   logits = half.run(TOKENS).logits
   assert logits.dtype == jnp.float32
   gap = np.abs(jax.nn.softmax(logits) - jax.nn.softmax(full.logits))
   assert 1e-4 < gap.max() < 0.1
-  assert half.fingerprint == Target(params, config).fingerprint
+  assert half.fingerprint == Target.from_raw(params, config).fingerprint
   with pytest.raises(InversionViewError, match="'float16'.*bfloat16"):
-    Target(params, config, dtype="float16")
+    Target.from_raw(params, config, dtype="float16")
 
 
 def test_saved_model_is_loaded_as_it_was(config, params, full, tmp_path):

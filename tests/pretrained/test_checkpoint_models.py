@@ -13,7 +13,7 @@ from inversionview_jax import tasks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import storage
 from inversionview_jax.models.transformer import Transformer, TransformerConfig
-from inversionview_jax.targets.target import Target, load_target, save_target, shipped_names
+from inversionview_jax.targets import Target, load_target, save_target, shipped_names
 
 TOKENIZER = tasks.get("addition").tokenizer
 # Nothing here is a default, so that a forgotten attribute is noticed.
@@ -67,14 +67,14 @@ def test_loaded_target_is_the_saved_one(folder, params):
   assert_same_tree(target.params, params)
   assert (target.config, target.tokenizer, target.convention) == (CONFIG, TOKENIZER, "raw")
   assert (target.name, target.task) == ("small", "addition")
-  assert target.fingerprint == storage.fingerprint(params, CONFIG.stated()) == Target(params, CONFIG).fingerprint
+  assert target.fingerprint == storage.fingerprint(params, CONFIG.stated()) == Target.from_raw(params, CONFIG).fingerprint
   assert storage.read_description(folder)["notes"] == {"accuracy": 0.5}
 
 
 def test_convention_is_applied_on_loading_and_does_not_change_the_fingerprint(folder, params):
   target = load_target(folder)
   assert target.convention == "centered"
-  assert_same_tree(target.params, Target(params, CONFIG).params)
+  assert_same_tree(target.params, Target.from_raw(params, CONFIG).params)
   before, after = (np.abs(np.asarray(tree["embed"]).mean(axis=-1)).max() for tree in (params, target.params))
   assert after < 1e-6 < before
   assert target.fingerprint == load_target(folder, convention="raw").fingerprint

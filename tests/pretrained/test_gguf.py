@@ -201,7 +201,7 @@ def test_loading_takes_less_memory_than_the_checkpoint_and_a_third(tmp_path, kin
     script = f"""
       import jax
       import inversionview_jax as iv
-      from inversionview_jax import target
+      from inversionview_jax.targets import target
       jax.numpy.zeros(1).block_until_ready()
       {line}
       # Not ru_maxrss, which remembers the process that this one was started from.

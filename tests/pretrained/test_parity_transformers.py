@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from inversionview_jax import targets
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.layers import NORMS
 from inversionview_jax.pretrained import llama, rotary
-from inversionview_jax.targets import target
 
 HERE = pathlib.Path(__file__).parent.parent
 GOLDEN = HERE / "golden"
@@ -43,7 +43,7 @@ def assert_same_as_transformers(folder, expected):
   layers = len(expected["mid"])
   posts, mids = ([f"x{layer}.{kind}" for layer in range(layers)] for kind in ("post", "mid"))
   names = ["x0.pre", *posts, *mids]
-  raw = target.load_target(folder, convention="raw")
+  raw = targets.load_target(folder, convention="raw")
   run = raw.run(expected["tokens"], capture=names)
   assert_close(run.logits, expected["logits"])
   # transformers returns the last hidden state behind the final norm.
@@ -56,7 +56,7 @@ def assert_same_as_transformers(folder, expected):
 
   if raw.config.norm == "rms":
     return
-  centered = target.load_target(folder, convention="centered").run(expected["tokens"], capture=names)
+  centered = targets.load_target(folder, convention="centered").run(expected["tokens"], capture=names)
   assert_close(less_mean(centered.logits), less_mean(expected["logits"]))
   for name in names:  # what is centred over D is the residual stream less its mean, which LayerNorm never saw
     assert_close(centered[name], less_mean(run[name]))
@@ -77,7 +77,7 @@ def test_there_are_golden_gpt2_checkpoints_of_each_variant():
 
 def test_there_are_golden_checkpoints_of_every_family_attention_and_scaling():
   found = configs(gpt2=False)
-  assert {c["model_type"] for c in found} == set(llama.FAMILIES)
+  assert {c["model_type"] for c in found} == {*llama.FAMILY.model_types, *llama.GEMMA.model_types}
   shared = {c["num_attention_heads"] / c["num_key_value_heads"] for c in found}
   assert {1, 4} < shared and any(1 < share < 4 for share in shared)  # full, multi-query, grouped
   assert {c["rope_parameters"]["rope_type"] for c in found} == set(rotary.KINDS)
@@ -127,7 +127,7 @@ def change_tensors(folder, change):
 
 def refusal(folder) -> str:
   with pytest.raises(InversionViewError) as caught:
-    target.load_target(folder)
+    targets.load_target(folder)
   message = str(caught.value)
   assert "\n" not in message
   return message
@@ -146,7 +146,7 @@ def refusal(folder) -> str:
   ],
 )
 def test_config_attribute_that_is_not_handled_is_refused_by_name_and_value(checkpoint, attribute, value):
-  target.load_target(checkpoint)
+  targets.load_target(checkpoint)
   change_config(checkpoint, **{attribute: value})
   message = refusal(checkpoint)
   assert attribute in message and repr(value) in message and "config.json" in message
@@ -171,11 +171,11 @@ def test_config_that_is_no_json_object_is_refused(checkpoint, content):
 
 
 def test_attributes_that_do_not_change_the_forward_pass_are_accepted(checkpoint):
-  before = target.load_target(checkpoint)
+  before = targets.load_target(checkpoint)
   change_config(
     checkpoint, _name_or_path="somewhere", resid_pdrop=0.5, summary_type="mean", use_cache=False, pruned_heads={}
   )
-  after = target.load_target(checkpoint)
+  after = targets.load_target(checkpoint)
   assert (after.fingerprint, after.config) == (before.fingerprint, before.config)
 
 
@@ -208,12 +208,12 @@ def test_tensor_of_another_shape_is_named_with_both_shapes(checkpoint):
 
 
 def test_names_without_the_transformer_prefix_are_the_same_model(checkpoint):
-  before = target.load_target(checkpoint).fingerprint
+  before = targets.load_target(checkpoint).fingerprint
   content = safetensors.numpy.load_file(checkpoint / "model.safetensors")
   shorter = {name.removeprefix("transformer."): value for name, value in content.items()}
   assert not set(shorter) & set(content)
   safetensors.numpy.save_file(shorter, checkpoint / "model.safetensors")
-  assert target.load_target(checkpoint).fingerprint == before
+  assert targets.load_target(checkpoint).fingerprint == before
 
 
 @pytest.mark.parametrize("kept", [0, 5, 500, -1])

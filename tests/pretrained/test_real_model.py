@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from inversionview_jax.targets.target import Edit, load_target
+from inversionview_jax.targets import Edit, load_target
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 FETCH = runpy.run_path(str(ROOT / "launch" / "fetch_smollm2.py"))["fetch"]
@@ -77,7 +77,7 @@ def test_tokenizer_takes_apart_digits_and_keeps_words(target):
     "3",
   ]
   for text in ("Hello  world\n\n 12345 it's ÄÖ 漢字 😀", "  leading, and\ttabs don't\r\n stop 3.14"):
-    assert t.text(t.encode_batch([text])[0]) == text
+    assert t.text(t.encode_batch([text], eos=True)[0]) == text
   assert all(len(t.encode(f" {name}")) == 1 for name in NAMES)
 
 

@@ -12,7 +12,7 @@ from inversionview_jax import cli, load_reader
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.decoder import Decoder, DecoderConfig, initial
 from inversionview_jax.pretrained import release
-from inversionview_jax.targets.target import save_target
+from inversionview_jax.targets import save_target
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden_release"
 KINDS = ("release", "release_cross")

@@ -22,7 +22,7 @@ from inversionview_jax.tasks.tokenizers import CharTokenizer
 
 TASK = tasks.get("addition")
 TEXT = "615+861=1476"
-TOKENS = TASK.tokenizer.encode_batch([TEXT], TASK.length)
+TOKENS = TASK.tokenizer.encode_batch([TEXT], TASK.length, eos=True)
 N = 40  # another number of candidates would be another program
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -321,7 +321,7 @@ def test_decoder_of_another_tokenizer_is_refused_naming_both(folder, make_target
 
 
 def test_decoder_and_target_that_were_exchanged_on_disk_are_refused(folder, make_target, tmp_path):
-  from inversionview_jax.targets.target import save_target
+  from inversionview_jax.targets import save_target
 
   shutil.copytree(folder / "decoder", tmp_path / "decoder")
   other = make_target(seed=1)

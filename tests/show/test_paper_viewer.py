@@ -64,7 +64,7 @@ def test_names_are_taken_apart_as_the_viewer_does(pages):
 
 
 def test_values_are_the_targets(reader, pages):
-  z = np.asarray(reader.target.run(TASK.tokenizer.encode_batch(["615+861=1476"], 14), ["a0.1"])["a0.1"])[0, 8]
+  z = np.asarray(reader.target.run(TASK.tokenizer.encode_batch(["615+861=1476"], 14, eos=True), ["a0.1"])["a0.1"])[0, 8]
   for page in pages:
     tokens, _, values, _, _ = page.generation[3]
     text = "".join(tokens[1:]).removesuffix("[EOS]")
@@ -194,7 +194,7 @@ def test_effects_are_needed(reader):
 
 
 def test_needs_no_jax():
-  code = "import sys; from inversionview_jax import viewer; assert 'jax' not in sys.modules"
+  code = "import sys; from inversionview_jax.show import paper_viewer; assert 'jax' not in sys.modules"
   subprocess.run([sys.executable, "-c", code], check=True)
 
 

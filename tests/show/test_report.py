@@ -69,7 +69,7 @@ def real(reader="addition", samples=60, **kwargs):
     made.append(
       Sample(used, task.tokenizer.strings(used), task.tokenizer.text(used), d, 8, rng.uniform(-1, 1, len(used)))
     )
-  tokens = task.tokenizer.encode_batch(["615+861=1476"], task.length)[0].tolist()
+  tokens = task.tokenizer.encode_batch(["615+861=1476"], task.length, eos=True)[0].tolist()
   query = Query(
     "615+861=1476", tokens, task.tokenizer.strings(tokens), 8, "=", "a0.1", "blocks.0.attn.hook_result.1", [1.0, 2.0]
   )
@@ -225,5 +225,5 @@ def test_an_empty_report_is_refused():
 
 
 def test_a_report_needs_no_jax():
-  code = "import sys, inversionview_jax.report; sys.exit(bool({'jax', 'flax'} & set(sys.modules)))"
+  code = "import sys, inversionview_jax.show.report; sys.exit(bool({'jax', 'flax'} & set(sys.modules)))"
   assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

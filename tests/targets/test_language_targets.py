@@ -16,9 +16,8 @@ from inversionview_jax.cli import main
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.decoder import Decoder, DecoderConfig
 from inversionview_jax.reading import reader
-from inversionview_jax.targets import language_model
-from inversionview_jax.targets.target import load_target
-from inversionview_jax.training import warm_start
+from inversionview_jax.targets import language_model, load_target
+from inversionview_jax.training import decoder_start
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 TINY = "configs/ioi_smollm2.py:tiny"
@@ -58,7 +57,7 @@ def refused(capsys, *argv) -> str:
 @pytest.mark.parametrize("convention", ["centered", "raw"])
 def test_over_a_part_of_the_tokens_activations_and_logits_stay(folder, task, convention):
   whole = load_target(folder, convention)
-  part = whole.over(task.tokenizer)
+  part = whole.restrict_to(task.tokenizer)
   tokens = task.tokens(np.arange(20))
   sites = ["x0.pre", "a1.1", "m2", "x2.post"]
   one, other = part.run(tokens, sites), whole.run(task.tokenizer.to_base(tokens), sites)
@@ -76,7 +75,7 @@ def test_over_a_part_of_the_tokens_activations_and_logits_stay(folder, task, con
 def test_over_the_tokens_of_another_model_is_refused(whole, tmp_path):
   other = load_target(gpt2_folder(tmp_path / "other", texts=["Then, Mary and John"] * 9))
   with pytest.raises(InversionViewError, match="is not a part of that of the target"):
-    other.over(tasks.get("ioi", whole.tokenizer).tokenizer)
+    other.restrict_to(tasks.get("ioi", whole.tokenizer).tokenizer)
 
 
 @pytest.mark.parametrize("convention", ["centered", "raw"])
@@ -185,7 +184,7 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(argv, m
 
 
 def test_a_decoder_starts_as_the_language_model(folder, whole, task):
-  start = warm_start.find(str(folder), task, whole, {})
+  start = decoder_start.load(str(folder), task, whole, {})
   config = DecoderConfig(start.transformer, ("x0.pre", "a1.0"), whole.config.d_model)
   key, tokens = jax.random.key(0), task.tokens(np.arange(4))
   fresh = Decoder(config).init(key, tokens[:1], jnp.zeros((1, whole.config.d_model)), jnp.zeros(1, jnp.int32))
@@ -250,12 +249,12 @@ def test_a_start_that_does_not_fit_is_refused(folder, whole, task, workdir, tmp_
     (folder, whole, {"n_layers": 2}, "so model.n_layers = 2 would not be used"),
     (tokens, whole, {}, "has another tokenizer"),
     (short, whole, {}, "has a context of 8 tokens"),
-    (workdir, load_target(other).over(task.tokenizer), {}, "was trained on another target"),
+    (workdir, load_target(other).restrict_to(task.tokenizer), {}, "was trained on another target"),
     ("counting", whole, {}, "was trained on another target"),
   ):
     with pytest.raises(InversionViewError, match=message):
-      warm_start.find(str(source), task, target, model)
-  assert warm_start.find("", task, whole, {}) is None
+      decoder_start.load(str(source), task, target, model)
+  assert decoder_start.load("", task, whole, {}) is None
 
 
 # --- causal experiments ---------------------------------------------------------------------------------------------------------------

@@ -6,10 +6,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from inversionview_jax import tasks
+from inversionview_jax import targets, tasks
 from inversionview_jax.causal import experiments
 from inversionview_jax.commands import configs
-from inversionview_jax.targets import target
 
 REFERENCE = pathlib.Path(__file__).resolve().parents[3] / "shared" / "reference"
 TOLERANCE = 5e-5  # of the largest absolute value of an array
@@ -32,7 +31,7 @@ def arrays(name):
 @functools.cache
 def run(name, convention="centered"):
   """The target on the reference's tokens, with everything captured."""
-  model = target.load_target(REFERENCE / f"{name}_target", convention, tokenizer=tasks.get(name).tokenizer)
+  model = targets.load_target(REFERENCE / f"{name}_target", convention, tokenizer=tasks.get(name).tokenizer)
   heads = [f"a{layer}.{head}" for layer in range(LAYERS) for head in range(HEADS[name])]
   return model.run(arrays(name)["tokens"], capture=[*HOOKS, *heads])
 
@@ -111,7 +110,7 @@ CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
 def experiment(task, name, pairs):
   """The forward and backward tables of an experiment of the configs, step -> mean, on the published model."""
   config = configs.load_config(f"{CONFIGS}/verify_{task}.py:{name}", [f"--config.pairs={pairs}"])
-  model = target.load_target(REFERENCE / f"{task}_target", tokenizer=task)
+  model = targets.load_target(REFERENCE / f"{task}_target", tokenizer=task)
   prepared = experiments.prepare(model, tasks.get(task), name, config.experiments[name].to_dict(), config)
   found = experiments.run(model, prepared, batch_size=config.batch_size)
   assert found["pairs"] == pairs

@@ -12,8 +12,8 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.capture import SiteEdit
 from inversionview_jax.models.transformer import Transformer, TransformerConfig
 from inversionview_jax.sites import Site
+from inversionview_jax.targets import Edit, Target
 from inversionview_jax.targets import target as target_lib
-from inversionview_jax.targets.target import Edit, Target
 
 TASK = tasks.get("addition")
 L, H, D = 2, 4, 32
@@ -47,12 +47,12 @@ def raw_params():
 
 @pytest.fixture(scope="module", params=CONVENTIONS)
 def target(request, raw_params):
-  return Target(raw_params, CONFIG, TASK.tokenizer, request.param)
+  return Target.from_raw(raw_params, CONFIG, TASK.tokenizer, request.param)
 
 
 @pytest.fixture(scope="module")
 def raw(raw_params):
-  return Target(raw_params, CONFIG, TASK.tokenizer, "raw")
+  return Target.from_raw(raw_params, CONFIG, TASK.tokenizer, "raw")
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_patterns_are_causal_distributions(full):
 
 
 def test_conventions_agree_on_logits_up_to_a_constant_and_center_the_writes(raw_params, full_raw):
-  centered = Target(raw_params, CONFIG, TASK.tokenizer).run(TOKENS, capture=EVERY_SITE)
+  centered = Target.from_raw(raw_params, CONFIG, TASK.tokenizer).run(TOKENS, capture=EVERY_SITE)
   less_mean = [run.logits - run.logits.mean(axis=-1, keepdims=True) for run in (full_raw, centered)]
   np.testing.assert_allclose(*less_mean, rtol=0, atol=1e-4)
   for name in VECTOR_SITES:
@@ -181,7 +181,7 @@ def test_patching_all_heads_of_a_layer_gives_that_layers_attention_output(raw, f
 
 def test_writing_a_captured_value_back_changes_no_bit_where_embedding_and_unembedding_are_tied():
   config = dataclasses.replace(CONFIG, tied=True)
-  tied = Target(random_params(config=config), config, TASK.tokenizer, "raw")
+  tied = Target.from_raw(random_params(config=config), config, TASK.tokenizer, "raw")
   full = tied.run(TOKENS, capture=["embed", "a1.1", "x1.post"])
   edits = [Edit(name, PLUS, full[name][:, PLUS]) for name in full.keys()]
   assert same(tied.run(TOKENS, edits=edits).logits, full.logits)
@@ -261,7 +261,7 @@ def test_one_vector_serves_every_row_and_position(target):
 
 def test_sweep_over_layers_heads_positions_and_values_compiles_once(raw):
   # A configuration nobody else uses, so that the first run compiles.
-  swept = Target(random_params(1), dataclasses.replace(CONFIG, norm_eps=2e-5), TASK.tokenizer, "raw")
+  swept = Target.from_raw(random_params(1), dataclasses.replace(CONFIG, norm_eps=2e-5), TASK.tokenizer, "raw")
   before = target_lib._run._cache_size()
   results = set()
   for layer in range(L):
@@ -422,11 +422,11 @@ def test_reading_what_was_not_captured_says_what_was(full_raw, raw):
 
 def test_unknown_convention_and_a_tokenizer_of_another_size_are_refused(raw_params):
   with pytest.raises(InversionViewError, match="'centred'.*centered"):
-    Target(raw_params, CONFIG, TASK.tokenizer, "centred")
+    Target.from_raw(raw_params, CONFIG, TASK.tokenizer, "centred")
   with pytest.raises(InversionViewError, match="40 tokens.*15"):
-    Target(raw_params, CONFIG, tasks.get("counting").tokenizer)
+    Target.from_raw(raw_params, CONFIG, tasks.get("counting").tokenizer)
 
 
 def test_without_a_tokenizer_token_ids_are_enough(raw_params, full_raw):
-  bare = Target(raw_params, CONFIG, None, "raw")
+  bare = Target.from_raw(raw_params, CONFIG, None, "raw")
   assert same(bare.run(TOKENS, capture=EVERY_SITE).logits, full_raw.logits)

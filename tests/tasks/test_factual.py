@@ -11,7 +11,7 @@ from small_models import gpt2_folder, tokenizer_json
 from inversionview_jax import sites, tasks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sampling import collect
-from inversionview_jax.targets.target import load_target
+from inversionview_jax.targets import load_target
 from inversionview_jax.tasks import fact_files, sources, tokenizers
 from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
 
@@ -230,7 +230,7 @@ def test_texts_that_are_too_long_are_counted(base, capsys):
 @pytest.fixture(scope="module")
 def target(tmp_path_factory, base, task):
   folder = gpt2_folder(tmp_path_factory.mktemp("models") / "gpt2", texts=TEXTS, heads=4)
-  return load_target(folder).over(task.tokenizer)
+  return load_target(folder).restrict_to(task.tokenizer)
 
 
 NAMES = ("x0.mid", "a0.0", "a0.3", "a1.1", "a1.2")

@@ -55,7 +55,7 @@ def test_prompts_are_different_and_a_function_of_the_index(task, rows):
 
 def test_a_prompt_encodes_to_its_tokens(task, rows):
   texts = [task.tokenizer.text(row) for row in rows[:200]]
-  assert np.array_equal(task.tokenizer.encode_batch(texts, length=task.length), rows[:200])
+  assert np.array_equal(task.tokenizer.encode_batch(texts, length=task.length, eos=True), rows[:200])
 
 
 def test_patterns_and_templates_come_equally_often(task, rows):
@@ -185,7 +185,7 @@ def test_part_of_a_vocabulary_writes_the_same_texts(base, task):
   for text in prompts(50, seed=3):
     assert part.text(part.encode(text)) == text
     assert part.to_base(part.encode(text)).tolist() == base.encode(text)
-  row = part.encode_batch([prompts(1)[0]], length=task.length)[0]
+  row = part.encode_batch([prompts(1)[0]], length=task.length, eos=True)[0]
   assert part.strings(row)[0] == "<BOS>" and part.strings(row)[-1] == "<PAD>" and "<EOS>" in part.strings(row)
   assert len({part.bos_id, part.eos_id, part.pad_id}) == 3
   assert from_description(part.describe()) == part

@@ -60,7 +60,7 @@ class TestAddition:
     (row,) = ADDITION.tokens_of([first], [second])
     assert row.dtype == np.int32 and _shown(ADDITION, row) == shown
     text = ADDITION.tokenizer.text(row)
-    np.testing.assert_array_equal(row, ADDITION.tokenizer.encode_batch([text], ADDITION.length)[0])
+    np.testing.assert_array_equal(row, ADDITION.tokenizer.encode_batch([text], ADDITION.length, eos=True)[0])
 
   def test_index_counts_through_both_operands(self):
     rows = ADDITION.tokens(np.array([0, 1, 900, 809_999]))
@@ -143,7 +143,7 @@ class TestCounting:
     assert [COUNTING.tokenizer.text(row) for row in rows] == ["ccbca|a:1", "fhhphhfff|f:4", "zyyyxyzzzzxyzyzzyz|z:9"]
 
   def test_positions(self):
-    (row,) = COUNTING.tokenizer.encode_batch(["vvzccv|v:3"], COUNTING.length)
+    (row,) = COUNTING.tokenizer.encode_batch(["vvzccv|v:3"], COUNTING.length, eos=True)
     named = [(place, label) for place, label in enumerate(COUNTING.labels(row)) if label]
     assert named == [(7, "|"), (8, "query"), (9, ":"), (10, "count")]
     assert [COUNTING.position(row, where) for where in ("|", "query", ":", "count", -1, "-2")] == [7, 8, 9, 10, 10, 9]
@@ -151,7 +151,7 @@ class TestCounting:
       COUNTING.position(row, "v")
 
   def test_masks(self):
-    rows = COUNTING.tokenizer.encode_batch(["vvzccv|v:3"], COUNTING.length)
+    rows = COUNTING.tokenizer.encode_batch(["vvzccv|v:3"], COUNTING.length, eos=True)
     assert np.flatnonzero(COUNTING.answer_mask(rows)[0]).tolist() == [10]
     assert np.flatnonzero(COUNTING.loss_mask(rows)[0]).tolist() == [10]
     assert np.flatnonzero(COUNTING.query_mask(rows)[0]).tolist() == [8, 9]
@@ -179,7 +179,7 @@ def test_default_sites_are_as_many_as_in_the_paper(task, n_layers, n_heads, coun
 
 def _features(task, texts):
   """The features of each text that it has."""
-  found = task.features(task.tokenizer.encode_batch(texts))
+  found = task.features(task.tokenizer.encode_batch(texts, eos=True))
   assert all(values.dtype == np.int32 and values.shape == (len(texts),) for values in found.values())
   return [{name: int(values[row]) for name, values in found.items() if values[row] >= 0} for row in range(len(texts))]
 

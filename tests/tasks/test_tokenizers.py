@@ -11,7 +11,7 @@ import pytest
 from inversionview_jax import pretrained, tasks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.pretrained import tokenizer_files
-from inversionview_jax.targets.target import Edit, Target, load_target
+from inversionview_jax.targets import Edit, Target, load_target
 from inversionview_jax.tasks import tokenizers
 
 library = pytest.importorskip(
@@ -83,14 +83,14 @@ def test_ids_are_the_librarys_and_go_back_to_the_text(folder, made, text):
   ids = tokenizer.encode(text)
   assert ids == made.encode(text, add_special_tokens=False).ids
   assert tokenizer.text(ids) == text
-  (row,) = tokenizer.encode_batch([text], length=len(ids) + 4)
+  (row,) = tokenizer.encode_batch([text], length=len(ids) + 4, eos=True)
   assert row.tolist() == [1, *ids, 2, 2, 2] and tokenizer.text(row) == text
   assert tokenizer.encode_batch([text], eos=False).tolist() == [[1, *ids]]
 
 
 def test_tokens_are_shown_as_the_text_they_stand_for(folder):
   tokenizer = read(folder)
-  row = tokenizer.encode_batch(["the cat 漢"], length=16)[0]
+  row = tokenizer.encode_batch(["the cat 漢"], length=16, eos=True)[0]
   strings = tokenizer.strings(row)
   assert strings[0] == "<BOS>" and strings[1:3] == ["the", " cat"]
   assert strings.count("<EOS>") == 1 and strings[strings.index("<EOS>") + 1 :] == ["<PAD>"] * (
@@ -123,15 +123,15 @@ def test_special_tokens_are_those_named_and_where_none_is_named_stand_for_each_o
 def test_padding_with_eos_is_told_from_the_eos_that_ends_a_text(folder):
   change(folder / "config.json", bos_token_id=2)  # one token for all three, as in GPT-2
   tokenizer = read(folder)
-  rows = tokenizer.encode_batch(["the cat", "the", ""], length=6)
+  rows = tokenizer.encode_batch(["the cat", "the", ""], length=6, eos=True)
   ends = [len(tokenizer.encode(text)) + 1 for text in ("the cat", "the")]
   np.testing.assert_array_equal(tokenizer.padding(rows)[:2], [np.arange(6) > end for end in ends])
   assert not tokenizer.padding(rows[:, :1]).any()
   characters = tasks.get("addition").tokenizer
-  tokens = characters.encode_batch(["1+2=3", "10+2=12"])
+  tokens = characters.encode_batch(["1+2=3", "10+2=12"], eos=True)
   np.testing.assert_array_equal(characters.padding(tokens), tokens == characters.pad_id)
   # The EOS of a text can be edited; what pads it cannot.
-  model = Target(*_tiny(), tokenizer)
+  model = Target.from_raw(*_tiny(), tokenizer)
   row = rows[1:2]
   value = np.zeros(model.config.d_model)
   model.run(row, edits=[Edit("x0.mid", 0, value), Edit("x0.mid", ends[1], value)])
@@ -162,7 +162,7 @@ def test_description_makes_the_same_tokenizer_again(folder):
 
 def test_saved_target_has_its_tokenizer_with_it(folder, tmp_path):
   tokenizer = read(folder)
-  Target(*_tiny(), tokenizer).save(tmp_path / "saved")
+  Target.from_raw(*_tiny(), tokenizer).save(tmp_path / "saved")
   assert load_target(tmp_path / "saved").tokenizer == tokenizer
 
 
@@ -220,7 +220,7 @@ def test_model_without_a_tokenizer_that_is_read_takes_ids_and_says_what_is_missi
   assert target.tokenizer is None
   message = refusal(target.require_tokenizer)
   assert str(folder) in message and (file or "tokenizer.json") in message
-  assert "tokenizer=" in refusal(Target(*_tiny(), None, name="bare").require_tokenizer)
+  assert "tokenizer=" in refusal(Target.from_raw(*_tiny(), None, name="bare").require_tokenizer)
 
 
 # Inside a GGUF file.
@@ -312,7 +312,7 @@ def test_sentencepiece_tokenizer_inside_a_gguf_file_gives_the_ids_of_sentencepie
   assert len(pieces["texts"]) > 4
   for text, ids in zip(pieces["texts"], pieces["ids"], strict=True):
     assert tokenizer.encode(text) == ids and tokenizer.text(ids) == text
-  assert tokenizer.strings(tokenizer.encode_batch(["the cat"])[0]) == ["<BOS>", " the", " cat", "<EOS>"]
+  assert tokenizer.strings(tokenizer.encode_batch(["the cat"], eos=True)[0]) == ["<BOS>", " the", " cat", "<EOS>"]
   assert "漢" not in pieces["tokens"] and "�" in tokenizer.strings(tokenizer.encode("漢"))
 
 

@@ -15,10 +15,11 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import storage
 from inversionview_jax.models.decoder import Decoder
 from inversionview_jax.reading.reader import load_reader
-from inversionview_jax.targets.target import load_target, save_target
+from inversionview_jax.targets import load_target, save_target
 from inversionview_jax.training import decoder_objective as objectives
-from inversionview_jax.training import loop, optimizers
+from inversionview_jax.training import loop, optimizers, target_objective
 from inversionview_jax.training.batches import Batches
+from inversionview_jax.training.update import State, make_update
 
 TASK = tasks.get("addition")
 ROWS, HELD_OUT = TASK.tokens(TASK.split("train")[:320]), TASK.tokens(TASK.split("test")[:50])
@@ -119,10 +120,10 @@ def test_steps_per_call_changes_nothing_but_speed(straight, tmp_path):
 def test_model_is_the_moving_average_of_the_parameters(meshes, tmp_path):
   objective, config = Slope(), settings(average=0.9, steps=3, steps_per_call=1)
   optimizer = optimizers.make_optimizer(config.optimizer, 3)
-  update = loop.make_update(objective, optimizer, config, meshes(1))
+  update = make_update(objective, optimizer, config, meshes(1))
   params, extra = objective.init(jax.random.key(0))
   average = jax.tree.map(np.asarray, params)
-  state = loop.State(jnp.int32(0), params, optimizer.init(params), jax.tree.map(jnp.copy, params), extra)
+  state = State(jnp.int32(0), params, optimizer.init(params), jax.tree.map(jnp.copy, params), extra)
   for i in range(3):
     state, _, _ = update(state, objective.frozen, Batches(ROWS, 16, 0)[i][None])
     rate = min(0.9, (1 + i) / (10 + i))
@@ -241,7 +242,7 @@ def test_settings_that_cannot_be_used_are_named(tmp_path):
 def test_target_learns_and_its_finished_model_is_the_one_that_was_evaluated(tmp_path):
   config = settings(batch_size=32, steps=60, steps_per_call=20, log_every=20, eval_every=60, save_every=60, average=0.0)
   config.update({"model": {"n_layers": 1, "n_heads": 2, "d_model": 16, "d_mlp": 32}, "eval_examples": 20})
-  objective = objectives.TargetObjective(TASK, config, HELD_OUT)
+  objective = target_objective.TargetObjective(TASK, config, HELD_OUT)
   metrics = loop.train(objective, ROWS, config, tmp_path / "target")
   losses = [line["loss"] for line in lines(tmp_path / "target") if "loss" in line]
   assert losses == sorted(losses, reverse=True) and losses[-1] < 0.8 * losses[0]
@@ -261,7 +262,7 @@ def test_accuracy_is_the_share_of_answers_right_in_every_token_as_greedy_generat
   config = ConfigDict(
     {"model": {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_mlp": 32, "tied": False}, "eval_examples": 30}
   )
-  objective = objectives.TargetObjective(TASK, config, rows)
+  objective = target_objective.TargetObjective(TASK, config, rows)
   metrics, _ = objective.evaluate(small_target.params, {}, True)
   right = np.arange(60) % 2 == 0
   right[4::10] = False

@@ -221,7 +221,7 @@ def _look_at(reader: "Reader", text: str) -> Input:
   task, tokenizer = reader.task, reader.task.tokenizer
   if not text:
     raise InversionViewError("the text is empty: type an input of the task, or take a random one")
-  row = tokenizer.encode_batch([text], length=task.length)[0]
+  row = tokenizer.encode_batch([text], length=task.length, eos=True)[0]
   used = [int(token) for token in row if token != tokenizer.pad_id]
   labels = tuple(task.labels(used))
   asked = np.flatnonzero(np.asarray(task.query_mask(row[None]))[0])

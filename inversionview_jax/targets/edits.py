@@ -1,0 +1,118 @@
+"""Edits: activations that are replaced while a target runs, checked and turned into arrays.
+
+Shapes: B rows, T tokens, D d_model.
+"""
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from inversionview_jax import sites
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models.capture import SiteEdit
+from inversionview_jax.sites import Site
+from inversionview_jax.targets.positions import Position, is_traced, label_positions
+
+if TYPE_CHECKING:
+  from inversionview_jax.targets.target import Target
+
+CAPTURABLE = (*sites.VECTOR_KINDS, "heads", "pattern")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Edit:
+  """Replaces the activation at a site.
+
+  Attributes:
+    site: either notation; one vector per position (a head, not all heads of a layer; not the pattern).
+    position: an index, a negative index, a label of the target's task, int[B] with one index per row, or None for all positions. A
+      negative index counts from the last token of each text where texts are run, and from the end of the row of T where token ids are.
+    value: float[D], float[B, D], or float[B, T, D] where `position` is None; may be traced (differentiated, batched, ...).
+  """
+
+  site: str | Site
+  position: Position | None
+  value: np.ndarray | jax.Array
+
+
+def resolve_edit(target: "Target", edit: Edit, tokens, lengths) -> SiteEdit:
+  """An edit as the forward pass takes it. Shapes are always checked, values where they are known (not traced).
+
+  Args:
+    target: that is run.
+    edit: as given.
+    tokens: int32[B, T].
+    lengths: int[B], from where negative indices count.
+
+  Raises:
+    InversionViewError: an unknown site or one of more than one vector per position, a position out of range or on padding, a value of
+      another shape.
+  """
+  site = target.site(edit.site, CAPTURABLE)
+  if site.kind not in sites.VECTOR_KINDS:
+    instead = (
+      f"; edit its heads, a{site.layer}.0 to a{site.layer}.{target.config.n_heads - 1}" if site.kind == "heads" else ""
+    )
+    raise InversionViewError(
+      f"{str(edit.site)!r} can be captured but not edited, being more than one vector per position{instead}"
+    )
+  batch, length, width = *tokens.shape, target.config.d_model
+  value = jnp.asarray(edit.value, jnp.float32)
+  shape = (batch, length, width) if edit.position is None else (batch, width)
+  if value.shape not in (shape, (width,)):
+    raise InversionViewError(f"the edit of {site} needs a value of shape {shape} or {(width,)}, got {value.shape}")
+  value = jnp.broadcast_to(value, shape)
+  position = None if edit.position is None else _position_per_row(target, site, edit.position, tokens, lengths)
+  return SiteEdit(site.kind, jnp.int32(site.layer or 0), jnp.int32(site.head or 0), position, value)
+
+
+def _position_per_row(target: "Target", site: Site, position: Position, tokens, lengths):
+  """int32[B], not negative."""
+  batch, length = tokens.shape
+  if isinstance(position, str):
+    return label_positions(target, tokens, position)
+  given, position = position, position if is_traced(position) else np.asarray(position)
+  if position.shape not in ((), (batch,)) or not np.issubdtype(position.dtype, np.integer):
+    raise InversionViewError(f"the edit of {site} needs one position, or one per row ({batch}), got {given!r}")
+  if is_traced(position, tokens, lengths):
+    position = jnp.broadcast_to(position, (batch,))
+    return jnp.where(position < 0, position + lengths, position).astype(jnp.int32)
+  outside = (position < -lengths) | (position >= length)
+  if outside.any():
+    wrong = np.broadcast_to(position, (batch,))[np.argmax(np.broadcast_to(outside, (batch,)))]
+    raise InversionViewError(f"the edit of {site} touches nothing: position {wrong} is outside 0 to {length - 1}")
+  position = np.where(position < 0, position + lengths, position).astype(np.int32)
+  padding = target.tokenizer is not None and target.tokenizer.padding(tokens)[np.arange(batch), position]
+  if np.any(padding):
+    row = int(np.argmax(padding))
+    raise InversionViewError(
+      f"the edit of {site} touches nothing in row {row}: position {int(position[row])} is padding"
+    )
+  return position
+
+
+def refuse_overlap(what: str, addresses: Sequence[tuple[str, Site, np.ndarray | jax.Array | None]]) -> None:
+  """Raises `InversionViewError` if two of `addresses` share an activation: then one of them would silently have no effect.
+
+  Args:
+    what: what each of them is, such as "edits"; for the message.
+    addresses: (name, site, positions), where positions are int[B], or None for all of them; traced ones are not compared.
+  """
+  for i, (name, site, at) in enumerate(addresses):
+    for other_name, other_site, other_at in addresses[:i]:
+      if _stream(site) != _stream(other_site) or is_traced(at, other_at):
+        continue
+      if at is None or other_at is None or (np.asarray(at) == np.asarray(other_at)).any():
+        names = " and ".join(dict.fromkeys((other_name, name)))
+        raise InversionViewError(
+          f"two {what} of the same activation, {names}: one of them would have no effect; keep one"
+        )
+
+
+def _stream(site: Site) -> Hashable:
+  """The residual stream before a layer is that after the layer before it."""
+  return Site("post", site.layer - 1) if site.kind == "pre" and site.layer else site

@@ -1,0 +1,139 @@
+"""Loading targets: shipped ones, folders written by this package, Hugging Face folders and GGUF files."""
+
+import dataclasses
+import importlib.resources
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from inversionview_jax import pretrained, tasks
+from inversionview_jax.devices import parallel
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models import storage
+from inversionview_jax.models.transformer import Transformer, TransformerConfig
+from inversionview_jax.targets.target import Target
+from inversionview_jax.tasks import tokenizers
+
+
+def shipped_folder(name: str) -> pathlib.Path | None:
+  """The folder of a model that ships with the package, or None."""
+  folder = _shipped() / name
+  return folder if folder.is_dir() else None
+
+
+def shipped_names() -> list[str]:
+  """Names of the models that ship with the package."""
+  folder = _shipped()
+  return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _shipped() -> pathlib.Path:
+  return pathlib.Path(str(importlib.resources.files("inversionview_jax"))) / "shipped"
+
+
+def load_target(
+  name: str | os.PathLike,
+  convention: str | None = None,
+  tokenizer: tokenizers.Tokenizer | str | None = None,
+  dtype: str | None = None,
+  layers: int | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Target:
+  """Loads a target model.
+
+  Args:
+    name: a shipped model ("addition", "counting"), a workdir or folder written by this package, a Hugging Face folder (config.json and
+      safetensors, whole or in shards) of GPT-2, Llama, Mistral, Qwen2, Qwen3, SmolLM, Gemma or Gemma 2, or a GGUF file of one.
+    convention: "centered" (what published distances are measured on; models with LayerNorm only) or "raw"; see `pretrained.conventions`.
+      None takes "centered" for LayerNorm and "raw" for RMSNorm.
+    tokenizer: in place of the checkpoint's own, or where it has none: a tokenizer, or the name of the task whose it is.
+    dtype: of parameters on the device and of what is computed with them: "float32" (what None means for checkpoints) or "bfloat16".
+    layers: load and run the first so many only, which is all that reading their activations takes; there are no logits then.
+    mesh: as for `Target.from_raw`.
+
+  Raises:
+    InversionViewError: no such model, files missing or damaged, an architecture or attribute that is not handled, a tokenizer that is not
+      the model's, or a convention that the model does not have.
+  """
+  parallel.use_compilation_cache()
+  task = ""
+  if isinstance(tokenizer, str):
+    task, tokenizer = tokenizer, tasks.get(tokenizer).tokenizer
+  folder = pathlib.Path(name)
+  if (shipped := shipped_folder(str(name))) and not folder.is_dir():
+    folder = shipped
+  if folder.is_file():
+    return _from_checkpoint(folder, convention, tokenizer, dtype, layers, task, mesh)
+  if not folder.is_dir():
+    raise InversionViewError(
+      f"no target {str(name)!r}: not a folder or a .gguf file, and shipped are only: {', '.join(shipped_names())}"
+    )
+  if (folder / "target" / "model.json").exists():
+    folder = folder / "target"
+  if not (folder / "model.json").exists():
+    return _from_checkpoint(folder, convention, tokenizer, dtype, layers, task, mesh)
+  params, description = storage.load_model(folder, _expected_shapes)
+  tokenizer = tokenizers.from_description(description["tokenizer"]) if description["tokenizer"] else tokenizer
+  params, config = _first_layers(params, TransformerConfig(**description["config"]), layers)
+  return Target.from_raw(params, config, tokenizer, convention, description["name"], description["task"], dtype, mesh)
+
+
+def check_tokenizer(target: Target, task: tasks.Task, source: str | os.PathLike) -> None:
+  """Raises `InversionViewError` if the target that came from `source` has another tokenizer than the task."""
+  tokenizer = target.require_tokenizer()
+  if tokenizer.describe() != task.tokenizer.describe():
+    raise InversionViewError(
+      f"the target {source} has another tokenizer ({tokenizers.brief(tokenizer.describe())}) than the task "
+      f"{task.name} ({tokenizers.brief(task.tokenizer.describe())}); give one that was trained on this task"
+    )
+
+
+def _from_checkpoint(
+  path: pathlib.Path,
+  convention: str | None,
+  tokenizer,
+  dtype: str | None,
+  layers: int | None,
+  task: str = "",
+  mesh=None,
+) -> Target:
+  checkpoint = pretrained.open_checkpoint(path)
+  missing = ""
+  if tokenizer is None:
+    tokenizer, missing = pretrained.tokenizer_of(path, checkpoint)
+  return Target.from_raw(
+    *_first_layers(checkpoint.parts, checkpoint.config, layers),
+    tokenizer,
+    convention,
+    name=path.stem if checkpoint.gguf else path.name,
+    task=task,
+    dtype=dtype,
+    mesh=mesh,
+    missing_tokenizer=missing,
+  )
+
+
+def _first_layers(parts, config: TransformerConfig, layers: int | None):
+  """The parts and the configuration of the first `layers` of a model; None: of all of it."""
+  if layers is None:
+    return parts, config
+  if not 1 <= layers <= config.n_layers:
+    raise InversionViewError(f"layers = {layers} must be from 1 to {config.n_layers}, which the model has")
+  return pretrained.FirstLayers(parts, layers), dataclasses.replace(config, n_layers=layers)
+
+
+def _expected_shapes(description: dict):
+  """The parameters' shapes for a model.json; raises `InversionViewError` if it describes no target."""
+  if description.get("kind") != "target":
+    raise InversionViewError(f"this is a {description.get('kind')!r}, not a target model")
+  if missing := {"name", "task", "config", "tokenizer"} - set(description):
+    raise InversionViewError(f"model.json is damaged: {', '.join(sorted(missing))} is missing")
+  try:
+    module = Transformer(TransformerConfig(**description["config"]))
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+  except (KeyError, TypeError) as error:
+    raise InversionViewError(
+      f"model.json describes no model that this version knows: {str(error).splitlines()[0]}"
+    ) from None

@@ -1,0 +1,80 @@
+"""Positions in rows of tokens: an index, a negative index, or a label of the target's task -> an index per row.
+
+Shapes: B rows, T tokens.
+"""
+
+import operator
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from inversionview_jax.errors import InversionViewError
+
+if TYPE_CHECKING:
+  from inversionview_jax.targets.target import Target
+
+Position = int | str | np.ndarray
+
+
+def is_traced(*arrays) -> bool:
+  """Whether some of these have values that only a running program knows (under `jax.jit`, `grad`, `vmap`, ...)."""
+  return any(isinstance(x, jax.core.Tracer) for x in arrays)
+
+
+def text_lengths(tokenizer, tokens) -> np.ndarray | jax.Array:
+  """int[B]: tokens of each text with BOS, without padding and end-of-sequence behind it; T without a tokenizer."""
+  length = tokens.shape[1]
+  xp = jnp if is_traced(tokens) else np
+  if tokenizer is None:
+    return xp.full(len(tokens), length)
+  used = (tokens != tokenizer.pad_id) & (tokens != tokenizer.eos_id)
+  # A row of specials only is an empty text: BOS, which may be the same token as EOS and PAD.
+  return xp.where(used.any(axis=1), length - xp.argmax(used[:, ::-1], axis=1), 1)
+
+
+def resolve_positions(target: "Target", tokens: np.ndarray, position: Position) -> np.ndarray:
+  """int32[B]: a position in every row.
+
+  Args:
+    target: whose tokens; its task knows the labels.
+    tokens: int32[B, T].
+    position: an index, a negative index (from the last token of each text), a label of the target's task, or int[B], one per row.
+
+  Raises:
+    InversionViewError: out of range, on padding, or a label that a row does not have.
+  """
+  if isinstance(position, str):
+    return label_positions(target, tokens, position)
+  lengths = text_lengths(target.tokenizer, tokens)
+  try:
+    at = np.asarray(position if isinstance(position, np.ndarray) else operator.index(position))
+  except TypeError:
+    raise InversionViewError(
+      f"position {position!r} is neither an index, a label, nor an array of an index per input"
+    ) from None
+  if at.shape not in ((), (len(tokens),)) or not np.issubdtype(at.dtype, np.integer):
+    raise InversionViewError(
+      f"positions must be one index or one per input ({len(tokens)}), got {at.dtype}{list(at.shape)}"
+    )
+  at = np.broadcast_to(at, len(tokens))
+  wrong = (at < -lengths) | (at >= lengths)
+  if wrong.any():
+    row = int(np.argmax(wrong))
+    raise InversionViewError(
+      f"position {at[row]} is out of range: input {row} has the positions 0 to {lengths[row] - 1}"
+    )
+  return (at % lengths).astype(np.int32)
+
+
+def label_positions(target: "Target", tokens, label: str) -> np.ndarray:
+  """int32[B]: where a label of the target's task is in every row; raises `InversionViewError` if it is not in one of them."""
+  task = target.resolve_task()
+  if task is None:
+    raise InversionViewError(
+      f"position {label!r}: this target belongs to no task whose labels are known; give an index"
+    )
+  if is_traced(tokens):
+    raise InversionViewError(f"position {label!r}: labels are looked up in token ids that are known; give an index")
+  return task.positions(tokens, label)

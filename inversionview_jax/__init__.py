@@ -1,4 +1,4 @@
-"""inversionview_jax: read what a neural activation says, from the inputs that would have put nearly the same activation there.
+"""inversionview_jax: read what a neural activation encodes, from the inputs that put nearly the same activation there.
 
     import inversionview_jax as iv
 
@@ -9,36 +9,74 @@ InversionView: Huang, Panwar, Goyal and Hahn, NeurIPS 2024, arXiv 2405.17653.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from inversionview_jax._version import __version__
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preimage import Preimage, Query, Sample
 from inversionview_jax.tasks.registration import register_when_imported
 
-# Saved preimages are shown without JAX, which takes a second to import; what needs it is found here when it is asked for.
+if TYPE_CHECKING:
+  from inversionview_jax.causal.attribution import Attribution, attribute
+  from inversionview_jax.causal.interventions import Effects, ablate, patch
+  from inversionview_jax.causal.verification import Verdict, verify
+  from inversionview_jax.reading import Reader, Request, load_reader, shipped_readers
+  from inversionview_jax.targets import Edit, Run, Target, load_target
+  from inversionview_jax.tasks import Mixture, Task
+
+# Saved preimages are shown without JAX, which takes a second to import: these names are imported when they are first used.
 _LAZY = {
-  "Request": "reading.reader",
-  "Reader": "reading.reader",
-  "load_reader": "reading.reader",
-  "shipped_readers": "reading.reader",
-  "Edit": "targets.target",
-  "Target": "targets.target",
-  "load_target": "targets.target",
+  "Attribution": "causal.attribution",
+  "Edit": "targets",
+  "Effects": "causal.interventions",
+  "Mixture": "tasks",
+  "Reader": "reading",
+  "Request": "reading",
+  "Run": "targets",
+  "Target": "targets",
+  "Task": "tasks",
+  "Verdict": "causal.verification",
   "ablate": "causal.interventions",
   "attribute": "causal.attribution",
+  "load_reader": "reading",
+  "load_target": "targets",
   "patch": "causal.interventions",
+  "shipped_readers": "reading",
   "verify": "causal.verification",
 }
-__all__ = ["__version__", "InversionViewError", "Preimage", "Query", "Sample", *_LAZY]
+__all__ = [
+  "Attribution",
+  "Edit",
+  "Effects",
+  "InversionViewError",
+  "Mixture",
+  "Preimage",
+  "Query",
+  "Reader",
+  "Request",
+  "Run",
+  "Sample",
+  "Target",
+  "Task",
+  "Verdict",
+  "__version__",
+  "ablate",
+  "attribute",
+  "load_reader",
+  "load_target",
+  "patch",
+  "shipped_readers",
+  "verify",
+]
 
 register_when_imported()
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
   if name in _LAZY:
     return getattr(importlib.import_module(f"inversionview_jax.{_LAZY[name]}"), name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
-  return sorted([*globals(), *_LAZY])
+def __dir__() -> list[str]:
+  return sorted({*globals(), *_LAZY})

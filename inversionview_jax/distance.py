@@ -27,17 +27,23 @@ def _float32(activation, query):
   return xp, activation.astype(xp.float32), query.astype(xp.float32)
 
 
+def _norm(xp, x):
+  """float32[..., D] -> float32[...]; its gradient is 0, and not NaN, where x is 0."""
+  squares = xp.sum(xp.square(x), axis=-1)
+  zero = squares == 0
+  return xp.where(zero, xp.zeros_like(squares), xp.sqrt(xp.where(zero, xp.ones_like(squares), squares)))
+
+
 def normalized_euclidean(activation: "jax.Array", query: "jax.Array") -> "jax.Array":
   """``||z - z'|| / ||z||`` with z the query: float[..., D], float[..., D] -> float32[...], broadcasting."""
   xp, activation, query = _float32(activation, query)
-  gap = xp.sqrt(xp.sum(xp.square(activation - query), axis=-1))
-  return gap / xp.maximum(xp.sqrt(xp.sum(xp.square(query), axis=-1)), _TINY)
+  return _norm(xp, activation - query) / xp.maximum(_norm(xp, query), _TINY)
 
 
 def cosine(activation: "jax.Array", query: "jax.Array") -> "jax.Array":
   """``1 - cos(z, z')``, between 0 and 2: float[..., D], float[..., D] -> float32[...], broadcasting."""
   xp, activation, query = _float32(activation, query)
-  norms = xp.sqrt(xp.sum(xp.square(activation), axis=-1)) * xp.sqrt(xp.sum(xp.square(query), axis=-1))
+  norms = _norm(xp, activation) * _norm(xp, query)
   return 1.0 - xp.sum(activation * query, axis=-1) / xp.maximum(norms, _TINY)
 
 

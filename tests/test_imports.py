@@ -9,10 +9,10 @@ import sys
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "inversionview_jax"
-# From the bottom to the top. Folders on one line do not know each other.
+# From the bottom to the top; places on one line do not import each other.
 ORDER = (
   ("_version", "errors"),
-  ("files", "progress", "sites", "distance", "preemption"),
+  ("files", "progress", "sites", "distance", "preemption", "config_blocks"),
   ("tasks",),
   ("devices",),
   ("models",),
@@ -40,10 +40,23 @@ def modules():
   return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
-def imported(path: str) -> set[str]:
-  """Modules of the package that a module imports anywhere, as paths: functions and TYPE_CHECKING blocks included."""
+def nodes(path: str, typing_only: bool):
+  """The syntax tree of a module, without what only type checkers import unless `typing_only` includes it."""
+  pending = [ast.parse((PACKAGE / path).read_text())]
+  while pending:
+    node = pending.pop()
+    if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") and not typing_only:
+      pending += node.orelse
+      continue
+    yield node
+    pending += ast.iter_child_nodes(node)
+
+
+@functools.cache
+def imported(path: str, typing_only: bool = True) -> frozenset[str]:
+  """Modules of the package that a module imports anywhere, inside of functions too, as paths."""
   found = set()
-  for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+  for node in nodes(path, typing_only):
     names = []
     if isinstance(node, ast.ImportFrom):
       assert node.level == 0, f"{path}:{node.lineno} imports relatively"
@@ -53,7 +66,7 @@ def imported(path: str) -> set[str]:
     for name in names:
       if name.split(".")[0] == PACKAGE.name:
         found.add(module_of(name.split(".")[1:]))
-  return found - {path}
+  return frozenset(found - {path})
 
 
 def module_of(parts: list[str]) -> str:
@@ -84,7 +97,6 @@ def test_imports_go_down_only(path):
 
 
 def test_no_module_imports_itself_by_way_of_others():
-  reached = functools.cache(imported)
   done, trail = set(), []
 
   def visit(path):
@@ -92,7 +104,7 @@ def test_no_module_imports_itself_by_way_of_others():
     if path in done:
       return
     trail.append(path)
-    for other in sorted(reached(path)):
+    for other in sorted(imported(path, typing_only=False)):
       visit(other)
     trail.pop()
     done.add(path)
@@ -116,9 +128,9 @@ def test_what_shows_saved_preimages_needs_no_jax(where):
     path = pending.pop()
     if path not in seen:
       seen.add(path)
-      pending += imported(path)
+      pending += imported(path, typing_only=False)
   for path in sorted(seen):
-    for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+    for node in nodes(path, typing_only=False):
       names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
       names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
       assert not {"jax", "flax", "optax", "orbax"} & {name.split(".")[0] for name in names}, path

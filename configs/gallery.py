@@ -1,13 +1,15 @@
-"""Readings worth seeing: a page of what the shipped readers find.
+"""A page of preimages of both shipped readers.
 
     inversionview report --config configs/gallery.py --out configs/gallery.html
     inversionview report --config configs/gallery.py:addition --out addition.html --config.seed=1
 
-Addition: every site at "=" of one sum, where the answer's first digit is predicted, and what the sums hold at the digits. Counting: every
-site at ":", where the count is predicted, and the sites of the letter that is asked for.
+Addition: every site at "=" of one sum, where the answer's first digit is predicted, and some sites at "A1" and "+". Counting: every site at ":",
+where the count is predicted, and four sites at the queried letter.
 """
 
 from ml_collections import ConfigDict
+
+from inversionview_jax import config_blocks as blocks
 
 VARIANTS = ("all", "addition", "counting")
 
@@ -25,14 +27,13 @@ _COUNTING = ("x0.pre", "a0.0", "x0.mid", "m0", "x0.post", "a1.0", "x1.mid", "m1"
 
 
 def get_config(variant: str = "all") -> ConfigDict:
-  """All readings, or those of one reader."""
-  if variant not in VARIANTS:
-    raise ValueError(f"unknown variant {variant!r} of configs/gallery.py; known: {', '.join(VARIANTS)}")
+  """Preimages of both readers, or those of one."""
+  blocks.check_variant(variant, VARIANTS, __file__)
   config = ConfigDict()
-  config.title = "What the activations of two small transformers say"
+  config.title = "What the activations of two small transformers encode"
   config.seed = 0
   config.num_samples = 1024
-  config.shown = 30  # samples of each reading at most
+  config.shown = 30  # samples of each preimage, at most
   queries = []
   if variant in ("all", "addition"):
     queries += [("addition", _SUM, site, "=") for site in _ADDITION]

@@ -3,10 +3,12 @@
     inversionview plan --config configs/plan_llama_8b.py --topology v5e:16x16
     inversionview plan --config configs/plan_llama_8b.py --topology v6e:8x8
 
-Nothing is loaded: shapes only. The sites are 16 heads and 8 residual streams, up to layer 31.
+Shapes only, no weights are loaded. The sites are 16 heads and 8 residual streams, up to layer 31. The results are in launch/README.md.
 """
 
 from ml_collections import ConfigDict
+
+from inversionview_jax import config_blocks as blocks
 
 
 def get_config() -> ConfigDict:
@@ -18,21 +20,10 @@ def get_config() -> ConfigDict:
   config.encoder_blocks, config.encoder_width, config.n_slots = 3, 2048, 4
   config.normalize = "standard"
   config.pairs_per_text, config.bos_rate, config.noise = 1, 0.01, 0.0
-  config.optimizer = ConfigDict(
-    {
-      "name": "adamw",
-      "lr": 1e-4,
-      "adam_lr": 0.0,
-      "schedule": "cosine",
-      "warmup_steps": 1000,
-      "weight_decay": 0.01,
-      "clip": 1.0,
-      "b2": 0.99,
-    }
-  )
-  config.batch_per_device = 32  # texts per place on the data axis
+  config.optimizer = blocks.adamw(schedule="cosine", warmup_steps=1000, b2=0.99)
+  config.batch_per_device = 32  # texts per index of the data axis
   config.steps, config.steps_per_call = 100_000, 1
   config.average = 0.0
-  config.mesh = ConfigDict({"model": 8, "shard_optimizer": True})
-  config.compute = ConfigDict({"dtype": "bfloat16", "remat": True, "accumulate": 1, "donate": True})
+  config.mesh = blocks.mesh(model=8, shard_optimizer=True)
+  config.compute = blocks.compute("bfloat16", remat=True)
   return config

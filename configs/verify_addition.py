@@ -1,16 +1,18 @@
 """Causal experiments on three-digit addition: the paper's activation patching, and the ablation of "+".
 
-    inversionview patch --config configs/verify_addition.py --out W            all twelve
-    inversionview patch --config configs/verify_addition.py:A1_F1S1 --out W    one
-    inversionview patch --config configs/verify_addition.py --target T --out W another target of the task
+    inversionview patch --config configs/verify_addition.py --out W               # all twelve
+    inversionview patch --config configs/verify_addition.py:A1_F1S1 --out W       # one
+    inversionview patch --config configs/verify_addition.py --target T --out W    # another target of the task
 
-A pair is an input of the held-out split and the same with some operand digits redrawn from 0 to 9 (leading zeros included) until the
-predicted digit differs, the answer recomputed. The heads are patched at the position that predicts that digit, from the first to the last
-and back. A condition "A1 == 1" stands for an answer of four digits, as in the paper; of a corrupted input it also lets those of three
-through that begin with 1. Where both sums of hundreds and tens are 9, a carry out of the ones would change the length.
+A pair is an input of the held-out split and the same with some operand digits redrawn from 0 to 9 (leading zeros included) until the predicted
+digit differs, the answer recomputed. The heads are patched at the position that predicts that digit, from the first to the last and back. The
+condition "A1 == 1" selects answers of four digits, as in the paper; for a corrupted input it also accepts answers of three digits that begin
+with 1. Where the sums of the hundreds and of the tens are both 9, a carry out of the ones would change the length.
 """
 
 from ml_collections import ConfigDict
+
+from inversionview_jax import config_blocks as blocks
 
 _NO_CHAIN = "not (F1 + S1 == 9 and F2 + S2 == 9)"
 _SHORT, _LONG = "A1 != 1", "A1 == 1"
@@ -33,15 +35,8 @@ VARIANTS = ("all", *_PATCHES, "plus")
 
 def get_config(variant: str = "all") -> ConfigDict:
   """All experiments, or the one of this name."""
-  if variant not in VARIANTS:
-    raise ValueError(f"unknown experiment {variant!r} of configs/verify_addition.py; known: {', '.join(VARIANTS)}")
-  config = ConfigDict()
-  config.task = "addition"
-  config.seed = 0
-  config.split = "test"  # of the task's inputs; "train" or "test"
-  config.pairs = 100_000  # per experiment; fewer where there are no more
-  config.batch_size = 2_048
-  config.experiments = ConfigDict()
+  blocks.check_variant(variant, VARIANTS, __file__, "experiment")
+  config = blocks.experiments("addition", pairs=100_000, batch_size=2_048)
   for name, (predict, position, change, where, contrast_where) in _PATCHES.items():
     if variant in ("all", name):
       config.experiments[name] = ConfigDict(
@@ -59,7 +54,7 @@ def get_config(variant: str = "all") -> ConfigDict:
     config.experiments.plus = ConfigDict(
       {
         "kind": "ablate",
-        "about": 'x0.post at "+" replaced by its mean: what the predictions behind it lose',
+        "about": 'x0.post at "+" replaced by its mean: effect on the predictions after it',
         "places": ("x0.post@+",),
         "position": "+",
         "to": "mean",  # over the inputs of this experiment; or "zero"

@@ -1,28 +1,26 @@
 """Causal experiments on indirect object identification, in any GPT-2 or Llama-family checkpoint.
 
-inversionview patch --config configs/verify_ioi.py:names --target CHECKPOINT --out W      which heads write the names (paper, section 4.3)
-inversionview patch --config configs/verify_ioi.py:S2 --target CHECKPOINT --out W         residual stream patched layer by layer
+    inversionview patch --config configs/verify_ioi.py:names --target CHECKPOINT --out W    # which heads write the names (paper, 4.3)
+    inversionview patch --config configs/verify_ioi.py:S2 --target CHECKPOINT --out W       # every head at END, patched by itself
+
+CHECKPOINT is a Hugging Face folder or a .gguf file. The result for SmolLM2-135M is in configs/README.md.
 """
 
 from ml_collections import ConfigDict
+
+from inversionview_jax import config_blocks as blocks
 
 VARIANTS = ("all", "names", "S2")
 
 
 def get_config(variant: str = "all") -> ConfigDict:
   """All experiments, or the one of this name."""
-  if variant not in VARIANTS:
-    raise ValueError(f"unknown experiment {variant!r} of configs/verify_ioi.py; known: {', '.join(VARIANTS)}")
-  config = ConfigDict()
-  config.task = "ioi"
-  config.target = ConfigDict({"path": "", "convention": "", "dtype": ""})  # or --target
-  # The names are looked for among all tokens, so the target keeps its whole vocabulary.
+  blocks.check_variant(variant, VARIANTS, __file__, "experiment")
+  config = blocks.experiments("ioi", pairs=1_000, batch_size=32)
+  config.target = blocks.language_target()
+  # The names are ranked among all tokens, so the target keeps its whole vocabulary.
   config.inputs = ConfigDict({"vocabulary": "all", "positions": ()})
-  config.seed = 0
-  config.split = "test"
-  config.pairs = 1_000
-  config.batch_size = 32
-  config.experiments = experiments = ConfigDict()
+  experiments = config.experiments
   if variant in ("all", "names"):
     experiments.names = ConfigDict(
       {

@@ -3,28 +3,25 @@
     inversionview patch --config configs/verify_text.py --target CHECKPOINT --out W --config.experiments.heads.contrast.file=pairs.jsonl
 
 Every line of the file is a pair: {"clean": "The capital of France is", "corrupted": "The capital of Italy is", "answer": "Paris", "foil":
-"Rome"}. Both texts run to their last token, where the logit of the answer less that of the foil is read (their first tokens, behind a
-space). Places are those of configs/verify_addition.py; END or -1 is the last token; an index needs texts of the same length.
+"Rome"}. The outcome is the logit of the answer minus that of the foil at the last token (their first tokens, after a space). Sites and positions
+are written as in configs/verify_addition.py; END or -1 is the last token; an index needs texts of the same length.
 """
 
 from ml_collections import ConfigDict
+
+from inversionview_jax import config_blocks as blocks
 
 VARIANTS = ("heads", "residual")
 
 
 def get_config(variant: str = "heads") -> ConfigDict:
-  """Every head by itself at the last token; or, as "residual", the stream between layers there."""
-  if variant not in VARIANTS:
-    raise ValueError(f"unknown experiment {variant!r} of configs/verify_text.py; known: {', '.join(VARIANTS)}")
-  config = ConfigDict()
-  config.task = "text"
-  config.seed = 0
-  config.split = "test"  # of no effect: the pairs are those of the file
-  config.pairs = 1_000  # at most
-  config.batch_size = 32
-  config.target = ConfigDict({"path": "", "convention": "", "dtype": ""})
+  """Every head by itself at the last token; or, as "residual", the residual stream between layers there."""
+  blocks.check_variant(variant, VARIANTS, __file__, "experiment")
+  config = blocks.experiments(
+    "text", pairs=1_000, batch_size=32
+  )  # `split` has no effect: the pairs are those of the file
+  config.target = blocks.language_target()
   config.inputs = ConfigDict({})
-  config.experiments = ConfigDict()
   config.experiments[variant] = ConfigDict(
     {
       "kind": "patch",

@@ -2,7 +2,11 @@
 
 import functools
 import importlib.util
+import json
 import pathlib
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -12,8 +16,9 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import decoder, transformer
 from inversionview_jax.training import optimizers
 
-EVERY_FILE = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
-# With a target to train; configs of language models are in test_language_configs.py, and verify_*.py hold experiments.
+ROOT = pathlib.Path(__file__).parent.parent
+EVERY_FILE = sorted((ROOT / "configs").glob("*.py"))
+# Those with a target to train; language models' configs are in test_language_configs.py, and verify_*.py hold experiments.
 FILES = [path for path in EVERY_FILE if path.stem in ("addition", "counting")]
 
 
@@ -52,7 +57,7 @@ def test_variant_is_what_its_file_returns_and_locked(path, variant):
 
 
 @EACH_VARIANT
-def test_variant_holds_whatever_training_asks_for(path, variant):
+def test_variant_holds_every_key_that_training_reads(path, variant):
   config, task = load_config(f"{path}:{variant}", []), tasks.get(path.stem)
   for one in (config, config.target):
     transformer.TransformerConfig(task.tokenizer.vocab_size, task.length, **one.model)
@@ -149,7 +154,7 @@ def test_broken_file_is_refused(tmp_path, content, named):
 
 
 class Hyper:
-  """Stands in for the sweeps of the launch scripts."""
+  """A stand-in for launch/hyper.py."""
 
   @staticmethod
   def sweep(name, values):
@@ -157,10 +162,10 @@ class Hyper:
 
   @staticmethod
   def product(sweeps):
-    found = [{}]
+    units = [{}]
     for sweep in sweeps:
-      found = [before | after for before in found for after in sweep]
-    return found
+      units = [before | after for before in units for after in sweep]
+    return units
 
 
 @EACH_FILE
@@ -172,4 +177,35 @@ def test_sweep_sets_keys_that_exist_to_values_they_can_have(path):
     assert all(key.removeprefix("config.") in known for key in trial)
     config = load_config(str(path), [f"--{key}={value}" for key, value in trial.items()])
     for key, value in trial.items():
-      assert functools.reduce(lambda place, part: place[part], key.split(".")[1:], config) == value
+      assert functools.reduce(lambda branch, part: branch[part], key.split(".")[1:], config) == value
+
+
+def test_every_config_loads_where_it_is_copied_to_and_without_jax(tmp_path):
+  """A copy of one file in another folder, read from there, has the values of the original."""
+  program = """
+import json, pathlib, sys
+from inversionview_jax.commands.configs import load_config
+print(json.dumps({path: load_config(path, []).to_json_best_effort() for path in sys.argv[1:]}))
+assert "jax" not in sys.modules
+"""
+  copies = [pathlib.Path(shutil.copy(path, tmp_path / f"copy_of_{path.name}")) for path in EVERY_FILE]
+  done = subprocess.run(
+    [sys.executable, "-c", program, *(copy.name for copy in copies)],
+    cwd=tmp_path, env={"PATH": "", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  loaded = json.loads(done.stdout)
+  for path, copy in zip(EVERY_FILE, copies, strict=True):
+    assert loaded[copy.name] == load_config(str(path), []).to_json_best_effort(), path.name
+
+
+@pytest.mark.parametrize("path", EVERY_FILE, ids=lambda path: path.stem)
+def test_docstring_of_every_config_is_short(path):
+  lines = module(path).__doc__.strip().splitlines()
+  assert len(lines) <= 14 and lines[0].endswith(".") and any("inversionview " in line for line in lines)
+
+
+def test_two_configs_share_no_mutable_block():
+  first, second = (module(FILES[0]).get_config() for _ in range(2))
+  first.optimizer.lr, first.target.model.n_layers = 0.5, 7
+  assert second.optimizer.lr != 0.5 and second.target.model.n_layers != 7

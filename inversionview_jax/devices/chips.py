@@ -1,7 +1,7 @@
-"""TPU chips by name: what one holds and does per second, and what clouds call it.
+"""TPU chips by name: memory, peak rates, slice shapes, and their names in JAX and GKE.
 
-Peaks, bandwidths and links are those of Google's pages on each chip (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e); the memory is what libtpu 0.0.52
-says that a program may use ("exceeds available HBM (15.75G)"), which is a little less than what is advertised.
+Peaks and bandwidths are those of Google's pages on each chip (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e); the memory is the limit that the
+compiler of libtpu 0.0.52 reports ("exceeds available HBM (15.75G)"), a little less than what is advertised.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ class Chip:
     name: as in topologies, "v5e".
     kind: the start of JAX's `device_kind`.
     memory: bytes that a program may use.
-    flops: bfloat16 operations per second, at most.
+    flops: peak bfloat16 operations per second.
     bandwidth: bytes per second between memory and chip.
     links: bytes per second that a chip can send to its neighbours, over all of its ports.
     dimensions: of the torus.
     per_host: chips per host in slices of several hosts.
-    gke: the node label of GKE.
+    gke: GKE's node label (`cloud.google.com/gke-tpu-accelerator`).
   """
 
   name: str
@@ -53,9 +53,9 @@ class Topology:
   """Devices to compile for.
 
   Attributes:
-    name: as it was asked for, "v5e:16x16" or "cpu:8".
+    name: as parsed, "v5e:16x16" or "cpu:8".
     chip: None for CPUs.
-    shape: of the slice.
+    shape: of the slice, chips along each dimension.
   """
 
   name: str
@@ -64,20 +64,25 @@ class Topology:
 
   @property
   def devices(self) -> int:
+    """Number of chips, or of simulated CPU devices."""
     return math.prod(self.shape)
 
   @property
   def hosts(self) -> int:
+    """Number of hosts of the slice."""
     return 1 if self.chip is None else max(1, self.devices // self.chip.per_host)
 
   @property
   def grid(self) -> str:
-    """16x16"""
+    """The shape as GKE writes it, "16x16"."""
     return "x".join(map(str, self.shape))
 
 
 def topology(name: str) -> Topology:
-  """ "v5e:16x16" or "cpu:8" -> a `Topology`.
+  """Parses a topology.
+
+  Args:
+    name: CHIP:SHAPE, such as "v5e:16x16", or cpu:N for N simulated devices.
 
   Raises:
     InversionViewError: an unknown chip, or a shape that it does not come in.

@@ -1,4 +1,4 @@
-"""What a compiled program costs: matrix products counted in its jaxpr, collectives and memory traffic in its compiled text.
+"""Cost of a compiled program: FLOPs of matrix products from its jaxpr, memory traffic and collectives from its HLO text.
 
 XLA's own `cost_analysis` counts the body of a loop once and gives no collectives; here a loop's body counts as often as it runs.
 """
@@ -7,6 +7,8 @@ import collections
 import dataclasses
 import math
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from jax.extend import core
 
@@ -15,7 +17,7 @@ _SHAPE = re.compile(r"\b(pred|token|opaque|[a-z]+\d+(?:e\dm\d\w*)?)\[([\d,]*)\]"
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*{$")
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# Instructions that name memory or control, and move nothing themselves.
+# Instructions that name memory or control flow and move no bytes themselves.
 _FREE = {
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all", "partition-id", "replica-id",
   "copy-done", "opt-barrier", "optimization-barrier", "async-start", "async-update", "async-done",
@@ -27,9 +29,9 @@ class Collectives:
   """One kind of collective, per device.
 
   Attributes:
-    count: how many run.
-    bytes: of the whole array that is reduced, gathered or sent, summed over them.
-    sent: bytes that a device sends, by the ring algorithm.
+    count: number of executions.
+    bytes: size of the whole array that is reduced, gathered or sent, summed over the executions.
+    sent: bytes that a device sends in a ring algorithm.
   """
 
   count: float
@@ -39,47 +41,46 @@ class Collectives:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-  """Of one run of a program, per device: bytes read and written by its top-level instructions, and its collectives by kind."""
+  """Memory traffic and communication of one execution of a program, per device.
+
+  Attributes:
+    bytes: read and written by its top-level instructions.
+    collectives: by kind, one of `KINDS`.
+  """
 
   bytes: float
   collectives: dict[str, Collectives]
 
 
-def matmul_flops(jaxpr, share: int, loop: int = 1) -> float:
-  """FLOPs of the matrix products of a program, per device (multiply and add are two).
+def matmul_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr, share: int, loop: int = 1) -> float:
+  """FLOPs of the matrix products of a program, per device; multiply and add are two.
 
   Args:
     jaxpr: from `jax.jit(f).trace(...)`, whose `shard_map`s are manual over some mesh axes.
     share: devices over which the work outside of these is spread.
-    loop: how often the body of a `while` is taken to run; a `scan` says it itself.
+    loop: assumed number of iterations of a `while`; a `scan` has its own.
   """
-
-  def one(jaxpr, share):
-    total = 0.0
-    for equation in jaxpr.eqns:
-      name, params = equation.primitive.name, equation.params
-      if name == "dot_general":
-        ((contracted, _), _) = params["dimension_numbers"]
-        left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-        total += 2.0 * math.prod(out) * math.prod(left[i] for i in contracted) / share
-        continue
-      times, inner = 1, share
-      if name == "scan":
-        times = params["length"]
-      elif name == "while":
-        times = loop
-      elif name == "shard_map":  # shapes inside are a device's along the manual axes
-        inner = math.prod(
-          size for axis, size in params["mesh"].shape.items() if axis not in params["newly_manual_axes"]
-        )
-      found = [one(part, inner) for part in _inside(params)]
-      total += times * (max(found, default=0.0) if name == "cond" else sum(found))
-    return total
-
-  return one(jaxpr.jaxpr if hasattr(jaxpr, "jaxpr") else jaxpr, share)
+  total = 0.0
+  for equation in (jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr).eqns:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+      ((contracted, _), _) = params["dimension_numbers"]
+      left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+      total += 2.0 * math.prod(out) * math.prod(left[i] for i in contracted) / share
+      continue
+    times, inner = 1, share
+    if name == "scan":
+      times = params["length"]
+    elif name == "while":
+      times = loop
+    elif name == "shard_map":  # shapes inside are a device's along the manual axes
+      inner = math.prod(size for axis, size in params["mesh"].shape.items() if axis not in params["newly_manual_axes"])
+    parts = [matmul_flops(part, inner, loop) for part in _sub_jaxprs(params)]
+    total += times * (max(parts, default=0.0) if name == "cond" else sum(parts))
+  return total
 
 
-def _inside(params):
+def _sub_jaxprs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
   for value in params.values():
     for part in value if isinstance(value, (tuple, list)) else (value,):
       if isinstance(part, core.ClosedJaxpr):
@@ -89,83 +90,97 @@ def _inside(params):
 
 
 def traffic(text: str, loop: int = 1) -> Traffic:
-  """Reads a compiled program.
+  """Memory traffic and collectives of a compiled program, per device.
 
   Args:
     text: `compiled.as_text()`.
-    loop: how often a loop runs of which the text does not say it.
+    loop: assumed number of iterations of loops whose text gives none.
   """
   computations, entry = _computations(text)
-  moved, found = 0.0, collections.defaultdict(lambda: [0.0, 0.0, 0.0])
+  moved, totals = 0.0, collections.defaultdict(lambda: [0.0, 0.0, 0.0])
 
-  def visit(name, times, fused):
+  def visit(name: str, times: float, fused: bool) -> None:
     nonlocal moved
-    shapes = {}
+    sizes: dict[str, float] = {}
     for instruction, shape, opcode, rest in computations.get(name, ()):
-      shapes[instruction] = size = _size(shape)
+      sizes[instruction] = size = _size(shape)
+      operands = [sizes.get(x, 0.0) for x in _operands(rest)]
       kind = opcode.removesuffix("-start")
-      if kind in KINDS:
-        operands = sum(shapes.get(x, 0.0) for x in _operands(rest))
-        group = _group(rest)
-      if kind in KINDS and group > 1:  # a group of one moves nothing
-        whole = {"all-gather": size if kind == opcode else size - operands, "reduce-scatter": operands}.get(
-          kind, operands
-        )
-        sent = (
-          whole * (2 if kind == "all-reduce" else 1) * (group - 1) / group if kind != "collective-permute" else whole
-        )
+      if kind in KINDS and (group := _group(rest)) > 1:  # a group of one moves nothing
+        whole, sent = _collective_bytes(kind, kind != opcode, size, sum(operands), group)
         for i, value in enumerate((1, whole, sent)):
-          found[kind][i] += times * value
-      if opcode == "while":
-        said = re.search(r'known_trip_count"?:\s*{"n":"?(\d+)', rest)
-        runs = int(said[1]) if said else loop
-        for called in re.findall(r"(?:body|condition)=%?([\w.\-]+)", rest):
-          visit(called, times * runs, fused)
-      elif opcode == "conditional":
-        listed = re.search(r"branch_computations={([^}]*)}", rest)
-        names = re.split(r",\s*", listed[1]) if listed else re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", rest)
-        visit(names[0].lstrip("%"), times, fused)  # branches of one program cost about the same
-      else:
-        for called in re.findall(r"(?:calls|called_computation)=%?([\w.\-]+)", rest):
-          visit(called, times, fused or opcode not in ("call", "async-start"))
-        if opcode == "call":
-          visit(re.search(r"to_apply=%?([\w.\-]+)", rest)[1], times, fused)
+          totals[kind][i] += times * value
+      for called, runs, inside in _called(opcode, rest, loop):
+        visit(called, times * runs, fused or inside)
       if not fused and opcode not in _FREE and not opcode.endswith("-done"):
-        if (
-          "dynamic-update-slice" in instruction or opcode == "dynamic-update-slice"
-        ):  # in place: what is new, read and written
-          operands = sorted(shapes.get(x, 0.0) for x in _operands(rest))
-          moved += times * 2 * sum(operands[:-1])
-        elif (
-          "dynamic-slice" in instruction
-          or "gather" in instruction
-          and kind not in KINDS
-          or opcode in ("slice", "gather")
-        ):
-          moved += times * 2 * size
-        else:
-          moved += times * (size + sum(shapes.get(x, 0.0) for x in _operands(rest)))
+        moved += times * _moved_bytes(instruction, opcode, size, operands)
 
   visit(entry, 1.0, False)
-  return Traffic(moved, {kind: Collectives(*found[kind]) for kind in KINDS if kind in found})
+  return Traffic(moved, {kind: Collectives(*totals[kind]) for kind in KINDS if kind in totals})
 
 
-def _computations(text: str):
-  """-> {name: [(instruction, shape, opcode, the rest of its line)]}, name of the entry."""
-  made, entry, current = {}, None, None
+def _collective_bytes(kind: str, started: bool, size: float, operands: float, group: int) -> tuple[float, float]:
+  """(bytes of the whole array, bytes that a device sends) of one collective.
+
+  Args:
+    kind: one of `KINDS`.
+    started: whether it is the asynchronous "-start", whose result holds the operands as well.
+    size: of the result.
+    operands: bytes of its operands.
+    group: devices that take part.
+  """
+  whole = {"all-gather": size - operands if started else size}.get(kind, operands)
+  if kind == "collective-permute":
+    return whole, whole
+  return whole, whole * (2 if kind == "all-reduce" else 1) * (group - 1) / group
+
+
+def _called(opcode: str, rest: str, loop: int) -> Iterator[tuple[str, int, bool]]:
+  """The computations that an instruction runs: (name, how often, whether their instructions are fused into this one)."""
+  if opcode == "while":
+    count = re.search(r'known_trip_count"?:\s*{"n":"?(\d+)', rest)
+    for name in re.findall(r"(?:body|condition)=%?([\w.\-]+)", rest):
+      yield name, int(count[1]) if count else loop, False
+  elif opcode == "conditional":
+    branches = re.search(r"branch_computations={([^}]*)}", rest)
+    pattern = r"(?:true|false)_computation=%?([\w.\-]+)"
+    names = re.split(r",\s*", branches[1]) if branches else re.findall(pattern, rest)
+    yield names[0].lstrip("%"), 1, False  # branches of one program cost about the same
+  else:
+    for name in re.findall(r"(?:calls|called_computation)=%?([\w.\-]+)", rest):
+      yield name, 1, opcode not in ("call", "async-start")
+    if opcode == "call":
+      yield re.search(r"to_apply=%?([\w.\-]+)", rest)[1], 1, False
+
+
+def _moved_bytes(instruction: str, opcode: str, size: float, operands: list[float]) -> float:
+  """Bytes that a top-level instruction reads and writes; names of fusions contain the opcodes that they are made of."""
+  if "dynamic-update-slice" in instruction or opcode == "dynamic-update-slice":
+    return 2 * sum(sorted(operands)[:-1])  # in place: reads and writes the update only
+  collective = opcode.removesuffix("-start") in KINDS
+  gathers = "gather" in instruction and not collective
+  if "dynamic-slice" in instruction or gathers or opcode in ("slice", "gather"):
+    return 2 * size
+  return size + sum(operands)
+
+
+def _computations(text: str) -> tuple[dict[str, list[tuple[str, ...]]], str]:
+  """({name: [(instruction, shape, opcode, rest of the line)]}, name of the entry computation) of an HLO text."""
+  computations: dict[str, list[tuple[str, ...]]] = {}
+  entry, current = "", None
   for line in text.splitlines():
     if current is not None and line.startswith("}"):
       current = None
     elif match := _COMPUTATION.match(line):
-      current = made[match[2]] = []
+      current = computations[match[2]] = []
       entry = match[2] if match[1] else entry
     elif current is not None and (match := _INSTRUCTION.match(line)):
       current.append(match.groups())
-  return made, entry
+  return computations, entry
 
 
 def _size(shape: str) -> float:
-  """Bytes of a shape, or of all parts of a tuple: "(f32[2,3]{1,0}, bf16[4]{0})" -> 32."""
+  """Bytes of a shape, or of all parts of a tuple: 32 for "(f32[2,3]{1,0}, bf16[4]{0})"."""
   total = 0.0
   for kind, sizes in _SHAPE.findall(shape):
     each = _BYTES.get(kind)
@@ -186,9 +201,9 @@ def _operands(rest: str) -> list[str]:
 
 
 def _group(rest: str) -> int:
-  """Devices that take part: replica_groups={{0,1},{2,3}} or [2,16]<=[32]."""
-  if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
-    return int(found[2])
-  if found := re.search(r"replica_groups={{([\d,]+)}", rest):
-    return found[1].count(",") + 1
+  """Devices of one replica group: replica_groups={{0,1},{2,3}} or [2,16]<=[32]."""
+  if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
+    return int(match[2])
+  if match := re.search(r"replica_groups={{([\d,]+)}", rest):
+    return match[1].count(",") + 1
   return 2  # source_target_pairs

@@ -1,8 +1,10 @@
-"""Attributes of a config.json that every family may have, and the refusal of those that nobody handles."""
+"""Checks of a config.json: the attributes that every family may have, and the refusal of those that are not handled."""
+
+from collections.abc import Mapping, Sequence, Set
 
 from inversionview_jax.errors import InversionViewError
 
-# Of generation and of bookkeeping: they do not change the forward pass.
+# Attributes of generation and of bookkeeping: they do not change the forward pass.
 NO_EFFECT = {
   "_attn_implementation_autoset",
   "_name_or_path",
@@ -62,27 +64,38 @@ NO_EFFECT = {
   "use_bfloat16",
   "use_cache",
 }
+# Attribute -> the values under which the model is the one that is built here.
 MUST_BE = {"quantization_config": (None,), "pruned_heads": ({}, None), "add_cross_attention": (False,)}
 
 
-def refuse_unhandled(said: dict, where: str, handled: set[str], must_be: dict[str, tuple]) -> None:
-  """Raises `InversionViewError` naming the first attribute that is not handled, or that has a value that is not."""
-  must_be = must_be | MUST_BE
-  for name, value in said.items():
+def refuse_unhandled(attributes: Mapping, where: str, handled: Set[str], must_be: Mapping[str, tuple]) -> None:
+  """Refuses a config.json with an attribute that is not handled.
+
+  Args:
+    attributes: of config.json.
+    where: its name, for error messages.
+    handled: names of the attributes that the family reads, or that have no effect in it; those of `NO_EFFECT` are handled anyway.
+    must_be: attribute -> the values that it may have; added to `MUST_BE`.
+
+  Raises:
+    InversionViewError: names the first attribute that is not handled, or whose value is not.
+  """
+  must_be = {**must_be, **MUST_BE}
+  for name, value in attributes.items():
     if name in must_be:
       if value not in must_be[name]:
         raise InversionViewError(f"{where}: {name} = {value!r} is not handled, only {must_be[name][0]!r}")
-    elif name not in handled:
+    elif name not in handled and name not in NO_EFFECT:
       raise InversionViewError(
-        f"{where}: attribute {name} = {value!r} is not handled, so the model might not compute what it says"
+        f"{where}: attribute {name} = {value!r} is not handled; the model might compute something else without it"
       )
 
 
-def refuse_sizes(said: dict, where: str, names: tuple[str, ...]) -> None:
-  """Raises `InversionViewError` naming the first of these attributes that is missing or no size."""
+def refuse_sizes(attributes: Mapping, where: str, names: Sequence[str]) -> None:
+  """Raises `InversionViewError` naming the first of these attributes that is missing or is not a whole number from 1 (layers: 0) on."""
   for name in names:
-    if name not in said:
+    if name not in attributes:
       raise InversionViewError(f"{where}: attribute {name} is missing")
-    least = 0 if "layer" in name else 1  # what lies between embedding and unembedding may be nothing
-    if not isinstance(said[name], int) or said[name] < least:
-      raise InversionViewError(f"{where}: {name} = {said[name]!r} is not a whole number from {least} on")
+    least = 0 if "layer" in name else 1  # a model may have no layers, only embedding and unembedding
+    if not isinstance(attributes[name], int) or attributes[name] < least:
+      raise InversionViewError(f"{where}: {name} = {attributes[name]!r} is not a whole number from {least} on")

@@ -1,13 +1,13 @@
-"""The two conventions for a model's weights.
+"""The two conventions for a model's weights, and the conversion between them.
 
 "raw" leaves the weights as they are. "centered" is what TransformerLens does on loading a model with LayerNorm, and what the published
 distances are measured on: LayerNorm is folded into the weights that read from it, everything that writes to the residual stream is centred
 over D, the unembedding is centred over V, and value biases move into b_O (so that a head's write has no constant part). The logits stay
 the same up to a constant per position; activations, and so distances, do not.
 
-A model with RMSNorm has no "centered": RMSNorm does not subtract the mean, so a centred residual stream would be another model. What is
-left of TransformerLens' processing there (folding the norms' weights, centring the unembedding) changes no activation at any site, so
-"raw" is what TransformerLens shows, but for models with value biases (Qwen2), whose heads include b_V W_O here.
+A model with RMSNorm has no "centered": RMSNorm does not subtract the mean, so a centred residual stream would be another model. The rest
+of TransformerLens' processing there (folding the norms' weights, centring the unembedding) changes no activation at any site, so "raw"
+agrees with TransformerLens, except for models with value biases (Qwen2), whose heads include b_V W_O here.
 
 Parts of a model are converted one by one: "embed", "pos_embed", "blocks_0" ..., "ln_f", "unembed".
 """
@@ -21,11 +21,11 @@ from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.models.transformer import TransformerConfig
 
 CONVENTIONS = ("centered", "raw")
-_AT_ONCE = 2**22  # numbers that are float64 at a time
+_AT_ONCE = 2**22  # numbers in float64 at a time
 
 
 def resolve(convention: str | None, config: TransformerConfig) -> str:
-  """The convention asked for, by default "centered" for models with LayerNorm and "raw" for models with RMSNorm.
+  """The convention itself, or for None the default: "centered" for models with LayerNorm, "raw" for models with RMSNorm.
 
   Raises:
     InversionViewError: an unknown convention, or "centered" for a model that it would change.
@@ -51,7 +51,7 @@ def convert(raw: Mapping, config: TransformerConfig, convention: str) -> Iterato
   """Converts a model part by part, so that it need not be in memory twice.
 
   Args:
-    raw: name of a part -> nested dicts of float32 arrays; each part is asked for once, but for the embedding and ln_f. Without ln_f (the first
+    raw: name of a part -> nested dicts of float32 arrays; each part is accessed once, except the embedding and ln_f. Without ln_f (the first
       layers of a model) there is no unembedding either.
     config: of the raw model.
     convention: of `CONVENTIONS`.
@@ -59,9 +59,9 @@ def convert(raw: Mapping, config: TransformerConfig, convention: str) -> Iterato
   Yields:
     ``(name, raw part, converted part)`` in the order of their names; the raw part is None for an unembedding that was tied.
   """
-  there = set(raw)
-  for name in sorted(there | ({"unembed"} if convention == "centered" and "ln_f" in there else set())):
-    part = raw[name] if name in there else None
+  names = set(raw)
+  for name in sorted(names | ({"unembed"} if convention == "centered" and "ln_f" in names else set())):
+    part = raw[name] if name in names else None
     if convention == "raw":
       yield name, part, part
     elif name == "unembed":
@@ -76,7 +76,7 @@ def convert(raw: Mapping, config: TransformerConfig, convention: str) -> Iterato
 
 
 def _over_width(x):
-  """What writes to the residual stream: mean zero over D."""
+  """x minus its mean over the last axis, D or V."""
   return x - x.mean(axis=-1, keepdims=True)
 
 
@@ -108,7 +108,7 @@ def _centered_unembedding(kernel, bias, norm) -> dict:
 def _centered_block(block: dict, width: int) -> dict:
   wide = _map(block, lambda x: np.asarray(x, np.float64))
 
-  def folded(linear, norm):  # what reads from a LayerNorm takes over its scale and bias
+  def folded(linear, norm):  # LayerNorm's scale and bias move into the linear map that reads from it
     return {
       "kernel": norm["scale"][:, None] * linear["kernel"],
       "bias": linear["bias"] + norm["bias"] @ linear["kernel"],

@@ -1,7 +1,7 @@
-"""GGUF files: their metadata in the words of a Hugging Face config.json, their tensors under Hugging Face's names.
+"""GGUF files: metadata as the attributes of a Hugging Face config.json, tensors under Hugging Face's names.
 
-So that one reader of configurations and one table of tensors serve both. What llama.cpp's conversion did to a tensor is undone here.
-Facts of the format: the `gguf` package, which also takes quantised numbers apart, and llama.cpp's conversion script.
+So the families' modules serve both formats. What llama.cpp's conversion did to a tensor is undone here.
+Sources: the `gguf` package, which also dequantises, and llama.cpp's conversion script.
 """
 
 import pathlib
@@ -13,8 +13,8 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.pretrained.weights import read_array
 
 ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3", "smollm3", "gemma", "gemma2")
-_AT_ONCE = 2**22  # numbers that are taken apart at a time
-# Their rotary embedding turns neighbours (2 i, 2 i + 1) in llama.cpp, so the rows of W_Q and W_K were reordered.
+_AT_ONCE = 2**22  # numbers dequantised at a time
+# llama.cpp rotates neighbouring dimensions (2 i, 2 i + 1) of these, so its conversion reorders the rows of W_Q and W_K.
 _REORDERED = ("llama", "smollm3")
 
 _OUTSIDE = {
@@ -55,7 +55,7 @@ _INSIDE_GPT2 = {
   "ffn_up": "mlp.c_fc",
   "ffn_down": "mlp.c_proj",
 }
-# "llama.block_count" and so on -> an attribute of config.json.
+# Key without the architecture in front ("llama.block_count") -> attribute of config.json.
 _KEYS = {
   "context_length": "max_position_embeddings",
   "embedding_length": "hidden_size",
@@ -83,7 +83,7 @@ _ROPE_KEYS = {
   "rope.scaling.factor": "factor",
   "rope.scaling.original_context_length": "original_max_position_embeddings",
 }
-# Read otherwise, or without effect here.
+# Keys that are read elsewhere, or have no effect here.
 _OTHER_KEYS = ("vocab_size", "rope.dimension_count", "attention.value_length", "rope.scaling.finetuned", "expert_count")
 _OTHER_KEYS += ("expert_used_count", "attention.causal")
 
@@ -92,8 +92,8 @@ class GgufFile:
   """An open GGUF file.
 
   Attributes:
-    said: its metadata as a config.json would say them.
-    metadata: name -> a function that returns the value, as stored.
+    attributes: its metadata under the names of a config.json.
+    metadata: key -> a function that returns the value, as stored.
     names: Hugging Face's names of its tensors.
 
   Raises:
@@ -128,28 +128,28 @@ class GgufFile:
         self._divisors = [float(x) for x in self._read(entry)]
       else:
         self._tensors[self._renamed(tensor.name)] = entry
-    self.said = self._said()
+    self.attributes = self._attributes()
     self.names = frozenset(self._tensors)
 
-  def value(self, name: str, default=None):
-    return self.metadata[name]() if name in self.metadata else default
+  def value(self, key: str, default=None):
+    """A value of the metadata as it is stored, or `default`."""
+    return self.metadata[key]() if key in self.metadata else default
 
   def shape(self, name: str) -> tuple[int, ...]:
+    """A tensor's shape, as Hugging Face has it."""
     shape = self._tensors[name][2]
     return shape[::-1] if self._is_transposed(name) else shape
 
   def read(self, name: str) -> np.ndarray:
-    """float32, as Hugging Face would have it; raises `InversionViewError` for a quantisation that is not read."""
-    found = self._read(self._tensors[name])
+    """A tensor as float32, as Hugging Face has it; raises `InversionViewError` for a quantisation that is not read."""
+    tensor = self._read(self._tensors[name])
     if self._is_transposed(name):
-      return found.T
+      return tensor.T
     if self._arch in _REORDERED and (which := re.search(r"\.self_attn\.([qk])_proj\.", name)):
-      heads = self.said["num_attention_heads" if which[1] == "q" else "num_key_value_heads"]
-      pairs = found.reshape(
-        heads, -1, 2, *found.shape[1:]
-      )  # (pair, which of the two) -> (which, pair), as in Hugging Face
-      return pairs.swapaxes(1, 2).reshape(found.shape)
-    return found
+      heads = self.attributes["num_attention_heads" if which[1] == "q" else "num_key_value_heads"]
+      pairs = tensor.reshape(heads, -1, 2, *tensor.shape[1:])  # (pair, member) -> (member, pair), as in Hugging Face
+      return pairs.swapaxes(1, 2).reshape(tensor.shape)
+    return tensor
 
   def _read(self, entry) -> np.ndarray:
     import gguf
@@ -161,9 +161,7 @@ class GgufFile:
     out = np.empty((len(raw), shape[-1]), np.float32)
     step = max(1, _AT_ONCE // shape[-1])
     try:
-      for first in range(
-        0, len(raw), step
-      ):  # a few rows at a time: what is in between takes several times their memory
+      for first in range(0, len(raw), step):  # a few rows at a time: dequantising takes several times their memory
         out[first : first + step] = gguf.quants.dequantize(raw[first : first + step], kind)
     except NotImplementedError:
       raise InversionViewError(
@@ -172,23 +170,25 @@ class GgufFile:
     return out.reshape(shape)
 
   def _renamed(self, name: str) -> str:
+    """Hugging Face's name of a tensor."""
     gpt2 = self._arch == "gpt2"
     outside = _OUTSIDE_GPT2 if gpt2 else _OUTSIDE
     inside = _INSIDE_GPT2 if gpt2 else _INSIDE_GEMMA2 if self._arch == "gemma2" else _INSIDE
     if name in outside:
       return outside[name]
-    found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
-    if not found or found[2] not in inside:
-      return name  # which has no place in the model, and is refused under the name that it has
-    return f"{'h' if gpt2 else 'layers'}.{found[1]}.{inside[found[2]]}.{found[3]}"
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if not match or match[2] not in inside:
+      return name  # has no place in the model: `Parts` refuses it, under the name in the file
+    return f"{'h' if gpt2 else 'layers'}.{match[1]}.{inside[match[2]]}.{match[3]}"
 
   def _is_transposed(self, name: str) -> bool:
-    """GPT-2's linear maps are [in, out] in Hugging Face's files only."""
+    """Whether a kernel is [in, out] in Hugging Face's files and [out, in] here: GPT-2's linear maps."""
     return self._arch == "gpt2" and len(self._tensors[name][2]) == 2 and name.startswith("h.")
 
-  def _said(self) -> dict:
+  def _attributes(self) -> dict:
+    """The metadata under the names of a config.json; refuses what has none."""
     gpt2 = self._arch == "gpt2"
-    keys, rope, said = _KEYS_GPT2 if gpt2 else _KEYS, {}, {"model_type": self._arch}
+    keys, rope, attributes = _KEYS_GPT2 if gpt2 else _KEYS, {}, {"model_type": self._arch}
     for key in self.metadata:
       if not key.startswith(f"{self._arch}."):
         continue
@@ -196,7 +196,7 @@ class GgufFile:
       if isinstance(value, list):
         raise InversionViewError(f"{self.path}: {key} differs between layers, which is not handled")
       if name in keys:
-        said[keys[name]] = value
+        attributes[keys[name]] = value
       elif name in _ROPE_KEYS and not gpt2:
         rope[_ROPE_KEYS[name]] = value
       elif name not in _OTHER_KEYS:
@@ -210,34 +210,34 @@ class GgufFile:
     embedding = self._tensors.get("wte.weight" if gpt2 else "embed_tokens.weight")
     if embedding is None:
       raise InversionViewError(f"{self.path}: tensor token_embd.weight is missing")
-    said |= {"vocab_size": embedding[2][0], "tie_word_embeddings": "lm_head.weight" not in self._tensors}
-    return said if gpt2 else self._llama(said, rope)
+    attributes |= {"vocab_size": embedding[2][0], "tie_word_embeddings": "lm_head.weight" not in self._tensors}
+    return attributes if gpt2 else self._llama(attributes, rope)
 
   def _entry(self, name: str, default=None):
+    """A value of the architecture's own metadata."""
     return self.value(f"{self._arch}.{name}", default)
 
-  def _llama(self, said: dict, rope: dict) -> dict:
-    """What a GGUF says by its tensors, or by saying nothing."""
-    said.setdefault("num_key_value_heads", said.get("num_attention_heads"))
-    if "head_dim" not in said and {"hidden_size", "num_attention_heads"} <= set(said):
-      said["head_dim"] = said["hidden_size"] // said["num_attention_heads"]
+  def _llama(self, attributes: dict, rope: dict) -> dict:
+    """Completes the attributes of a Llama-like model: those that follow from its tensors, and those that a GGUF file leaves out."""
+    attributes.setdefault("num_key_value_heads", attributes.get("num_attention_heads"))
+    if "head_dim" not in attributes and {"hidden_size", "num_attention_heads"} <= set(attributes):
+      attributes["head_dim"] = attributes["hidden_size"] // attributes["num_attention_heads"]
     for name in ("rope.dimension_count", "attention.value_length"):
-      if self._entry(name, said.get("head_dim")) != said.get("head_dim"):
+      if self._entry(name, attributes.get("head_dim")) != attributes.get("head_dim"):
         raise InversionViewError(
-          f"{self.path}: {self._arch}.{name} = {self._entry(name)} is not handled, only the width of a head, {said['head_dim']}"
+          f"{self.path}: {self._arch}.{name} = {self._entry(name)} is not handled, only the width of a head, {attributes['head_dim']}"
         )
     if self._arch != "qwen2" and "layers.0.self_attn.q_proj.bias" in self._tensors:
-      said["attention_bias"] = True
+      attributes["attention_bias"] = True
     if "layers.0.mlp.up_proj.bias" in self._tensors:
-      said["mlp_bias"] = True
-    if self._arch.startswith("qwen") and "sliding_window" in said:
-      said["use_sliding_window"] = True
-    if (
-      self._arch == "gemma2" and said.get("num_hidden_layers") == 46
-    ):  # 27B; GGUF says of the scale of its scores nothing
-      said["query_pre_attn_scalar"] = said["hidden_size"] // said["num_attention_heads"]
+      attributes["mlp_bias"] = True
+    if self._arch.startswith("qwen") and "sliding_window" in attributes:
+      attributes["use_sliding_window"] = True
+    # GGUF has no key for the scale of the attention scores; the 27B model (46 layers) has one of its own.
+    if self._arch == "gemma2" and attributes.get("num_hidden_layers") == 46:
+      attributes["query_pre_attn_scalar"] = attributes["hidden_size"] // attributes["num_attention_heads"]
     elif self._arch == "gemma2":
-      said["query_pre_attn_scalar"] = said.get("head_dim")
+      attributes["query_pre_attn_scalar"] = attributes.get("head_dim")
     if rope.get("rope_type") == "none":
       rope = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
     if self._divisors is not None:  # Llama 3's scaling, computed by the conversion
@@ -246,10 +246,11 @@ class GgufFile:
           f"{self.path}: tensor rope_freqs.weight together with rotary {other[0]} is not handled"
         )
       rope |= {"rope_type": "divided", "divisors": self._divisors}
-    return said | {"rope_parameters": rope}
+    return attributes | {"rope_parameters": rope}
 
 
 def _reader(path: pathlib.Path):
+  """The `gguf` package's reader of a file; raises `InversionViewError` where that is not possible."""
   try:
     import gguf
   except ImportError:
@@ -258,9 +259,9 @@ def _reader(path: pathlib.Path):
     ) from None
   try:
     reader = gguf.GGUFReader(path)
-  except Exception as error:  # it takes the file at its word: any index, shape or memory error may come
-    said = next(iter(str(error).splitlines()), "") or repr(error)
-    raise InversionViewError(f"cannot read {path}: truncated or corrupt, or no GGUF file ({said})") from None
+  except Exception as error:  # it does not check the file: any index, shape or memory error is possible
+    reason = next(iter(str(error).splitlines()), "") or repr(error)
+    raise InversionViewError(f"cannot read {path}: truncated or corrupt, or no GGUF file ({reason})") from None
   if reader.endianess != gguf.GGUFEndian.LITTLE:
     raise InversionViewError(f"{path} is big-endian, which is not read; convert it with gguf-convert-endian")
   return reader

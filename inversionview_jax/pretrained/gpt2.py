@@ -1,12 +1,14 @@
-"""GPT-2: Hugging Face's config.json and tensor names -> ours."""
+"""GPT-2: Hugging Face's config.json -> `TransformerConfig`, and which tensor each parameter is made of."""
 
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.transformer import ACTIVATIONS, TransformerConfig
-from inversionview_jax.pretrained.attributes import NO_EFFECT, refuse_sizes, refuse_unhandled
+from inversionview_jax.pretrained.attributes import refuse_sizes, refuse_unhandled
+from inversionview_jax.pretrained.family import Family
 from inversionview_jax.pretrained.parts import Leaf
 
 _SHAPE = {
@@ -29,36 +31,46 @@ _NO_EFFECT = {"attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_att
 _MUST_BE = {"scale_attn_by_inverse_layer_idx": (False,)}
 
 
-def config(said: dict, where: str) -> TransformerConfig:
-  """config.json -> `TransformerConfig`; raises `InversionViewError` naming an attribute that is missing or not handled."""
-  refuse_unhandled(said, where, _SHAPE | _NO_EFFECT | NO_EFFECT, _MUST_BE)
-  refuse_sizes(said, where, ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"))
-  activation = said.get("activation_function", "gelu_new")
+def config(attributes: Mapping, where: str) -> TransformerConfig:
+  """The architecture that a config.json describes.
+
+  Args:
+    attributes: of config.json.
+    where: its name, for error messages.
+
+  Raises:
+    InversionViewError: names an attribute that is missing, of no use or not handled.
+  """
+  refuse_unhandled(attributes, where, _SHAPE | _NO_EFFECT, _MUST_BE)
+  refuse_sizes(attributes, where, ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"))
+  activation = attributes.get("activation_function", "gelu_new")
   if activation not in ACTIVATIONS:
     raise InversionViewError(
       f"{where}: activation_function = {activation!r} is not handled, only {', '.join(ACTIVATIONS)}"
     )
-  if said["n_embd"] % max(said["n_head"], 1):
-    raise InversionViewError(f"{where}: n_embd = {said['n_embd']} is not a multiple of n_head = {said['n_head']}")
+  if attributes["n_embd"] % max(attributes["n_head"], 1):
+    raise InversionViewError(
+      f"{where}: n_embd = {attributes['n_embd']} is not a multiple of n_head = {attributes['n_head']}"
+    )
   try:
     return TransformerConfig(
-      vocab_size=said["vocab_size"],
-      n_ctx=said["n_positions"],
-      n_layers=said["n_layer"],
-      n_heads=said["n_head"],
-      d_model=said["n_embd"],
-      d_mlp=said.get("n_inner") or 4 * said["n_embd"],
+      vocab_size=attributes["vocab_size"],
+      n_ctx=attributes["n_positions"],
+      n_layers=attributes["n_layer"],
+      n_heads=attributes["n_head"],
+      d_model=attributes["n_embd"],
+      d_mlp=attributes.get("n_inner") or 4 * attributes["n_embd"],
       activation=activation,
-      norm_eps=said.get("layer_norm_epsilon", 1e-5),
-      tied=said.get("tie_word_embeddings", True),
-      attn_scale=said.get("scale_attn_weights", True),
+      norm_eps=attributes.get("layer_norm_epsilon", 1e-5),
+      tied=attributes.get("tie_word_embeddings", True),
+      attn_scale=attributes.get("scale_attn_weights", True),
     )
   except TypeError as error:
     raise InversionViewError(f"{where} is damaged or not the configuration of a model: {error}") from None
 
 
 def layout(config: TransformerConfig) -> dict:
-  """Where each of our arrays comes from; kernels are [in, out] in the checkpoint, as here."""
+  """Name of a part -> nested dicts of `Leaf`: the tensor of each parameter. Kernels are [in, out] in the checkpoint, as here."""
   d, m = config.d_model, config.d_mlp
 
   def norm(name):
@@ -67,7 +79,7 @@ def layout(config: TransformerConfig) -> dict:
   def linear(name, *shape):
     return {"kernel": Leaf(f"{name}.weight", shape), "bias": Leaf(f"{name}.bias", shape[1:])}
 
-  def third(x, which):  # of c_attn, which holds q, k and v side by side
+  def third(x, which):  # c_attn is q, k and v, concatenated over the last axis
     return np.ascontiguousarray(np.split(x, 3, axis=-1)[which])
 
   def one_of_qkv(name, which):
@@ -91,11 +103,14 @@ def layout(config: TransformerConfig) -> dict:
   return out
 
 
-def renamed(name: str) -> str:
-  """Names carry "transformer." in some files and not in others."""
+def rename(name: str) -> str:
+  """The tensor's name without "transformer.", with which it begins in some files and not in others."""
   return name.removeprefix("transformer.")
 
 
 def unused(name: str) -> bool:
-  """Old files carry the causal mask as "attn.bias" and "attn.masked_bias"; a tied model may carry its unembedding."""
+  """Whether a tensor is no parameter: the causal mask ("attn.bias", "attn.masked_bias") in old files, the unembedding of a tied model."""
   return name == "lm_head.weight" or name.endswith(("attn.bias", "attn.masked_bias"))
+
+
+FAMILY = Family(("gpt2",), config, layout, rename, unused)

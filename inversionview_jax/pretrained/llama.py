@@ -1,14 +1,18 @@
-"""The Llama family (Llama, Mistral, Qwen2, Qwen3, SmolLM, Gemma): Hugging Face's config.json and tensor names -> ours.
+"""Llama, Mistral, Qwen2, Qwen3, SmolLM, Gemma: Hugging Face's config.json -> `TransformerConfig`, and the tensor of each parameter.
 
-Facts are those of transformers' modelling files, against which tests/test_parity_transformers.py compares every family.
+Source: transformers' modelling files, against which tests/pretrained/test_parity_transformers.py compares every model type.
 """
+
+import functools
+from collections.abc import Mapping
 
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.transformer import TransformerConfig
 from inversionview_jax.pretrained import rotary
-from inversionview_jax.pretrained.attributes import NO_EFFECT, refuse_sizes, refuse_unhandled
+from inversionview_jax.pretrained.attributes import refuse_sizes, refuse_unhandled
+from inversionview_jax.pretrained.family import Family
 from inversionview_jax.pretrained.parts import Leaf
 
 _SHAPE = {
@@ -37,8 +41,8 @@ _SIZES = (
   "num_attention_heads",
   "max_position_embeddings",
 )
-# What each family's config.json may say besides.
-FAMILIES = {
+# Model type -> the attributes that its config.json may have besides.
+_MORE = {
   "llama": _BIASES,
   "mistral": {"sliding_window"},
   "qwen2": _QWEN,
@@ -54,7 +58,7 @@ FAMILIES = {
     "final_logit_softcapping",
   },
 }
-# Of training, or of how a file was made.
+# Attributes of training, or of how a file was made.
 _NO_EFFECT = {"attention_dropout", "pretraining_tp", "is_llama_config"}
 _MUST_BE = {
   "rope_interleaved": (False, None),
@@ -62,22 +66,30 @@ _MUST_BE = {
   "use_mrope": (False, None),
   "partial_rotary_factor": (1.0, None),
 }
-# What a family means by leaving an attribute out, where that differs from Llama.
+# Defaults of attributes that config.json leaves out, where they differ from Llama's.
 _TIED = {"smollm3", "gemma", "gemma2"}
 _THETA = {"smollm3": 2_000_000.0}
 _HEAD_DIM = {"qwen3": 128, "gemma": 256, "gemma2": 256}
 _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_new", "gelu_new": "gelu_new", "relu": "relu"}
 
 
-def config(said: dict, where: str) -> TransformerConfig:
-  """config.json -> `TransformerConfig`; raises `InversionViewError` naming an attribute that is missing or not handled."""
-  family = said["model_type"]
-  refuse_unhandled(said, where, _SHAPE | FAMILIES[family] | _NO_EFFECT | NO_EFFECT, _MUST_BE)
-  refuse_sizes(said, where, _SIZES)
+def config(attributes: Mapping, where: str) -> TransformerConfig:
+  """The architecture that a config.json describes.
+
+  Args:
+    attributes: of config.json.
+    where: its name, for error messages.
+
+  Raises:
+    InversionViewError: names an attribute that is missing, of no use or not handled.
+  """
+  model_type = attributes["model_type"]
+  refuse_unhandled(attributes, where, _SHAPE | _MORE[model_type] | _NO_EFFECT, _MUST_BE)
+  refuse_sizes(attributes, where, _SIZES)
   try:
-    layers, width, heads = said["num_hidden_layers"], said["hidden_size"], said["num_attention_heads"]
-    kv_heads = (said.get if family == "llama" else said.__getitem__)("num_key_value_heads") or heads
-    head_width = said.get("head_dim") or _HEAD_DIM.get(family, 0)
+    layers, width, heads = attributes["num_hidden_layers"], attributes["hidden_size"], attributes["num_attention_heads"]
+    kv_heads = (attributes.get if model_type == "llama" else attributes.__getitem__)("num_key_value_heads") or heads
+    head_width = attributes.get("head_dim") or _HEAD_DIM.get(model_type, 0)
     if not head_width and width % heads:
       raise InversionViewError(
         f"{where}: hidden_size = {width} is not a multiple of num_attention_heads = {heads}, and head_dim is not given"
@@ -87,33 +99,35 @@ def config(said: dict, where: str) -> TransformerConfig:
         f"{where}: num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}"
       )
     head_width = head_width or width // heads
-    frequencies, gain = rotary.frequencies(_rope(said, where), head_width, said["max_position_embeddings"], where)
-    gemma = family.startswith("gemma")
+    frequencies, gain = rotary.frequencies(
+      _rope(attributes, where), head_width, attributes["max_position_embeddings"], where
+    )
+    gemma = model_type.startswith("gemma")
     return TransformerConfig(
-      vocab_size=said["vocab_size"],
-      n_ctx=said["max_position_embeddings"],
+      vocab_size=attributes["vocab_size"],
+      n_ctx=attributes["max_position_embeddings"],
       n_layers=layers,
       n_heads=heads,
       d_model=width,
-      d_mlp=said["intermediate_size"],
-      activation=_activation(said, where),
+      d_mlp=attributes["intermediate_size"],
+      activation=_activation(attributes, where),
       norm="rms",
-      norm_eps=float(said.get("rms_norm_eps", 1e-6)),
-      tied=said.get("tie_word_embeddings", family in _TIED),
-      query_width=float(said.get("query_pre_attn_scalar", 256)) if family == "gemma2" else 0.0,
+      norm_eps=float(attributes.get("rms_norm_eps", 1e-6)),
+      tied=attributes.get("tie_word_embeddings", model_type in _TIED),
+      query_width=float(attributes.get("query_pre_attn_scalar", 256)) if model_type == "gemma2" else 0.0,
       n_kv_heads=kv_heads if kv_heads != heads else 0,
       head_width=head_width if head_width * heads != width else 0,
       rotary=frequencies,
       rotary_gain=gain,
-      unrotated=_unrotated(said, where) if family == "smollm3" else (),
-      windows=_windows(said, where),
-      biases=_biases(said),
+      unrotated=_unrotated(attributes, where) if model_type == "smollm3" else (),
+      windows=_windows(attributes, where),
+      biases=_biases(attributes),
       gated=True,
-      qk_norm=family == "qwen3",
-      post_norm=family == "gemma2",
+      qk_norm=model_type == "qwen3",
+      post_norm=model_type == "gemma2",
       embed_scale=width**0.5 if gemma else 1.0,
-      attn_cap=(said.get("attn_logit_softcapping", 50.0) or 0.0) if family == "gemma2" else 0.0,
-      logit_cap=(said.get("final_logit_softcapping", 30.0) or 0.0) if family == "gemma2" else 0.0,
+      attn_cap=(attributes.get("attn_logit_softcapping", 50.0) or 0.0) if model_type == "gemma2" else 0.0,
+      logit_cap=(attributes.get("final_logit_softcapping", 30.0) or 0.0) if model_type == "gemma2" else 0.0,
     )
   except KeyError as error:
     raise InversionViewError(f"{where}: attribute {error.args[0]} is missing") from None
@@ -123,63 +137,69 @@ def config(said: dict, where: str) -> TransformerConfig:
     raise InversionViewError(f"{where} is damaged or not the configuration of a model: {error}") from None
 
 
-def _rope(said: dict, where: str) -> dict:
-  """All that is said of rotary embeddings: in "rope_parameters" since transformers 5, in "rope_theta" and "rope_scaling" before."""
-  rope = said.get("rope_scaling") or said.get("rope_parameters") or {}
+def _rope(attributes: Mapping, where: str) -> dict:
+  """Attributes of the rotary embedding: "rope_parameters" since transformers 5, "rope_theta" and "rope_scaling" before."""
+  rope = attributes.get("rope_scaling") or attributes.get("rope_parameters") or {}
   if not isinstance(rope, dict):
     raise InversionViewError(f"{where}: rope_scaling = {rope!r} is not handled")
-  theta = said.get("rope_theta") or _THETA.get(said["model_type"], 10_000.0)
+  theta = attributes.get("rope_theta") or _THETA.get(attributes["model_type"], 10_000.0)
   return {"rope_theta": theta} | rope
 
 
-def _activation(said: dict, where: str) -> str:
-  name = said.get("hidden_act", "silu")
-  if said["model_type"].startswith("gemma"):
+def _activation(attributes: Mapping, where: str) -> str:
+  """The activation of the MLP, as `TransformerConfig` names it."""
+  name = attributes.get("hidden_act", "silu")
+  if attributes["model_type"].startswith("gemma"):
     # Gemma's "gelu" has always meant the approximation that "hidden_activation" names since.
-    name = said.get("hidden_activation") or said.get("hidden_act", "gelu_pytorch_tanh")
-    name = "gelu_pytorch_tanh" if name == "gelu" and said.get("hidden_activation") is None else name
+    name = attributes.get("hidden_activation") or attributes.get("hidden_act", "gelu_pytorch_tanh")
+    name = "gelu_pytorch_tanh" if name == "gelu" and attributes.get("hidden_activation") is None else name
   if name not in _ACTIVATIONS:
     raise InversionViewError(f"{where}: hidden_act = {name!r} is not handled, only {', '.join(_ACTIVATIONS)}")
   return _ACTIVATIONS[name]
 
 
-def _biases(said: dict) -> tuple[str, ...]:
-  if said["model_type"] == "qwen2":
+def _biases(attributes: Mapping) -> tuple[str, ...]:
+  """The linear maps that have a bias."""
+  if attributes["model_type"] == "qwen2":
     return ("q", "k", "v")
-  attention = ("q", "k", "v", "o") if said.get("attention_bias") else ()
-  return attention + (("gate", "fc", "proj") if said.get("mlp_bias") else ())
+  attention = ("q", "k", "v", "o") if attributes.get("attention_bias") else ()
+  return attention + (("gate", "fc", "proj") if attributes.get("mlp_bias") else ())
 
 
-def _unrotated(said: dict, where: str) -> tuple[int, ...]:
-  """SmolLM3 turns nothing in every fourth layer."""
-  layers, rotates = said["num_hidden_layers"], said.get("no_rope_layers")  # a list of 1 where it does rotate
+def _unrotated(attributes: Mapping, where: str) -> tuple[int, ...]:
+  """The layers of SmolLM3 without rotary embedding, by default every fourth."""
+  layers, rotates = attributes["num_hidden_layers"], attributes.get("no_rope_layers")  # 1 for a layer that has it
   if rotates is None:
-    interval = said.get("no_rope_layer_interval", 4)
+    interval = attributes.get("no_rope_layer_interval", 4)
     rotates = [int((layer + 1) % interval != 0) for layer in range(layers)]
   if len(rotates) < layers:
     raise InversionViewError(f"{where}: no_rope_layers has {len(rotates)} entries for {layers} layers")
   return tuple(layer for layer in range(layers) if not rotates[layer])
 
 
-def _windows(said: dict, where: str) -> tuple[int, ...]:
-  """How far back each layer sees; () where no window is shorter than the context."""
-  family, layers, window = said["model_type"], said["num_hidden_layers"], said.get("sliding_window")
-  if family == "gemma2" and "sliding_window" not in said:
+def _windows(attributes: Mapping, where: str) -> tuple[int, ...]:
+  """Length of each layer's sliding window, 0 for none; () where no window is shorter than the context."""
+  model_type, layers, window = (
+    attributes["model_type"],
+    attributes["num_hidden_layers"],
+    attributes.get("sliding_window"),
+  )
+  if model_type == "gemma2" and "sliding_window" not in attributes:
     window = 4096
-  if window is None or "sliding_window" not in FAMILIES[family] or window >= said["max_position_embeddings"]:
+  if window is None or "sliding_window" not in _MORE[model_type] or window >= attributes["max_position_embeddings"]:
     return ()
-  if family in ("qwen2", "qwen3", "smollm3") and not said.get("use_sliding_window", False):
+  if model_type in ("qwen2", "qwen3", "smollm3") and not attributes.get("use_sliding_window", False):
     return ()
-  kinds = said.get("layer_types")
+  kinds = attributes.get("layer_types")
   if kinds is None:
-    if family == "gemma2":
+    if model_type == "gemma2":
       slides = [layer % 2 == 0 for layer in range(layers)]
-    elif family == "smollm3":
-      slides = [layer in _unrotated(said, where) for layer in range(layers)]
-    elif family == "mistral":
+    elif model_type == "smollm3":
+      slides = [layer in _unrotated(attributes, where) for layer in range(layers)]
+    elif model_type == "mistral":
       slides = [True] * layers
     else:
-      slides = [layer >= said.get("max_window_layers", 28) for layer in range(layers)]
+      slides = [layer >= attributes.get("max_window_layers", 28) for layer in range(layers)]
   else:
     for kind in kinds:
       if kind not in ("full_attention", "sliding_attention"):
@@ -191,11 +211,11 @@ def _windows(said: dict, where: str) -> tuple[int, ...]:
 
 
 def layout(config: TransformerConfig, one_plus: bool) -> dict:
-  """Where each of our arrays comes from.
+  """Name of a part -> nested dicts of `Leaf`: the tensor of each parameter.
 
   Args:
     config: of the model.
-    one_plus: norms multiply by 1 + weight (Gemma).
+    one_plus: whether the checkpoint stores a norm's scale minus 1, as Gemma's do.
   """
   d, m, k, c = config.d_model, config.d_mlp, config.d_head, config
 
@@ -236,10 +256,24 @@ def layout(config: TransformerConfig, one_plus: bool) -> dict:
   return out
 
 
-def renamed(name: str) -> str:
+def rename(name: str) -> str:
+  """The tensor's name without "model.", with which it begins in most files."""
   return name.removeprefix("model.")
 
 
 def unused(name: str) -> bool:
-  """Old files carry the frequencies of the rotary embedding; a tied model may carry its unembedding."""
+  """Whether a tensor is no parameter: rotary frequencies in old files, the unembedding of a tied model."""
   return name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq")
+
+
+_GEMMA = ("gemma", "gemma2")
+FAMILY = Family(
+  tuple(model_type for model_type in _MORE if model_type not in _GEMMA),
+  config,
+  functools.partial(layout, one_plus=False),
+  rename,
+  unused,
+)
+GEMMA = Family(_GEMMA, config, functools.partial(layout, one_plus=True), rename, unused)
+# llama.cpp's conversion adds the 1 to the norms' scales.
+GEMMA_GGUF = Family(_GEMMA, config, functools.partial(layout, one_plus=False), rename, unused)

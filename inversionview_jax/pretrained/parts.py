@@ -1,7 +1,7 @@
-"""Tensors of a checkpoint -> parts of our parameter tree, read when they are asked for."""
+"""The parts of a parameter tree, made of a checkpoint's tensors when they are accessed."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -10,12 +10,12 @@ from inversionview_jax.errors import InversionViewError
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """Where one array of ours comes from.
+  """The tensor that one parameter is made of.
 
   Attributes:
     tensor: its name in the checkpoint; None for zeros of `shape`.
-    shape: in the checkpoint.
-    make: the tensor as float32 -> our array.
+    shape: of the tensor in the checkpoint.
+    make: the tensor as float32 -> the parameter.
   """
 
   tensor: str | None
@@ -24,16 +24,16 @@ class Leaf:
 
 
 class Parts(Mapping):
-  """Name of a part ("embed", "blocks_0", ...) -> nested dicts of float32 arrays, read from disk at every look.
+  """Name of a part ("embed", "blocks_0", ...) -> nested dicts of float32 arrays, read from disk at every access.
 
   Args:
     weights: has `names`, `shape(name)` and `read(name)`.
     layout: name of a part -> nested dicts of `Leaf`.
-    unused: whether a tensor with no place in the layout may be left out.
-    where: the checkpoint, for errors.
+    unused: name -> whether a tensor that `layout` does not name may be left out.
+    where: name of the checkpoint, for error messages.
 
   Raises:
-    InversionViewError: a tensor is missing, has another shape, or has no place in the model.
+    InversionViewError: a tensor is missing, has another shape, or is not in the layout.
   """
 
   def __init__(self, weights, layout: dict, unused: Callable[[str], bool], where):
@@ -59,7 +59,7 @@ class Parts(Mapping):
     return self._read(self._layout[part])
 
   def __contains__(self, part) -> bool:
-    return part in self._layout  # without reading it
+    return part in self._layout  # Mapping's own would read it
 
   def __iter__(self):
     return iter(self._layout)
@@ -76,7 +76,7 @@ class Parts(Mapping):
 
 
 class FirstLayers(Mapping):
-  """The parts that the first so many layers of a model need; the others are never read."""
+  """The parts of a model's first `layers` layers, without ln_f and unembedding; the others are never read."""
 
   def __init__(self, parts: Mapping, layers: int):
     unused = ("ln_f", "unembed")
@@ -100,8 +100,8 @@ class FirstLayers(Mapping):
     return len(self._names)
 
 
-def leaves(node):
-  """All `Leaf`s below a node of a layout."""
+def leaves(node: dict | Leaf) -> Iterator[Leaf]:
+  """Yields every `Leaf` below a node of a layout."""
   if isinstance(node, Leaf):
     yield node
   else:
@@ -110,7 +110,7 @@ def leaves(node):
 
 
 class Renamed:
-  """Weights under other names: those of `weights` after `rename`."""
+  """The tensors of `weights` under other names: `rename` of their own."""
 
   def __init__(self, weights, rename: Callable[[str], str]):
     self._weights, self._original = weights, {rename(name): name for name in weights.names}

@@ -1,8 +1,8 @@
-"""Decoders trained with the paper's PyTorch release -> ours.
+"""Decoders trained with the paper's PyTorch release -> `DecoderConfig` and its variables.
 
-A Hugging Face folder: a GPT-2 configuration with `act_dim`, `probed_acts`, `cross_attn`, `act_proc_resid_dim`, `act_proc_mid_dim` and
-`act_proc_num_mlp`, and beside GPT-2's tensors those of the way that an activation takes, whose names begin with "act_proc_layer". Linear
-maps are [in, out] in these files, as here.
+Such a decoder is a Hugging Face folder: a GPT-2 configuration with `act_dim`, `probed_acts`, `cross_attn`, `act_proc_resid_dim`,
+`act_proc_mid_dim` and `act_proc_num_mlp`, and GPT-2's tensors with those of the activation's encoder, whose names begin with
+"act_proc_layer". Linear maps are [in, out] in these files, as here.
 
 Shapes: D width of the activation, S sites, R width of the encoder's residual stream, M width of the decoder.
 """
@@ -22,12 +22,12 @@ from inversionview_jax.pretrained.parts import Leaf, Parts, Renamed
 from inversionview_jax.pretrained.weights import Safetensors
 
 _OWN = {"act_dim", "probed_acts", "cross_attn", "act_proc_resid_dim", "act_proc_mid_dim", "act_proc_num_mlp"}
-_BLOCKS = 6  # residual blocks where the configuration does not say
+_BLOCKS = 6  # residual blocks of the encoder where `act_proc_num_mlp` is missing
 _EPS = 1e-5  # of the encoder's norms
 
 
 def is_release(folder: pathlib.Path) -> bool:
-  """Whether this folder looks like such a decoder."""
+  """Whether a folder holds a decoder of the release: its config.json has "probed_acts"."""
   try:
     return "probed_acts" in json.loads((folder / "config.json").read_text())
   except (OSError, ValueError, TypeError):
@@ -35,61 +35,65 @@ def is_release(folder: pathlib.Path) -> bool:
 
 
 def load(folder: pathlib.Path) -> tuple[DecoderConfig, dict, dict]:
-  """Reads such a folder.
+  """Reads a folder of the release.
 
   Returns:
-    The configuration, the variables as float32 arrays, and what config.json says.
+    The configuration, the variables as float32 arrays, and the attributes of config.json.
 
   Raises:
     InversionViewError: files missing or damaged, only pickled weights, or an attribute or tensor that is missing or not handled (named).
   """
   where = folder / "config.json"
   try:
-    said = json.loads(where.read_text())
+    attributes = json.loads(where.read_text())
   except (OSError, ValueError) as error:
     raise InversionViewError(f"cannot read {where}: {error}") from None
-  config = config_of(said, str(where))
-  parts = Parts(Renamed(Safetensors(folder), gpt2.renamed), layout(config), gpt2.unused, folder)
+  config = config_of(attributes, str(where))
+  parts = Parts(Renamed(Safetensors(folder), gpt2.rename), layout(config), gpt2.unused, folder)
   read = {name: parts[name] for name in parts}
   mean = {"mean": np.zeros((len(config.sites), config.d_activation), np.float32)}
-  return config, {"params": {"encoder": read.pop("encoder"), "transformer": read}, "stats": {"encoder": mean}}, said
+  return (
+    config,
+    {"params": {"encoder": read.pop("encoder"), "transformer": read}, "stats": {"encoder": mean}},
+    attributes,
+  )
 
 
-def config_of(said: dict, where: str) -> DecoderConfig:
-  """config.json -> `DecoderConfig`."""
-  if not isinstance(said, dict):
+def config_of(attributes: dict, where: str) -> DecoderConfig:
+  """The decoder that a config.json describes; raises `InversionViewError` naming an attribute that is missing or not handled."""
+  if not isinstance(attributes, dict):
     raise InversionViewError(f"{where} is damaged or not the configuration of a model")
-  transformer = gpt2.config({name: value for name, value in said.items() if name not in _OWN}, where)
+  transformer = gpt2.config({name: value for name, value in attributes.items() if name not in _OWN}, where)
   if transformer.norm_eps != _EPS:
     raise InversionViewError(f"{where}: layer_norm_epsilon = {transformer.norm_eps} is not handled, only {_EPS}")
-  refuse_sizes(said, where, ("act_dim", "act_proc_resid_dim", "act_proc_mid_dim"))
-  names = said.get("probed_acts")
+  refuse_sizes(attributes, where, ("act_dim", "act_proc_resid_dim", "act_proc_mid_dim"))
+  names = attributes.get("probed_acts")
   if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
     raise InversionViewError(f"{where}: probed_acts = {names!r} is not a list of sites")
-  found = tuple(sites.parse(name).short for name in names)
-  if len(set(found)) < len(found):
+  probed = tuple(sites.parse(name).short for name in names)
+  if len(set(probed)) < len(probed):
     raise InversionViewError(f"{where}: probed_acts names a site twice")
-  if not isinstance(crossed := said.get("cross_attn", False), bool):
+  if not isinstance(crossed := attributes.get("cross_attn", False), bool):
     raise InversionViewError(f"{where}: cross_attn = {crossed!r} is neither true nor false")
-  blocks = said.get("act_proc_num_mlp", _BLOCKS)
-  width, site_width = said["act_proc_resid_dim"], said["act_proc_resid_dim"] - said["act_dim"]
+  blocks = attributes.get("act_proc_num_mlp", _BLOCKS)
+  width, site_width = attributes["act_proc_resid_dim"], attributes["act_proc_resid_dim"] - attributes["act_dim"]
   if site_width < 1 or not isinstance(blocks, int) or blocks < 0:
     raise InversionViewError(
-      f"{where}: act_proc_resid_dim = {width}, act_dim = {said['act_dim']} and act_proc_num_mlp = {blocks!r} leave no room for "
+      f"{where}: act_proc_resid_dim = {width}, act_dim = {attributes['act_dim']} and act_proc_num_mlp = {blocks!r} leave no room for "
       "the embedding of a site"
     )
   return DecoderConfig(
     transformer=dataclasses.replace(transformer, cross_width=width if crossed else 0),
-    sites=found,
-    d_activation=said["act_dim"],
+    sites=probed,
+    d_activation=attributes["act_dim"],
     encoder_blocks=blocks,
     site_width=site_width,
-    encoder_inner=said["act_proc_mid_dim"],
+    encoder_inner=attributes["act_proc_mid_dim"],
   )
 
 
 def layout(config: DecoderConfig) -> dict:
-  """Where each of our arrays comes from."""
+  """Name of a part -> nested dicts of `Leaf`: the tensor of each parameter."""
   r, inner, m = config.d_activation + config.site_width, config.encoder_inner, config.transformer.d_model
 
   def norm(name, width):

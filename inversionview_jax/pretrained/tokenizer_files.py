@@ -1,36 +1,37 @@
-"""Tokenizers as they come with checkpoints: tokenizer.json, GPT-2's vocab.json and merges.txt, or inside a GGUF file.
+"""Tokenizers of checkpoints: tokenizer.json, GPT-2's vocab.json and merges.txt, or inside a GGUF file.
 
-Where a checkpoint names no BOS, its EOS stands for it, and the other way round; where it names no PAD, EOS does. (GPT-2 has one special
-token for all three, and Qwen2 has no BOS; a text ends at its first EOS, so nothing is lost by padding with it.)
+Where a checkpoint names no BOS, its EOS is used, and the other way round; where it names no PAD, its EOS. (GPT-2 has one special token
+for all three, and Qwen2 has no BOS; a text ends at its first EOS, so padding with it is unambiguous.)
 """
 
 import json
 import pathlib
+from collections.abc import Mapping
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.pretrained.gguf_file import GgufFile
 from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
 
-# How text is split before merging, by the name a GGUF file gives it: the published patterns of each model's tokenizer.json.
+# Name in a GGUF file -> how text is split before merging: the published patterns of each model's tokenizer.json.
 _LLAMA3 = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace("{1,3}", "")
 _PATTERNS = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "smaug-bpe": _LLAMA3, "qwen2": _QWEN2}
 _SPLITS = ("gpt-2", "smollm", *_PATTERNS)
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # kinds of tokens in a GGUF file
+_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # types of tokens in a GGUF file
 
 
 class Unread(InversionViewError):
-  """A tokenizer that is whole, but of a kind that is not read; the model can still be given token ids."""
+  """A tokenizer that is intact, but of a kind that is not read; the model still runs on token ids."""
 
 
-def from_folder(folder: pathlib.Path, config: dict) -> HuggingFaceTokenizer | None:
+def from_folder(folder: pathlib.Path, attributes: Mapping) -> HuggingFaceTokenizer | None:
   """The tokenizer in a Hugging Face folder, or None if there is none of a kind that is read.
 
   Args:
     folder: of the checkpoint.
-    config: what its config.json says; its ids are taken where tokenizer_config.json names no token.
+    attributes: of its config.json, whose ids of special tokens count where tokenizer_config.json names no token.
 
   Raises:
     InversionViewError: a file is damaged, or names special tokens that the tokenizer does not have.
@@ -38,7 +39,7 @@ def from_folder(folder: pathlib.Path, config: dict) -> HuggingFaceTokenizer | No
   path = folder / "tokenizer.json"
   if path.exists():
     content = _text(path)
-  elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists() and config.get("model_type") == "gpt2":
+  elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists() and attributes.get("model_type") == "gpt2":
     path = folder / "vocab.json"
     merges = [
       line.split(" ") for line in _text(folder / "merges.txt").splitlines() if line and not line.startswith("#version")
@@ -53,20 +54,20 @@ def from_folder(folder: pathlib.Path, config: dict) -> HuggingFaceTokenizer | No
       named |= {name: value for name, value in _json(folder / file).items() if value is not None}
   ids = []
   for kind in ("bos", "eos", "pad"):
-    token, found = named.get(f"{kind}_token"), config.get(f"{kind}_token_id")
+    token, token_id = named.get(f"{kind}_token"), attributes.get(f"{kind}_token_id")
     token = token.get("content") if isinstance(token, dict) else token
     if token is not None:
       if token not in vocabulary:
         raise InversionViewError(f"{folder}: {kind}_token = {token!r} is not a token of {path.name}")
-      found = vocabulary[token]
-    ids.append(found[0] if isinstance(found, list) and found else found)
+      token_id = vocabulary[token]
+    ids.append(token_id[0] if isinstance(token_id, list) and token_id else token_id)
   if path.name == "vocab.json" and ids[1] is None:
     ids[1] = vocabulary.get("<|endoftext|>")
   return _with_specials(content, ids, path)
 
 
 def missing_from(folder: pathlib.Path) -> str:
-  """Why `from_folder` found none, in one line."""
+  """One line: why `from_folder` returned None."""
   if (folder / "tokenizer.model").exists():
     return (
       f"{folder} has its tokenizer in tokenizer.model, which is not read; write a tokenizer.json with transformers' "
@@ -109,7 +110,7 @@ def _library(where):
 def _sentencepiece(file: GgufFile, tokens: list[str]) -> str:
   """SentencePiece's BPE (Kudo and Richardson, 2018), as of Llama 2 and Mistral, as the content of a tokenizer.json.
 
-  Its file has no merges but a score for each piece: two pieces are merged if the result is a piece, the best score first.
+  The file has a score for each piece instead of merges: two pieces are merged if the result is a piece, the best score first.
   """
   tokenizers = _library(file.path)
   from tokenizers import decoders, models, normalizers
@@ -169,7 +170,7 @@ def _byte_level(vocabulary: dict, merges: list, split: str | None, special: dict
   from tokenizers import decoders, models, normalizers, pre_tokenizers
 
   try:
-    # Llama 3 takes a word that is a token whole, even where no merges lead there.
+    # Llama 3 keeps a word that is a token, even where no merges produce it.
     model = models.BPE(vocabulary, [tuple(pair) for pair in merges], ignore_merges=_PATTERNS.get(split) == _LLAMA3)
   except Exception as error:  # the library raises plain Exception
     raise InversionViewError(f"{where}: its tokenizer is damaged: {next(iter(str(error).splitlines()), '')}") from None
@@ -212,21 +213,21 @@ def _text(path: pathlib.Path) -> str:
 
 def _json(path: pathlib.Path) -> dict:
   try:
-    said = json.loads(_text(path))
+    content = json.loads(_text(path))
   except ValueError as error:
     raise InversionViewError(f"cannot read {path}: {error}") from None
-  if not isinstance(said, dict):
+  if not isinstance(content, dict):
     raise InversionViewError(f"cannot read {path}: it is damaged or holds something else")
-  return said
+  return content
 
 
 def _vocabulary(content: str, path: pathlib.Path) -> dict[str, int]:
-  """token -> id, with added tokens."""
+  """token -> id of a tokenizer.json, with added tokens."""
   try:
-    said = json.loads(content)
-    vocabulary = said["model"]["vocab"]
+    tokenizer = json.loads(content)
+    vocabulary = tokenizer["model"]["vocab"]
     if isinstance(vocabulary, list):  # Unigram: pairs of token and score
       vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
-    return dict(vocabulary) | {token["content"]: token["id"] for token in said.get("added_tokens", [])}
+    return dict(vocabulary) | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
   except (ValueError, KeyError, TypeError) as error:
     raise InversionViewError(f"cannot read {path}: it is damaged or no tokenizer ({error!r})") from None

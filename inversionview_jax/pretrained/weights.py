@@ -1,7 +1,8 @@
 """Safetensors files, whole or in shards, read one tensor at a time.
 
-The format is eight bytes with the length of a JSON header, the header (name -> type, shape, place), and the numbers. It is read here by
-hand because memory-mapped pages count as memory of the process, and a checkpoint must not be in memory twice.
+The format is eight bytes with the length of a JSON header, the header (name -> type, shape, byte range), and the numbers. It is parsed here
+instead of by the safetensors library because that maps the file into memory, whose pages count as memory of the process, and a checkpoint
+must not be in memory twice.
 """
 
 import json
@@ -34,8 +35,10 @@ class Safetensors:
     elif index.exists():
       for shard, names in _shards(index).items():
         self._add(folder / shard)
-        if lost := sorted(set(names) - set(self._entries)):
-          raise InversionViewError(f"{folder / shard} does not hold tensor {lost[0]}, which {index.name} says it does")
+        if missing := sorted(set(names) - set(self._entries)):
+          raise InversionViewError(
+            f"{folder / shard} does not hold tensor {missing[0]}, although {index.name} names it there"
+          )
     else:
       raise InversionViewError(_no_weights(folder))
     self.names = frozenset(self._entries)
@@ -53,7 +56,7 @@ class Safetensors:
       for name, entry in header.items():
         (start, end), shape = entry["data_offsets"], tuple(entry["shape"])
         if 8 + length + end > size:
-          raise ValueError(f"tensor {name} ends behind the file")
+          raise ValueError(f"tensor {name} ends after the file")
         if entry["dtype"] in _TYPES and end - start != np.dtype(_TYPES[entry["dtype"]]).itemsize * np.prod(
           shape, dtype=int
         ):
@@ -65,10 +68,11 @@ class Safetensors:
       raise InversionViewError(f"cannot read {path}: truncated or corrupt ({error})") from None
 
   def shape(self, name: str) -> tuple[int, ...]:
+    """A tensor's shape."""
     return self._entries[name][2]
 
   def read(self, name: str) -> np.ndarray:
-    """A tensor in the type it is stored in; raises `InversionViewError` for a type that is no floating-point one."""
+    """A tensor in the dtype it is stored in; raises `InversionViewError` for one that is not floating-point."""
     path, kind, shape, start = self._entries[name]
     if kind not in _TYPES:
       raise InversionViewError(f"{path}: tensor {name} is of type {kind}; types that are read: {', '.join(_TYPES)}")
@@ -76,23 +80,25 @@ class Safetensors:
 
 
 def read_array(path: pathlib.Path, dtype, shape: tuple[int, ...], start: int) -> np.ndarray:
-  """Numbers of a file from byte `start` on; raises `InversionViewError` if the file ends before they do."""
+  """An array from byte `start` of a file on; raises `InversionViewError` if the file ends inside it."""
   count = int(np.prod(shape, dtype=int))
   try:
-    found = np.fromfile(path, dtype, count, offset=start)
+    array = np.fromfile(path, dtype, count, offset=start)
   except OSError as error:
     raise InversionViewError(f"cannot read {path}: {error}") from None
-  if len(found) != count:
+  if len(array) != count:
     raise InversionViewError(f"cannot read {path}: truncated or corrupt (it ends in the middle of a tensor)")
-  return found.reshape(shape)
+  return array.reshape(shape)
 
 
 def _shards(index: pathlib.Path) -> dict[str, list[str]]:
-  """model.safetensors.index.json -> shard -> names of its tensors."""
+  """File name of each shard -> names of its tensors, from a model.safetensors.index.json."""
   try:
     shards = {}
     for name, shard in json.loads(index.read_text())["weight_map"].items():
-      shards.setdefault(pathlib.PurePath(shard).name, []).append(name)  # a shard lies beside its index, nowhere else
+      shards.setdefault(pathlib.PurePath(shard).name, []).append(
+        name
+      )  # a shard is in the folder of its index, nowhere else
     return shards
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise InversionViewError(f"cannot read {index}: {error!r}; it is damaged or not the index of shards") from None

@@ -239,7 +239,7 @@ def test_missing_description_is_named(folder):
 
 def test_unknown_name_lists_the_shipped_models(tmp_path, params, monkeypatch):
   for name in ("abacus", "addition"):
-    save_target(tmp_path / "models" / name, params, CONFIG, TOKENIZER, name)
+    save_target(tmp_path / "shipped" / name, params, CONFIG, TOKENIZER, name)
   monkeypatch.setattr(importlib.resources, "files", lambda package: tmp_path)
   assert shipped_names() == ["abacus", "addition"]
   assert load_target("abacus").name == "abacus"

@@ -1,0 +1,116 @@
+"""Opens a checkpoint: a Hugging Face folder or a GGUF file, with the family that its configuration names."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models.transformer import TransformerConfig
+from inversionview_jax.pretrained import gpt2, llama, tokenizer_files
+from inversionview_jax.pretrained.family import Family
+from inversionview_jax.pretrained.gguf_file import GgufFile
+from inversionview_jax.pretrained.parts import Parts, Renamed
+from inversionview_jax.pretrained.weights import Safetensors
+from inversionview_jax.tasks.extension import load_named
+from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
+
+FAMILIES = (gpt2.FAMILY, llama.FAMILY, llama.GEMMA)
+GGUF_FAMILIES = (gpt2.FAMILY, llama.FAMILY, llama.GEMMA_GGUF)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A checkpoint whose configuration was read and whose tensors are all there.
+
+  Attributes:
+    parts: name of a part -> nested dicts of float32 arrays, under the "raw" convention, read from disk at every access.
+    config: the architecture.
+    attributes: of config.json; of a GGUF file, its metadata under the names of a config.json.
+    gguf: the open GGUF file, or None for a folder.
+  """
+
+  parts: Mapping
+  config: TransformerConfig
+  attributes: Mapping
+  gguf: GgufFile | None = None
+
+
+def open_checkpoint(path: str | os.PathLike, family: str | Family | None = None) -> Checkpoint:
+  """Opens a Hugging Face folder (config.json and safetensors, whole or in shards) or a .gguf file.
+
+  Args:
+    path: the folder or file.
+    family: of a folder whose "model_type" this package does not have: a `Family`, or where one is, as ``package.module:NAME``. None finds
+      this package's by the "model_type".
+
+  Raises:
+    InversionViewError: nothing there, a family or config attribute that is not handled (named), only pickled weights, a shard or tensor that
+      is missing, truncated or of another shape, or a quantisation that is not read.
+  """
+  path = pathlib.Path(path)
+  if isinstance(family, str):
+    family = load_named(family, Family, "family")
+  if path.is_file():
+    if path.suffix != ".gguf":
+      raise InversionViewError(
+        f"{path} is not a model: give a folder with config.json and safetensors, or a .gguf file"
+      )
+    if family is not None:
+      raise InversionViewError(
+        f"{path}: a family is for Hugging Face folders; of GGUF files only the known ones are read"
+      )
+    file = GgufFile(path)
+    return _opened(file.attributes, str(path), lambda: file, GGUF_FAMILIES, file)
+  where = path / "config.json"
+  try:
+    attributes = json.loads(where.read_text())
+  except FileNotFoundError:
+    raise InversionViewError(_nothing_in(path)) from None
+  except (OSError, ValueError) as error:
+    raise InversionViewError(f"cannot read {where}: {error}") from None
+  if not isinstance(attributes, dict):
+    raise InversionViewError(f"{where} is damaged or not the configuration of a model")
+  return _opened(attributes, str(where), lambda: Safetensors(path), FAMILIES if family is None else (family,))
+
+
+def tokenizer_of(path: pathlib.Path, checkpoint: Checkpoint) -> tuple[HuggingFaceTokenizer | None, str]:
+  """The tokenizer of an opened checkpoint: ``(tokenizer, "")``, or ``(None, reason)`` if it has none of a kind that is read.
+
+  Raises:
+    InversionViewError: a tokenizer of a kind that is read is damaged.
+  """
+  if checkpoint.gguf is None:
+    tokenizer = tokenizer_files.from_folder(path, checkpoint.attributes)
+    return tokenizer, "" if tokenizer else tokenizer_files.missing_from(path)
+  try:
+    return tokenizer_files.from_gguf(checkpoint.gguf), ""
+  except tokenizer_files.Unread as error:
+    return None, str(error)
+
+
+def _opened(
+  attributes: Mapping,
+  where: str,
+  weights: Callable[[], Safetensors | GgufFile],
+  families: tuple[Family, ...],
+  gguf: GgufFile | None = None,
+) -> Checkpoint:
+  """The checkpoint with these attributes; its weights are opened last, because errors of the configuration are the clearer ones."""
+  model_type = str(attributes.get("model_type"))
+  family = next((family for family in families if model_type in family.model_types), None)
+  if family is None:
+    known = ", ".join(name for family in families for name in family.model_types)
+    whose = "this version reads" if len(families) > 1 else "the family reads"
+    raise InversionViewError(f"{where}: model_type {model_type!r} is not handled; {whose} {known}")
+  config = family.config(attributes, where)
+  tensors = Renamed(weights(), family.rename)
+  parts = Parts(tensors, family.layout(config), family.unused, where.removesuffix("/config.json"))
+  return Checkpoint(parts, config, attributes, gguf)
+
+
+def _nothing_in(folder: pathlib.Path) -> str:
+  if files := sorted(folder.glob("*.gguf")):
+    return f"{folder} is a folder with GGUF files; give one of them, such as {files[0]}"
+  return f"no model in {folder}: neither model.json (ours) nor config.json (Hugging Face) is there"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from inversionview_jax import __version__, cli, tasks
+from inversionview_jax import reading as reader_module
 from inversionview_jax.preimage import Preimage
-from inversionview_jax.reading import reader as reader_module
 from inversionview_jax.targets import save_target, shipped_folder
 from inversionview_jax.tasks.tokenizers import CharTokenizer
 

@@ -17,7 +17,7 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import decoder
 from inversionview_jax.models.decoder import Decoder
 from inversionview_jax.preimage import Preimage
-from inversionview_jax.reading.reader import Request, load_reader
+from inversionview_jax.reading import Request, load_reader
 from inversionview_jax.tasks.tokenizers import CharTokenizer
 
 TASK = tasks.get("addition")
@@ -302,22 +302,22 @@ def test_what_cannot_be_used_is_refused_in_one_line_that_names_it(asked, wrong, 
 
 def test_decoder_of_another_target_is_refused_naming_both(folder, make_target):
   other = make_target(seed=1)
-  message = refusal(load_reader, folder, model=other)
+  message = refusal(load_reader, folder, target=other)
   assert "random-0" in message and make_target().fingerprint in message
   assert "random-1" in message and other.fingerprint in message
 
 
 def test_decoder_of_another_convention_is_refused_naming_both(folder, make_target):
-  message = refusal(load_reader, folder, model=make_target(convention="centered"))
+  message = refusal(load_reader, folder, target=make_target(convention="centered"))
   assert "'raw'" in message and "'centered'" in message
 
 
 def test_decoder_of_another_tokenizer_is_refused_naming_both(folder, make_target):
   vocabulary = list(TASK.tokenizer.vocabulary)
   swapped = CharTokenizer((vocabulary[1], vocabulary[0], *vocabulary[2:]))
-  message = refusal(load_reader, folder, model=make_target(tokenizer=swapped))
+  message = refusal(load_reader, folder, target=make_target(tokenizer=swapped))
   assert "0123456789+=" in message and "1023456789+=" in message
-  assert "0123456789+=" in refusal(load_reader, folder, model=make_target(tokenizer=None))
+  assert "0123456789+=" in refusal(load_reader, folder, target=make_target(tokenizer=None))
 
 
 def test_decoder_and_target_that_were_exchanged_on_disk_are_refused(folder, make_target, tmp_path):
@@ -351,7 +351,7 @@ def test_folder_without_a_reader_is_refused_with_what_to_do(folder, tmp_path):
 
 def test_target_can_be_given_where_the_folder_has_none(folder, reader, make_target, tmp_path):
   shutil.copytree(folder / "decoder", tmp_path / "decoder")
-  other = load_reader(tmp_path, model=make_target())
+  other = load_reader(tmp_path, target=make_target())
   jax.tree.map(np.testing.assert_array_equal, other.variables, reader.variables)
   assert other.target.fingerprint == reader.target.fingerprint
 

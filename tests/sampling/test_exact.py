@@ -22,7 +22,7 @@ def queries(small_target):
   asked = [(0, 2, -1, 0), (1, 8, -1, 0), (3, 5, 5, 0), (2, 8, -1, 1), (1, 4, 9, 1)]
   site, at, position, metric = (np.array(x, np.int32) for x in zip(*asked))
   z = np.stack([np.asarray(run[SITES[s]])[0, t] for s, t in zip(site, at)])
-  return sampler.Queries(z, site, position, metric)
+  return candidates.Queries(z, site, position, metric)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_part_of_the_queries_gives_their_part_of_the_answer(found, small_target,
 
 def test_position_that_an_input_does_not_have_is_no_match(small_target, queries):
   short, long = TASK.index(TASK.tokens_of([100, 600], [100, 700]))  # answers of 3 and of 4 digits
-  at_last = sampler.Queries(queries.activation[:1], queries.site[:1], np.array([12], np.int32), queries.metric[:1])
+  at_last = candidates.Queries(queries.activation[:1], queries.site[:1], np.array([12], np.int32), queries.metric[:1])
   found = exact.distances(small_target, TASK, SITES, at_last, np.array([short, long]))
   assert found.distance[0, 0] == np.inf and found.position[0, 0] == -1
   assert np.isfinite(found.distance[0, 1]) and found.position[0, 1] == 12

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.reading.reader import Reader
+from inversionview_jax.reading import Reader
 from inversionview_jax.sampling import sampler
 from inversionview_jax.tasks import Mixture, addition
 
@@ -23,7 +23,7 @@ def test_turned_has_the_cosine_and_the_norm_that_were_asked_for():
 
 
 def test_rows_of_directions_say_how_far_they_are():
-  rows = sampler.mixture_rows(((1.0, 0.9), (1.0, 0.75)), 6, queries=2, directions=True)
+  rows = candidates.mixture_rows(((1.0, 0.9), (1.0, 0.75)), 6, queries=2, directions=True)
   assert rows.directions.all() and rows.directions.shape == (12,)
   np.testing.assert_allclose(rows.noise, np.tile([0.1, 0.25], 6), atol=1e-6)
   parts = sampler.rounds_of(rows, 6, 2)
@@ -61,7 +61,7 @@ def reader(small_target, small_decoder):
 
 def asked(reader, count=2):
   z = np.random.default_rng(0).normal(size=(count, reader.config.d_activation)).astype(np.float32)
-  return sampler.Queries(z, np.zeros(count, np.int32), np.full(count, -1, np.int32), np.zeros(count, np.int32))
+  return candidates.Queries(z, np.zeros(count, np.int32), np.full(count, -1, np.int32), np.zeros(count, np.int32))
 
 
 def most_often(tokens, digits):

@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "inversionview_jax"
 # From the bottom to the top; places on one line do not import each other.
 ORDER = (
   ("_version", "errors"),
-  ("files", "progress", "sites", "distance", "preemption", "config_blocks"),
+  ("files", "progress", "sites", "distance", "tables", "preemption", "config_blocks"),
   ("tasks",),
   ("devices",),
   ("models",),

@@ -20,8 +20,8 @@ from inversionview_jax.reading import answers, log_prob
 from inversionview_jax.reading.requests import Request, ResolvedRequest, resolve, resolve_mixture, whole_number
 from inversionview_jax.sampling import exact, mixtures, sampler
 from inversionview_jax.sampling.candidates import Candidates, Queries, Rows
+from inversionview_jax.tables import ShowsTable, Table
 from inversionview_jax.targets import Run, Target
-from inversionview_jax.targets.tables import ShowsTable, Table
 from inversionview_jax.tasks import Mixture, Task
 
 _CHUNK = 8  # queries of one program when there are many

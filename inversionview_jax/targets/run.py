@@ -11,8 +11,8 @@ import numpy as np
 from inversionview_jax import sites
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sites import Site
+from inversionview_jax.tables import ShowsTable, Table, shape_of
 from inversionview_jax.targets.positions import is_traced
-from inversionview_jax.targets.tables import ShowsTable, Table, shape_of
 
 NO_LOGITS = "this target was loaded with its first layers only and has no logits; load it without layers="
 _SHOWN = 8  # texts in a table

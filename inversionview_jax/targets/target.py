@@ -16,10 +16,10 @@ from inversionview_jax.models import storage
 from inversionview_jax.models.capture import Output
 from inversionview_jax.models.transformer import Transformer, TransformerConfig
 from inversionview_jax.sites import Site
+from inversionview_jax.tables import ShowsTable, Table
 from inversionview_jax.targets.edits import CAPTURABLE, Edit, refuse_overlap, resolve_edit
 from inversionview_jax.targets.positions import is_traced, text_lengths
 from inversionview_jax.targets.run import NO_LOGITS, Run
-from inversionview_jax.targets.tables import ShowsTable, Table
 from inversionview_jax.tasks import tokenizers
 
 

@@ -1,4 +1,4 @@
-"""Small tables for a terminal and for a notebook: what `Target`, `Run` and the results of causal checks show of themselves."""
+"""Small tables for a terminal and a notebook: how results show themselves (`ShowsTable`). Needs no JAX."""
 
 import dataclasses
 import html

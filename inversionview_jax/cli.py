@@ -1,4 +1,7 @@
-"""The command line, `inversionview COMMAND ...`; `inversionview --help` lists the commands."""
+"""The command line, `inversionview COMMAND ...`; `inversionview --help` lists the commands.
+
+Imports no JAX: commands import what they need when they run, so that help and errors come at once.
+"""
 
 import argparse
 import os
@@ -10,6 +13,7 @@ from inversionview_jax.commands import (
   evaluate,
   explore,
   export,
+  flags,
   heads,
   import_,
   interpret,
@@ -43,48 +47,62 @@ _COMMANDS = (
   plan,
   bench,
 )
-_WITH_CONFIG = ("train-target", "train", "patch", "heads", "report", "plan")  # take settings of a config
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs a command; returns the exit code: 0; 2 for bad input (one line on stderr, no traceback); 75 if it was stopped and can go on."""
+  """Runs a command.
+
+  Args:
+    argv: the command and its arguments; None: those of this process.
+
+  Returns:
+    The exit code: 0; 1 if a plan does not fit; 2 for bad input (one line on stderr, no traceback); 75 if the run was interrupted and can
+    be resumed; 130 after Ctrl-C.
+  """
   own_process = argv is None
   argv = sys.argv[1:] if argv is None else argv
   if own_process and argv[:1] in (["train"], ["train-target"]):
     listen()  # before anything that takes time
-  parser = _parser()
-  args, rest = parser.parse_known_args(argv)
-  args.argv = argv  # for what says how it was made
-  if rest and args.command not in _WITH_CONFIG:
-    parser.error(f"unknown argument {rest[0]!r}; see inversionview {args.command} --help")
   try:
-    return _leaving(args.run(args, rest))
+    flags.refuse_renamed(argv)
+    args, rest = _parse(argv)
+    return _exit_code(args.run(args, rest))
   except InversionViewError as error:
     print(f"inversionview: {' '.join(str(error).split())}", file=sys.stderr)
-    return _leaving(2)
+    return _exit_code(2)
   except Stopped as stopped:
-    print(f"inversionview: {stopped}; the same command goes on from there", file=sys.stderr)
-    return _leaving(EXIT_AGAIN)
+    print(f"inversionview: {stopped}; the same command resumes from there", file=sys.stderr)
+    return _exit_code(EXIT_AGAIN)
   except KeyboardInterrupt:
-    print("inversionview: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+    print("inversionview: interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
     return 130
   except BrokenPipeError:  # | head
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def _leaving(code: int) -> int:
-  """The exit code, once the other hosts know, if there are any."""
+def _exit_code(code: int) -> int:
+  """Returns `code` once the other hosts have it, if there are any."""
   if hosts := sys.modules.get("inversionview_jax.devices.hosts"):
     hosts.shutdown(code)
   return code
 
 
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+  """The parsed arguments, and those that are settings of a config (--config.KEY=VALUE)."""
+  parser = _parser()
+  args, rest = parser.parse_known_args(argv)
+  args.argv = argv  # a report names the command that made it
+  if rest and not args.overrides:
+    parser.error(f"unknown argument {rest[0]!r}; see inversionview {args.command} --help")
+  return args, rest
+
+
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="inversionview",
-    description="Read what a neural activation says.",
-    epilog="inversionview COMMAND --help says more.",
+    description="Read what a neural activation encodes.",
+    epilog="inversionview COMMAND --help lists the flags of a command, with examples.",
   )
   parser.add_argument("--version", action="version", version=f"inversionview_jax {__version__}")
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

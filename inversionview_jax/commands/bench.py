@@ -2,11 +2,13 @@
 
 import argparse
 import json
+from typing import Any
 
+from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold, write_whole
 
-_ABOUT = """\
+_DESCRIPTION = """\
 Time training, queries, capture and exact enumeration: medians of several runs, ours and (where torch and transformers are installed) what
 one would otherwise use in turn, each with its share of the float32 matrix-product peak measured in the same run.
 
@@ -18,30 +20,27 @@ Let nothing else run meanwhile; the load it found is printed with the figures.
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Any) -> None:
   """Adds `bench` to the commands."""
-  parser = commands.add_parser(
-    "bench", help="time this machine", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = flags.add_command(commands, "bench", run, "time this machine", _DESCRIPTION)
   parser.add_argument("--size", default="full", help='"full" (the paper\'s decoder) or "small" (default: full)')
   parser.add_argument(
     "--only",
     nargs="+",
     metavar="NAME",
-    help="some of train, query, shipped, effects, queries, capture, train_target, enumerate",
+    help="some of train, query, shipped, effects, queries, capture, train_target, enumerate (default: all)",
   )
-  parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side (default: 5)")
-  parser.add_argument("--seconds", type=float, default=1.0, help="least length of a timed run (default: 1)")
-  parser.add_argument("--scaling", action="store_true", help="also cost against samples, sites and length")
+  parser.add_argument("--repeats", type=int, default=5, help="timed runs of each implementation (default: 5)")
+  parser.add_argument("--seconds", type=float, default=1.0, help="shortest duration of a timed run (default: 1)")
+  parser.add_argument("--scaling", action="store_true", help="also time against samples, sites and length")
   parser.add_argument(
-    "--devices", action="store_true", help="also training and a query on 1, 2, 4, 8 simulated devices"
+    "--devices", action="store_true", help="also time training and a query on 1, 2, 4, 8 simulated devices"
   )
-  parser.add_argument("--no-rivals", action="store_true", help="ours alone")
-  parser.add_argument("--json", metavar="FILE", help="also write the data")
-  parser.set_defaults(run=run)
+  parser.add_argument("--no-torch", action="store_true", help="time this package alone, without PyTorch beside it")
+  flags.add(parser, "json")
 
 
-def run(args, rest) -> int:
+def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Times, and prints as it goes."""
   del rest
   if args.repeats < 1 or args.seconds < 0:

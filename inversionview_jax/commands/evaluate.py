@@ -3,11 +3,12 @@
 import argparse
 import dataclasses
 import json
+from typing import Any
 
-from inversionview_jax.commands import at_least
+from inversionview_jax.commands import flags
 from inversionview_jax.files import make_folder, write_whole
 
-_ABOUT = """\
+_DESCRIPTION = """\
 Measure a reader on inputs that its training did not see: how often one temperature-1 sample lies within epsilon, next to what random
 inputs reach; and, where all inputs of the task can be enumerated, how its candidates compare with exact preimages.
 
@@ -18,29 +19,27 @@ Writes evaluation.json and rates.png to E, and completeness.json and .png if ask
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Any) -> None:
   """Adds `evaluate` to the commands."""
-  parser = commands.add_parser(
-    "evaluate",
-    help="measure how far to trust a reader",
-    description=_ABOUT,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = flags.add_command(commands, "evaluate", run, "measure how far to trust a reader", _DESCRIPTION)
+  flags.add(parser, "reader", default="addition")
+  flags.add(parser, "out", required=True)
+  flags.add(parser, "target", unset="the one stored with the reader, or named by it")
+  parser.add_argument(
+    "--queries", type=int, default=200, help="queries per site, for the in-epsilon rate (default: 200)"
   )
-  parser.add_argument("--reader", default="addition", help="a shipped reader or a workdir (default: addition)")
-  parser.add_argument("--out", required=True, metavar="DIR", help="the folder for results; made if it is not there")
-  parser.add_argument("--target", help="the target the reader was trained on (default: the one stored with it)")
-  parser.add_argument("--queries", type=int, default=200, help="per site, for the in-epsilon rate (default: 200)")
   parser.add_argument(
     "--exact",
     type=int,
-    help="queries in all, against exact preimages (default: 50 where the task can enumerate, else 0)",
+    help="queries in all that are compared with exact preimages (default: 50 where the task can enumerate, else 0)",
   )
+  flags.add(parser, "mixture")
+  flags.add(parser, "num-samples")
   parser.add_argument(
-    "--mixture", help="how candidates for --exact are drawn: a name of the task's mixtures (default: its own)"
-  )
-  parser.add_argument("--num-samples", type=int, help="candidates per query of --exact (default: the mixture's)")
-  parser.add_argument(
-    "--completeness", type=int, default=0, help="queries whose distance is held against log-probability (default: 0)"
+    "--completeness",
+    type=int,
+    default=0,
+    help="queries whose distances are compared with log-probabilities over many inputs (default: 0)",
   )
   parser.add_argument(
     "--inputs",
@@ -48,22 +47,21 @@ def add_parser(commands) -> None:
     help="for --completeness, so many random inputs (default: all of the task, minutes per query on a CPU)",
   )
   parser.add_argument(
-    "--draws",
+    "--noise-draws",
     type=int,
     default=1,
     help="for --completeness, draws of noise 0.1 (the paper: 500; default: 1, without noise)",
   )
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--no-plots", action="store_true", help="no figures (they need matplotlib)")
-  parser.set_defaults(run=run)
+  flags.add(parser, "seed", default=0)
+  parser.add_argument("--no-plots", action="store_true", help="write no figures (they need matplotlib)")
 
 
-def run(args, rest) -> int:
+def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Measures, prints the tables and writes the files."""
   del rest
-  at_least(args, queries=1, exact=0, num_samples=1, completeness=0, inputs=1, draws=1, seed=0)
+  flags.check_at_least(args, queries=1, exact=0, num_samples=1, completeness=0, inputs=1, draws=1, seed=0)
   from inversionview_jax.measures import coverage, evaluation, held_out
-  from inversionview_jax.reading.reader import load_reader
+  from inversionview_jax.reading import load_reader
   from inversionview_jax.sampling import exact
   from inversionview_jax.show import charts
 

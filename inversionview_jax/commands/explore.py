@@ -5,10 +5,12 @@ import errno
 import importlib.util
 import pathlib
 import socket
+from typing import Any
 
+from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError
 
-_ABOUT = """\
+_DESCRIPTION = """\
 Open a page on which activations are read: type an input, click a token and a site, and see the preimage.
 
   inversionview explore
@@ -20,24 +22,18 @@ It asks nothing of any other machine.
 MISSING = "no page: streamlit is not installed; pip install 'inversionview_jax[explore]'"
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Any) -> None:
   """Adds `explore` to the commands."""
-  parser = commands.add_parser(
-    "explore",
-    help="an interactive page, in a browser",
-    description=_ABOUT,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = flags.add_command(commands, "explore", run, "an interactive page, in a browser", _DESCRIPTION)
+  flags.add(parser, "reader", repeated=True, unset="all shipped ones")
   parser.add_argument(
-    "--reader", action="append", help="a shipped reader or a workdir; may be repeated (default: all shipped ones)"
+    "--address", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
   )
-  parser.add_argument("--address", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine only)")
-  parser.add_argument("--port", type=int, help="(default: 8501, or the next that is free)")
+  parser.add_argument("--port", type=int, help="port to listen on (default: 8501, or the next that is free)")
   parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
-  parser.set_defaults(run=run)
 
 
-def run(args, rest) -> int:
+def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Starts the server and stays until it is interrupted."""
   del rest
   if importlib.util.find_spec("streamlit") is None:
@@ -90,7 +86,7 @@ def settings(address: str, port: int, no_browser: bool) -> dict:
 
 
 def _shipped() -> list[str]:
-  from inversionview_jax.reading.reader import shipped_readers
+  from inversionview_jax.reading import shipped_readers
 
   return shipped_readers()
 
@@ -122,7 +118,7 @@ def _port(address: str, asked: int | None) -> int:
 
 def check_is_there(name: str, where: str) -> None:
   """Raises `InversionViewError` for a reader that is neither shipped nor a folder; what is wrong inside of one is said on the page."""
-  from inversionview_jax.reading.reader import shipped_readers
+  from inversionview_jax.reading import shipped_readers
 
   if where not in shipped_readers() and not (pathlib.Path(where) / "decoder" / "model.json").exists():
     raise InversionViewError(

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     check_can_hold(args.json)
   import numpy as np
 
-  from inversionview_jax.causal import experiments, head_importance
+  from inversionview_jax.causal import head_importance
   from inversionview_jax.devices import parallel
 
   config = load_config(args.config, rest) if args.config else None
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     data = {
       "format": "inversionview-heads",
       "format_version": 1,
-      "target": experiments.describe(target),
+      "target": target.describe(),
       "task": task,
       "prompts": len(shares),
       "looked_at": looked,

@@ -2,12 +2,13 @@
 
 import argparse
 import json
+from typing import Any
 
-from inversionview_jax.commands import at_least
+from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder, write_whole
 
-_ABOUT = """\
+_DESCRIPTION = """\
 Ask a language model what an activation says, from saved preimages of several queries of one place, and test its answer: it is also given as
 an expression over the task's features, which is measured on the preimages and reported as confirmed, refuted or not testable.
 
@@ -21,41 +22,37 @@ Answers are kept in OUT/answers by the hash of their prompt; the same command ag
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Any) -> None:
   """Adds `interpret` to the commands."""
-  parser = commands.add_parser(
-    "interpret",
-    help="let a language model read preimages, and test what it says",
-    description=_ABOUT,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = flags.add_command(
+    commands, "interpret", run, "let a language model read preimages, and test what it says", _DESCRIPTION
   )
   parser.add_argument("preimages", nargs="+", help="files that `view --json` wrote, or folders of them")
-  parser.add_argument("--model", required=True, help="its name at the endpoint")
-  parser.add_argument(
-    "--out", required=True, metavar="DIR", help="the folder for answers and results; made if it is not there"
-  )
+  parser.add_argument("--model", required=True, help="name of the language model at the endpoint")
+  flags.add(parser, "out", required=True)
   parser.add_argument("--base-url", help="of the endpoint (default: OPENAI_BASE_URL, else OpenAI's)")
   parser.add_argument(
-    "--replay", metavar="FILE", help='take answers from lines {"hash": ..., "text": ...}; nothing is asked'
+    "--replay", metavar="FILE", help='take answers from lines {"hash": ..., "text": ...}; no request is sent'
   )
-  parser.add_argument("--prompts-only", action="store_true", help="write OUT/prompts.jsonl and ask nothing")
+  parser.add_argument("--prompts-only", action="store_true", help="write OUT/prompts.jsonl and send no request")
   parser.add_argument("--queries", type=int, default=5, help="queries in a prompt (default: 5)")
-  parser.add_argument("--samples", type=int, default=20, help="samples of each query inside, and outside (default: 20)")
+  parser.add_argument(
+    "--samples", type=int, default=20, help="samples in a prompt: so many inside and so many outside (default: 20)"
+  )
   parser.add_argument("--temperature", type=float, help="of the language model (default: the endpoint's)")
-  parser.add_argument("--max-tokens", type=int, default=2048, help="of an answer (default: 2048)")
+  parser.add_argument("--max-tokens", type=int, default=2048, help="tokens of an answer at most (default: 2048)")
   parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one attempt (default: 120)")
   parser.add_argument("--retries", type=int, default=4, help="after a failed attempt (default: 4)")
-  parser.add_argument("--at-once", type=int, default=4, help="most requests at a time (default: 4)")
+  parser.add_argument("--at-once", type=int, default=4, help="requests in flight at most (default: 4)")
   parser.add_argument(
-    "--prices", metavar="IN,OUT", help="of a million tokens of prompts and of answers, to show the cost"
+    "--prices", metavar="IN,OUT", help="price of a million tokens of prompts and of answers, to show the cost"
   )
-  parser.set_defaults(run=run)
 
 
-def run(args, rest) -> int:
+def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Asks, tests and reports; 2 if a prompt stays without an answer."""
   del rest
-  at_least(args, queries=1, samples=1, max_tokens=1, retries=0, at_once=1)
+  flags.check_at_least(args, queries=1, samples=1, max_tokens=1, retries=0, at_once=1)
   if not args.timeout > 0:
     raise InversionViewError(f"--timeout {args.timeout:g} must be above 0")
   prices = _prices(args.prices)

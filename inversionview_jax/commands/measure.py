@@ -2,12 +2,13 @@
 
 import argparse
 import pathlib
+from typing import Any
 
-from inversionview_jax.commands import at_least
+from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold
 
-_ABOUT = """\
+_DESCRIPTION = """\
 Say what an activation says: the properties that the inputs inside epsilon share with the query, most certain first, next to how often random
 inputs do and to a control in which the activations are those of other inputs; and the information in bits, log2 of 1 over the share of
 inputs inside epsilon.
@@ -20,56 +21,53 @@ Without texts, held-out inputs of the task are asked.
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Any) -> None:
   """Adds `measure` to the commands."""
-  parser = commands.add_parser(
-    "measure",
-    help="measure what an activation says",
-    description=_ABOUT,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument("text", nargs="*", help="inputs of the task; none: held-out ones")
-  parser.add_argument("--texts", metavar="FILE", help="inputs of the task, one on each line")
+  parser = flags.add_command(commands, "measure", run, "measure what an activation encodes", _DESCRIPTION)
+  parser.add_argument("text", nargs="*", help="inputs of the task (default: held-out ones)")
+  flags.add(parser, "texts")
   parser.add_argument("--queries", type=int, help="so many held-out inputs (default: 20)")
-  parser.add_argument("--reader", default="addition", help="a shipped reader or a workdir (default: addition)")
-  parser.add_argument("--site", required=True, help="a0.3 or blocks.0.attn.hook_result.3; x1.mid, m0, ...")
-  parser.add_argument("--position", required=True, help='an index (BOS is 0) or a label such as "=", "+", "A1"')
-  parser.add_argument("--epsilon", type=float, help="threshold on the distance (default: the task's)")
-  parser.add_argument("--metric", help="euclidean (normalized) or cosine (default: the task's)")
-  parser.add_argument("--match", default="anywhere", help="anywhere or position (default: anywhere)")
+  flags.add(parser, "reader", default="addition")
+  flags.add(parser, "site", required=True)
+  flags.add(parser, "position", required=True)
+  flags.add(parser, "epsilon")
+  flags.add(parser, "metric")
+  flags.add(parser, "match", default="anywhere")
   parser.add_argument(
     "--controls",
     type=int,
     default=16,
-    help="for given texts, activations of so many other inputs as a control; held-out ones are each other's (default: 16)",
+    help="for given texts: activations of other inputs that serve as the control (held-out inputs are each other's; default: 16)",
   )
-  parser.add_argument("--num-samples", type=int, help="candidates per query (default: the mixture's, 1024)")
+  flags.add(parser, "num-samples")
   parser.add_argument("--inputs", type=int, default=8192, help="random inputs for the bits (default: 8192)")
-  parser.add_argument("--draws", type=int, default=768, help="the decoder's texts for the bits (default: 768)")
+  parser.add_argument("--draws", type=int, default=768, help="texts of the decoder for the bits (default: 768)")
   parser.add_argument(
     "--no-bits", action="store_true", help="no information in bits; candidates count as they are drawn"
   )
   parser.add_argument("--no-tokens", action="store_true", help="the task's features only, not plain tokens")
   parser.add_argument(
-    "--feature", action="append", default=[], help='also this, such as "F1 + S1 >= 10" or "F2 %% 2"; may be repeated'
+    "--feature",
+    action="append",
+    default=[],
+    help='an expression to measure besides, such as "F1 + S1 >= 10" or "F2 %% 2"; may be repeated',
   )
-  parser.add_argument("--shown", type=int, default=20, help="rows of the table (default: 20)")
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--json", metavar="FILE", help="also write everything as data")
-  parser.set_defaults(run=run)
+  flags.add(parser, "shown", default=20)
+  flags.add(parser, "seed", default=0)
+  flags.add(parser, "json")
 
 
-def run(args, rest) -> int:
+def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Measures and prints the table."""
   del rest
-  at_least(args, queries=2, num_samples=1, controls=2, inputs=64, draws=12, shown=1, seed=0)
+  flags.check_at_least(args, queries=2, num_samples=1, controls=2, inputs=64, draws=12, shown=1, seed=0)
   texts = texts_of(args)
   if args.json:
     check_can_hold(args.json)
   import dataclasses
 
   from inversionview_jax.measures import readings
-  from inversionview_jax.reading.reader import Request, load_reader
+  from inversionview_jax.reading import Request, load_reader
   from inversionview_jax.tasks.grammar import expression
 
   reader = load_reader(args.reader)
@@ -230,7 +228,9 @@ def _show_bits(console, found) -> None:
 def _show_summary(console, found) -> None:
   from rich.markup import escape
 
-  names = ", ".join(row.feature + (f" = {row.value}" if row.value else "") for row in found.encoded) or "nothing of these"
+  names = (
+    ", ".join(row.feature + (f" = {row.value}" if row.value else "") for row in found.encoded) or "nothing of these"
+  )
   console.print(escape(f"says: {names}"))
   control = ", ".join(row.feature for row in found.control_encoded)
   if any(row.control is not None for row in found.rows):

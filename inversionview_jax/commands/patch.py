@@ -4,20 +4,35 @@ import argparse
 import json
 import pathlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.commands import flags
+from inversionview_jax.commands.tables import estimate_text, make_table
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder, write_whole
 
+if TYPE_CHECKING:
+  from rich.table import Table
+
 _DESCRIPTION = """\
-Run causal experiments: activations of one input put into another, or replaced by their mean, and what the model then says.
+Run causal experiments: activations of one input are put into another, or replaced by their mean, and the change of the logits is measured.
 
   inversionview patch --config configs/verify_addition.py --out W
   inversionview patch --config configs/verify_addition.py:A1_F1S1 --target T --out W --config.pairs=100000
 
-Of each experiment, NAME.json has every number with its standard error, and NAME.png and NAME.svg the bar chart.
+Of each experiment, NAME.json holds every number with its standard error, and NAME.png and NAME.svg the bar chart.
 """
+_COMPONENTS_SHOWN = 20  # of a direct logit attribution
+_COLUMNS = {
+  "patch": {"logit_difference": "logit difference lost", "kl": "KL", "top_changed": "top token changed"},
+  "ablate": {
+    "kl": "KL",
+    "top_logit": "fall of the top logit",
+    "top_logit_share": "as a share of it",
+    "top_changed": "top token changed",
+  },
+}
+_SCALE = {"top_logit_share": (100, " %"), "top_changed": (100, " %")}
 
 
 def add_parser(commands: Any) -> None:
@@ -32,7 +47,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Prepares all experiments of the config before the first one runs, so that a mistake in the last is known at once."""
+  """Prepares all experiments of the config before the first one runs, so that a mistake in the last is reported at once."""
   from inversionview_jax.causal import experiments, logit_experiments
   from inversionview_jax.commands.configs import load_config
   from inversionview_jax.devices import parallel
@@ -52,14 +67,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     for name, settings in config.experiments.items()
   ]
   folder, mesh = make_folder(args.out), parallel.make_mesh()
-  for one in prepared:
-    if isinstance(one, logit_experiments.Prepared):
-      result = logit_experiments.run(target, one, batch_size=config.batch_size, task=task)
+  for experiment in prepared:
+    if isinstance(experiment, logit_experiments.Prepared):
+      result = logit_experiments.run(target, experiment, batch_size=config.batch_size, task=task)
     else:
-      result = experiments.run(target, one, batch_size=config.batch_size, mesh=mesh)
+      result = experiments.run(target, experiment, batch_size=config.batch_size, mesh=mesh)
     result |= {"task": task.name, "seed": config.seed, "split": config.split, "pairs_asked": config.pairs}
     print_result(result)
-    stem = pathlib.Path(folder) / one.name
+    stem = pathlib.Path(folder) / experiment.name
     write_whole(f"{stem}.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if charts.available():
       charts.write_chart(result, stem)
@@ -69,76 +84,50 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
   return 0
 
 
-def print_result(result: dict) -> None:
-  """The tables of one experiment."""
+def print_result(result: dict[str, Any]) -> None:
+  """Prints the tables of one experiment."""
   from rich.console import Console
   from rich.markup import escape
-  from rich.table import Table
 
-  # Not wrapped where nobody reads it on a screen: a table in a file would be broken at 80 columns.
+  # Not wrapped where it goes to a file: its tables would be broken at 80 columns.
   console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
-  asked = result["pairs_asked"]
-  fewer = f" (of {asked:,} asked for; there are no more)" if result["pairs"] < asked else ""
+  requested = result["pairs_asked"]
+  fewer = f" (of {requested:,} requested; there are no more)" if result["pairs"] < requested else ""
   console.print(f"\n[bold]{escape(result['experiment'])}[/]  {escape(result['about'])}")
   console.print(f"{result['pairs']:,} {'pairs' if result['kind'] == 'patch' else 'inputs'}{fewer}", style="dim")
   if result["kind"] == "attribute":
-    console.print(_names_table(result), f"for example: {escape(result['example'])}\n", sep="\n")
+    console.print(_attribution_table(result), f"for example: {escape(result['example'])}\n", sep="\n")
     return
   for part in result["results"]:
-    patched = result["kind"] == "patch"
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for head in [part["order"], *(["share"] if patched else []), *_COLUMNS[result["kind"]].values()]:
-      table.add_column(head, justify="left" if head == part["order"] else "right")
-    for row in part["rows"]:
-      name = row["name"] if patched else f"{row['name']}, read at {row['read']}"
-      shares = [text_of(row["share"], 100, " %")] if patched else []
-      cells = [text_of(row[key], *_SCALE.get(key, ())) for key in _COLUMNS[result["kind"]]]
-      table.add_row(escape(name), *shares, *cells)
-    console.print(table)
-    if patched:
-      console.print(
-        f"logit difference of the clean run {text_of(part['original'])}; the corrupted run takes {text_of(part['total'])} from it\n"
-      )
+    console.print(_effects_table(part, result["kind"]))
+    if result["kind"] == "patch":
+      original, total = (estimate_text(part[key]) for key in ("original", "total"))
+      console.print(f"logit difference of the clean run {original}; the corrupted run takes {total} from it\n")
 
 
-_SHOWN = 20  # components of a direct logit attribution
+def _effects_table(part: dict[str, Any], kind: str) -> "Table":
+  """A row for each patch or ablation of one order, a column for each metric."""
+  from rich.markup import escape
 
-
-def _names_table(result: dict):
-  """The components that move the logit difference most; all are in the JSON."""
-  from rich.table import Table
-
-  settings = result["settings"]
-  roles, top = settings["roles"], settings["top"]
-  table = Table(box=None, pad_edge=False, header_style="dim")
-  table.add_column(f"at {settings['position']}")
-  sides = [(side, role) for side in ("top", "bottom") for role in roles]
-  for head in (f"logit {roles[0]} - {roles[1]}", *(f"{role} in {side} {top}" for side, role in sides)):
-    table.add_column(head, justify="right")
-  for row in result["results"][0]["rows"][:_SHOWN]:
-    shares = (text_of(row[side][role], 100, " %") for side, role in sides)
-    table.add_row(row["name"], text_of(row["logit_difference"]), *shares)
+  patched = kind == "patch"
+  columns = _COLUMNS[kind]
+  table = make_table(part["order"], *(["share"] if patched else []), *columns.values(), left=[part["order"]])
+  for row in part["rows"]:
+    name = row["name"] if patched else f"{row['name']}, read at {row['read']}"
+    shares = [estimate_text(row["share"], 100, " %")] if patched else []
+    table.add_row(escape(name), *shares, *(estimate_text(row[key], *_SCALE.get(key, ())) for key in columns))
   return table
 
 
-_COLUMNS = {
-  "patch": {"logit_difference": "logit difference lost", "kl": "KL", "top_changed": "top token changed"},
-  "ablate": {
-    "kl": "KL",
-    "top_logit": "fall of the top logit",
-    "top_logit_share": "as a share of it",
-    "top_changed": "top token changed",
-  },
-}
-_SCALE = {"top_logit_share": (100, " %"), "top_changed": (100, " %")}
-
-
-def text_of(value: dict | None, scale: float = 1, unit: str = "") -> str:
-  """A mean with its standard error, for the eye."""
-  if value is None:
-    return "-"
-  mean, error = scale * value["mean"], value["se"] and scale * value["se"]
-  form = ".1f" if unit else ".3f"
-  if not unit and 0 < max(abs(mean), error or 0) < 1e-3:
-    form = ".2g"
-  return f"{mean:{form}}" + ("" if error is None else f" ± {error:{form}}") + unit
+def _attribution_table(result: dict[str, Any]) -> "Table":
+  """The components that contribute most to the logit difference; all of them are in the JSON."""
+  settings = result["settings"]
+  roles, top = settings["roles"], settings["top"]
+  sides = [(side, role) for side in ("top", "bottom") for role in roles]
+  first = f"at {settings['position']}"
+  columns = (f"logit {roles[0]} - {roles[1]}", *(f"{role} in {side} {top}" for side, role in sides))
+  table = make_table(first, *columns, left=[first])
+  for row in result["results"][0]["rows"][:_COMPONENTS_SHOWN]:
+    shares = (estimate_text(row[side][role], 100, " %") for side, role in sides)
+    table.add_row(row["name"], estimate_text(row["logit_difference"]), *shares)
+  return table

@@ -2,11 +2,12 @@
 
 import argparse
 import json
+from typing import Any
 
-from inversionview_jax.commands import at_least
+from inversionview_jax.commands import flags
 from inversionview_jax.files import check_can_hold, write_whole
 
-_ABOUT = """\
+_DESCRIPTION = """\
 Compile the training step and the sampler ahead of time for a TPU slice, or for simulated CPU devices, and say what they take per device.
 
   inversionview plan --config configs/plan_gpt2_xl.py --topology v5e:16x16
@@ -19,29 +20,26 @@ Several topologies give a table, a line each: with --batch-per-device it shows w
 _PROGRAMS = ("train", "sample")
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Any) -> None:
   """Adds `plan` to the commands."""
-  parser = commands.add_parser(
-    "plan",
-    help="what a config would take on a TPU slice",
-    description=_ABOUT,
-    allow_abbrev=False,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = flags.add_command(
+    commands, "plan", run, "what a config would take on a TPU slice", _DESCRIPTION, overrides=True
   )
-  parser.add_argument("--config", required=True, help="a config file, such as configs/plan_gpt2_xl.py")
+  flags.add(parser, "config", required=True)
   parser.add_argument(
     "--topology", required=True, action="append", help="v5e:16x16, v5p:4x4x8, v6e:8x8, cpu:8, ...; may be repeated"
   )
   parser.add_argument("--program", action="append", help="train or sample; may be repeated (default: both)")
-  parser.add_argument("--rows", type=int, default=64, help="candidates per place on the data axis (default: 64)")
+  parser.add_argument("--rows", type=int, default=64, help="candidates per data-parallel device (default: 64)")
   parser.add_argument(
-    "--batch-per-device", type=int, help="texts per place on the data axis (default: what the config's batch comes to)"
+    "--batch-per-device",
+    type=int,
+    help="texts per data-parallel device (default: the config's batch over the devices)",
   )
-  parser.add_argument("--json", metavar="FILE", help="also write the data")
-  parser.set_defaults(run=run)
+  flags.add(parser, "json")
 
 
-def run(args, overrides) -> int:
+def run(args: argparse.Namespace, overrides: list[str]) -> int:
   """Prints the plan; returns 0, or 1 if a program does not fit."""
   from inversionview_jax.commands.configs import load_config
   from inversionview_jax.errors import one_of
@@ -50,7 +48,7 @@ def run(args, overrides) -> int:
   for name in wanted:
     if name not in _PROGRAMS:
       raise one_of("--program", name, _PROGRAMS)
-  at_least(args, rows=1, batch_per_device=1)
+  flags.check_at_least(args, rows=1, batch_per_device=1)
   if args.json:
     check_can_hold(args.json)
   from inversionview_jax.devices import chips

@@ -48,7 +48,7 @@ def run_train_target(args: argparse.Namespace, overrides: list[str]) -> int:
   """Trains the target, and prints its accuracy on held-out inputs."""
   from inversionview_jax import tasks
   from inversionview_jax.devices import hosts, parallel
-  from inversionview_jax.training import decoder_objective, loop
+  from inversionview_jax.training import loop, target_objective
 
   config = load_config(args.config, overrides)
   _join(hosts, args)

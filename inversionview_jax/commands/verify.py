@@ -1,20 +1,23 @@
-"""`inversionview verify`: does a place carry what a reading of it says?"""
+"""`inversionview verify`: tests by patching whether an activation carries a feature."""
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.commands import flags
-from inversionview_jax.commands.patch import text_of
+from inversionview_jax.commands.tables import estimate_text, make_table
 from inversionview_jax.files import check_can_hold, write_whole
 
+if TYPE_CHECKING:
+  from inversionview_jax.causal.verification import Verdict
+
 _DESCRIPTION = """\
-Test what was read: patch a place from inputs that differ in one feature only, and from inputs that differ in everything but it.
+Test a reading: patch an activation from inputs that differ in one feature only, and from inputs that differ in everything but it.
 
   inversionview verify --site a0.3 --position = --feature C2
   inversionview verify --target T --task counting --site a1.0 --position : --feature count
 
-A place that carries the feature and nothing else explains all of the first change in the answer, and none of the second.
+An activation that carries the feature and nothing else explains all of the first change in the answer, and none of the second.
 """
 
 
@@ -42,18 +45,13 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
-  """Prints the two kinds of pairs and what the patch does in each."""
+  """Prints the two kinds of pairs and the effect of the patch in each."""
   del rest
-  from rich.console import Console
-  from rich.markup import escape
-  from rich.table import Table
-
   if args.json:
     check_can_hold(args.json)
-  from inversionview_jax.causal import experiments, verification
+  from inversionview_jax.causal import verification
   from inversionview_jax.targets import task_and_target
   from inversionview_jax.tasks.base import index_or_label
-  from inversionview_jax.tasks.contrast import VARY
 
   task, target = task_and_target(args.task, args.target, convention=args.convention)
   verdict = verification.verify(
@@ -68,20 +66,28 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     seed=args.seed,
     where=args.where,
   )
-  data = verdict.to_data()
   if args.json:
-    about = {"task": task.name, "split": args.split, "seed": args.seed, "where": args.where, "pairs_asked": args.pairs}
-    content = {"format_version": 1, "target": experiments.describe(target)} | about | data
+    settings = {"task": task.name, "split": args.split, "seed": args.seed, "where": args.where}
+    content = {"format_version": 1, "target": target.describe()} | settings
+    content |= {"pairs_asked": args.pairs} | verdict.to_data()
     write_whole(args.json, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+  _print(verdict, target.name, task.name)
+  return 0
+
+
+def _print(verdict: "Verdict", target: str, task: str) -> None:
+  from rich.console import Console
+  from rich.markup import escape
+
+  from inversionview_jax.tasks.contrast import VARY
+
   console = Console(highlight=False)
   console.print(
     f"{verdict.site} at {escape(repr(verdict.position))}, feature {verdict.feature}, judged by {verdict.predict} "
-    f"(target {escape(target.name)}, task {task.name})\n"
+    f"(target {escape(target)}, task {task})\n"
   )
-  table = Table(box=None, pad_edge=False, header_style="dim")
-  table.add_column("pairs that differ in")
-  for name in (f"{verdict.feature} only", f"everything but {verdict.feature}"):
-    table.add_column(name, justify="right")
+  data, first = verdict.to_data(), "pairs that differ in"
+  table = make_table(first, f"{verdict.feature} only", f"everything but {verdict.feature}", left=[first])
   sides = [data[vary] for vary in VARY]
   table.add_row("for example", *(escape(" / ".join(side["example"])) for side in sides))
   table.add_row("n", *(f"{side['effect']['n']:,}" for side in sides))
@@ -95,7 +101,6 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     ("KL of the patched run", "kl"),
     ("top token changed", "top_changed", 100, " %"),
   ):
-    table.add_row(label, *(text_of(side[key], *unit) for side in sides))
+    table.add_row(label, *(estimate_text(side[key], *unit) for side in sides))
   console.print(table)
   print(f"\n{verdict}")
-  return 0

@@ -2,12 +2,13 @@
 
 import argparse
 import pathlib
+from typing import Any
 
-from inversionview_jax.commands import at_least
+from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold
 
-_ABOUT = """\
+_DESCRIPTION = """\
 Show the epsilon-preimage of one activation: inputs that put nearly the same activation there, each confirmed by re-running the target.
 
   inversionview view "615+861=1476" --reader addition --site a0.0 --position =
@@ -15,62 +16,51 @@ Show the epsilon-preimage of one activation: inputs that put nearly the same act
 """
 
 
-def add_parser(commands) -> None:
-  view = commands.add_parser(
-    "view",
-    help="show the preimage of one activation",
-    description=_ABOUT,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  view.add_argument("text", help="an input of the task, or the beginning of one")
-  view.add_argument("--reader", default="addition", help="a shipped reader or a workdir (default: addition)")
-  view.add_argument("--target", help="where the target is (default: the one stored with, or named by, the reader)")
-  view.add_argument(
-    "--site", required=True, help="a0.3 or blocks.0.attn.hook_result.3; x0.pre, x1.mid, x1.post, m1, ..."
-  )
-  view.add_argument("--position", required=True, help='an index (BOS is 0) or a label such as "=", "+", "A1"')
-  view.add_argument("--epsilon", type=float, help="threshold on the distance (default: the task's)")
-  view.add_argument("--metric", help="euclidean (normalized) or cosine (default: the task's)")
-  view.add_argument(
-    "--match",
-    default="anywhere",
-    help='"anywhere": minimum over positions; "position": only at the query\'s (default: anywhere)',
-  )
-  view.add_argument(
+def add_parser(commands: Any) -> None:
+  """Adds `view` to the commands."""
+  parser = flags.add_command(commands, "view", run, "show the preimage of one activation", _DESCRIPTION)
+  parser.add_argument("text", help="an input of the task, or the beginning of one")
+  flags.add(parser, "reader", default="addition")
+  flags.add(parser, "target", unset="the one stored with the reader, or named by it")
+  flags.add(parser, "site", required=True)
+  flags.add(parser, "position", required=True)
+  flags.add(parser, "epsilon")
+  flags.add(parser, "metric")
+  flags.add(parser, "match", default="anywhere")
+  parser.add_argument(
     "--temperature",
     type=float,
     action="append",
-    help="sampling temperature; may be repeated (default: the task's mixture)",
+    help="sampling temperature (may be repeated; default: the mixture's)",
   )
-  view.add_argument(
+  parser.add_argument(
     "--noise",
     type=float,
     action="append",
-    help="Gaussian noise on the activation, in units of its spread; one, or one per temperature",
+    help="Gaussian noise on the activation, in units of its standard deviation; one, or one for each temperature",
   )
-  view.add_argument("--num-samples", type=int, help="candidates to draw (default: the mixture's, 1024)")
-  view.add_argument(
-    "--mixture", help='how candidates are drawn, such as "paper" (default: the first of the task\'s mixtures)'
-  )
-  view.add_argument("--shown", type=int, default=100, help="how many of them to show (default: 100)")
-  view.add_argument("--merge", action="store_true", help="equal candidates once, with how often they were drawn")
-  view.add_argument("--seed", type=int, default=0)
-  view.add_argument("--no-color", action="store_true", help="no colours (NO_COLOR works too)")
-  view.add_argument("--html", metavar="FILE", help="also write one self-contained page")
-  view.add_argument("--json", metavar="FILE", help="also write the data (Preimage.from_json reads it)")
-  view.set_defaults(run=run)
+  flags.add(parser, "num-samples")
+  flags.add(parser, "mixture")
+  flags.add(parser, "shown", default=100)
+  parser.add_argument("--merge", action="store_true", help="show equal candidates once, with how often they were drawn")
+  flags.add(parser, "seed", default=0)
+  flags.add(parser, "no-color")
+  parser.add_argument("--html", metavar="FILE", help="also write one self-contained page")
+  flags.add(parser, "json")
 
 
-def run(args, rest) -> int:
-  at_least(args, shown=1)
+def run(args: argparse.Namespace, rest: list[str]) -> int:
+  """Draws the preimage, writes what was requested and prints it."""
+  del rest
+  flags.check_at_least(args, shown=1)
   for path in (args.html, args.json):
-    # Before the work, not after it: a page that cannot be written is known now.
-    if path:
-      check_can_hold(path)
-    if path and pathlib.Path(path).is_dir():
+    if not path:
+      continue
+    check_can_hold(path)  # before the work, not after it
+    if pathlib.Path(path).is_dir():
       raise InversionViewError(f"cannot write {path}: it is a folder; give the name of a file")
   from inversionview_jax.preimage import render
-  from inversionview_jax.reading.reader import load_reader
+  from inversionview_jax.reading import load_reader
 
   reader = load_reader(args.reader, args.target)
   preimage = reader.preimage(

@@ -104,8 +104,8 @@ def initialize_arguments(
       name
       for name, value in (
         ("--coordinator HOST:PORT", coordinator or None),
-        ("--num_processes", count),
-        ("--process_id", index),
+        ("--num-processes", count),
+        ("--process-id", index),
       )
       if value is None
     ]
@@ -114,7 +114,7 @@ def initialize_arguments(
     if ":" not in coordinator or not coordinator.rsplit(":", 1)[1].isdigit():
       raise InversionViewError(f"--coordinator {coordinator} must be HOST:PORT, such as 10.0.0.1:1234")
     if not 0 <= index < count:
-      raise InversionViewError(f"--process_id {index} is out of range: --num_processes is {count}, counted from 0")
+      raise InversionViewError(f"--process-id {index} is out of range: --num-processes is {count}, counted from 0")
     return None if count == 1 else {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
   if (number("OMPI_COMM_WORLD_SIZE") or 1) > 1:
     if "OMPI_MCA_orte_hnp_uri" not in environment:  # Open MPI 5 no longer sets it

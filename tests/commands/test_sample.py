@@ -1,4 +1,4 @@
-"""`inversionview sample`: many queries, written once and in order, whatever stops it."""
+"""`inversionview sample`: many queries, written once and in order, also after an interruption."""
 
 import json
 import os
@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from inversionview_jax import cli
-from inversionview_jax.commands import sample
+from inversionview_jax.commands import inputs, sample
 from inversionview_jax.preimage import Preimage
-from inversionview_jax.reading.reader import Request, load_reader
+from inversionview_jax.reading import Request, load_reader
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, save_small):
   """A small random reader, and ten queries."""
-  made = save_small(tmp_path_factory.mktemp("reader"))
-  asks = [{"text": f"{100 + i}+861=", "site": ("a0.0", "x1.post")[i % 2], "position": "="} for i in range(10)]
-  (made / "queries.jsonl").write_text("".join(json.dumps(ask) + "\n" for ask in asks))
-  return made
+  reader = save_small(tmp_path_factory.mktemp("reader"))
+  requests = [{"text": f"{100 + i}+861=", "site": ("a0.0", "x1.post")[i % 2], "position": "="} for i in range(10)]
+  (reader / "queries.jsonl").write_text("".join(json.dumps(request) + "\n" for request in requests))
+  return reader
 
 
 def run(folder, out, *more, queries="queries.jsonl"):
@@ -32,7 +32,7 @@ def run(folder, out, *more, queries="queries.jsonl"):
       "sample",
       "--reader",
       str(folder),
-      "--queries",
+      "--requests",
       str(folder / queries),
       "--out",
       str(out),
@@ -45,14 +45,14 @@ def run(folder, out, *more, queries="queries.jsonl"):
 def test_preimages_come_in_order_and_are_those_of_single_queries(folder, tmp_path, capsys, monkeypatch):
   assert run(folder, tmp_path / "out") == 0
   assert "10 preimages" in capsys.readouterr().out
-  found = [Preimage.from_json(line) for line in (tmp_path / "out" / "preimages.jsonl").read_text().splitlines()]
-  asks = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
-  assert [(p.query.text, p.query.site) for p in found] == [(a["text"], a["site"]) for a in asks]
-  assert found[9] == load_reader(folder).preimages([Request(**asks[9])], num_samples=16, chunk=8)[0]
+  preimages = [Preimage.from_json(line) for line in (tmp_path / "out" / "preimages.jsonl").read_text().splitlines()]
+  requests = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
+  assert [(p.query.text, p.query.site) for p in preimages] == [(r["text"], r["site"]) for r in requests]
+  assert preimages[9] == load_reader(folder).preimages([Request(**requests[9])], num_samples=16, chunk=8)[0]
   assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["preimages.jsonl", "sample.json"]
   written = (tmp_path / "out" / "preimages.jsonl").read_text()
 
-  # Again does nothing; another seed is not what is there; what was written half is written again.
+  # The same again draws nothing; another seed is refused; an unfinished chunk is drawn again.
   monkeypatch.setattr(sample, "_append", lambda *_: pytest.fail("sampled"))
   assert run(folder, tmp_path / "out") == 0 and "are there" in capsys.readouterr().out
   assert run(folder, tmp_path / "out", "--seed=1") == 2 and "give another --out" in capsys.readouterr().err
@@ -64,10 +64,10 @@ def test_preimages_come_in_order_and_are_those_of_single_queries(folder, tmp_pat
   assert (tmp_path / "out" / "preimages.jsonl").read_text() == written
 
 
-def test_lines_of_text_are_asked_at_every_site(tmp_path):
+def test_lines_of_text_are_read_at_every_site(tmp_path):
   (tmp_path / "texts.txt").write_text("1+2=\n\n3+4=\n")
-  asks = sample.read_queries(str(tmp_path / "texts.txt"), "a0.0, x1.mid", "-1")
-  assert [(a["text"], a["site"], a["position"]) for a in asks] == [
+  requests = inputs.read_requests(str(tmp_path / "texts.txt"), ["a0.0", "x1.mid"], "-1")
+  assert [(r["text"], r["site"], r["position"]) for r in requests] == [
     ("1+2=", "a0.0", -1), ("1+2=", "x1.mid", -1), ("3+4=", "a0.0", -1), ("3+4=", "x1.mid", -1),
   ]  # fmt: skip
 
@@ -76,17 +76,15 @@ def test_lines_of_text_are_asked_at_every_site(tmp_path):
   "content, more, named",
   [
     ("", (), "no queries"),
-    ("1+2=\n", (), "line 1 is a text: give --sites and --position"),
-    ('{"text": "1+2="}\n', (), "line 1 does not say position, site"),
+    ("1+2=\n", (), "line 1 is a text: give --site and --position"),
+    ('{"text": "1+2="}\n', (), "line 1 lacks position, site"),
     ('\n{"text": \n', (), "line 2 is not JSON"),
     ('{"text": "1*2=", "site": "a0.0", "position": "="}\n', (), "'*'"),
     ('{"text": "100+200=", "site": "a9.0", "position": "="}\n', (), "a9.0"),
-    ("100+200=\n", ("--sites=a0.0", "--position=7", "--mesh-model=3"), "3"),
+    ("100+200=\n", ("--site=a0.0", "--position=7", "--mesh-model=3"), "3"),
   ],
 )
-def test_queries_that_cannot_be_asked_are_refused_and_nothing_is_written(
-  folder, tmp_path, capsys, content, more, named
-):
+def test_queries_that_are_wrong_are_refused_and_nothing_is_written(folder, tmp_path, capsys, content, more, named):
   (folder / "wrong").write_text(content)
   assert run(folder, tmp_path / "out", *more, queries="wrong") == 2
   error = capsys.readouterr().err
@@ -113,20 +111,20 @@ def test_two_processes_write_what_one_does(folder, tmp_path):
     "--reader",
     str(folder),
     "--num-samples=16",
-    "--num_processes=2",
+    "--num-processes=2",
   ]
   argv += [
-    "--queries",
+    "--requests",
     str(folder / "queries.jsonl"),
     "--out",
     str(tmp_path / "two"),
     f"--coordinator=127.0.0.1:{port}",
   ]
   pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-  two = [subprocess.Popen([*argv, f"--process_id={i}"], **pipes) for i in range(2)]
-  said = [process.communicate(timeout=900) for process in two]
-  assert [process.returncode for process in two] == [0, 0], said
-  assert "10 preimages" in said[0][0] and "preimages" not in said[1][0]
+  two = [subprocess.Popen([*argv, f"--process-id={i}"], **pipes) for i in range(2)]
+  printed = [process.communicate(timeout=900) for process in two]
+  assert [process.returncode for process in two] == [0, 0], printed
+  assert "10 preimages" in printed[0][0] and "preimages" not in printed[1][0]
   one, both = (
     [Preimage.from_json(line) for line in (tmp_path / name / "preimages.jsonl").read_text().splitlines()]
     for name in ("one", "two")

@@ -60,10 +60,10 @@ def test_environment_says_who_there_is(environment, given, expected, monkeypatch
 @pytest.mark.parametrize(
   "environment, given, named",
   [
-    ({}, ("h:1", 0, -1), "missing: --num_processes, --process_id"),
+    ({}, ("h:1", 0, -1), "missing: --num-processes, --process-id"),
     ({}, ("", 2, 0), "missing: --coordinator HOST:PORT"),
     ({}, ("h", 2, 0), "--coordinator h must be HOST:PORT"),
-    ({}, ("h:1", 2, 2), "--process_id 2 is out of range"),
+    ({}, ("h:1", 2, 2), "--process-id 2 is out of range"),
     (
       {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
       (),
@@ -117,7 +117,7 @@ def ended(processes, seconds=900) -> list[tuple[int, str]]:
 
 
 def newest(folder) -> int:
-  return max([0, *checkpoints.Checkpoints(checkpoints.place(folder)).steps()])
+  return max([0, *checkpoints.Checkpoints(checkpoints.folder_of(folder)).steps()])
 
 
 def wait_for_step(folder, step, processes, seconds=900):

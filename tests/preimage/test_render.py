@@ -317,5 +317,5 @@ def test_preimages_of_the_first_version_are_read():
 
 
 def test_display_needs_no_jax():
-  code = "import sys, inversionview_jax.render; sys.exit(bool({'jax', 'flax'} & set(sys.modules)))"
+  code = "import sys, inversionview_jax.preimage.render; sys.exit(bool({'jax', 'flax'} & set(sys.modules)))"
   assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import math
+import pathlib
 import re
 import socket
 import urllib.parse
@@ -30,6 +31,7 @@ HOSTILE = [
   "#+%",
 ]
 TEXT = "615+861=1476"
+APP = pathlib.Path(service.__file__).parent / "app.py"
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -284,7 +286,7 @@ def page(shared, monkeypatch):
   monkeypatch.setattr(service, "_current", shared)
 
   def open_page(**params):
-    app = testing.AppTest.from_file("../inversionview_jax/explorer/app.py", default_timeout=300)
+    app = testing.AppTest.from_file(str(APP), default_timeout=300)
     for name, value in (
       {"reader": "small", "text": TEXT, "site": "a0.1", "position": "=", "samples": "256"} | params
     ).items():

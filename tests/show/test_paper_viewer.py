@@ -11,7 +11,7 @@ import pytest
 from inversionview_jax import Preimage, cli, distance, tasks
 from inversionview_jax.commands import export
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.reading.reader import Reader
+from inversionview_jax.reading import Reader
 from inversionview_jax.show import paper_viewer
 
 TASK = tasks.get("addition")

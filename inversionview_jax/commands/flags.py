@@ -1,0 +1,165 @@
+"""The flags that several commands share, each with one spelling and one help text, and the flags that were renamed."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from inversionview_jax.errors import InversionViewError
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+  """One flag as `add` defines it.
+
+  Attributes:
+    help: one line, without the default.
+    type: of its value; None for text, bool for a switch.
+    metavar: name of its value in --help; None: the flag's own name.
+    unset: what holds when it is not given and has no default value; "" where the help says so.
+  """
+
+  help: str
+  type: Callable[[str], Any] | None = None
+  metavar: str | None = None
+  unset: str = ""
+
+
+FLAGS = {
+  # What is read.
+  "reader": Flag("a shipped reader, or the workdir of a trained one"),
+  "target": Flag("the target model: a shipped name, a folder or a checkpoint", unset="the one that ships for the task"),
+  "task": Flag("name of a task, or package.module:Name"),
+  "convention": Flag(
+    "how the target's weights are processed: centered or raw", unset="centered; raw for models with RMSNorm"
+  ),
+  "site": Flag("a site: a0.3 or blocks.0.attn.hook_result.3 (a head), x0.pre, x1.mid, x1.post (residual), m1 (MLP)"),
+  "position": Flag('a position: an index (BOS is 0, -1 is the last) or a label of the task, such as "=", "+", "A1"'),
+  "texts": Flag("a file of inputs, one on each line", metavar="FILE"),
+  # What counts as near.
+  "epsilon": Flag("threshold on the distance", float, unset="the task's"),
+  "metric": Flag("euclidean (normalized) or cosine", unset="the task's"),
+  "match": Flag('"anywhere": minimum over positions; "position": the position of the query only'),
+  # How candidates are drawn, and how many are shown.
+  "mixture": Flag(
+    'sampling mixture: one of the task\'s, such as "paper", or package.module:NAME', unset="the task's first"
+  ),
+  "num-samples": Flag("candidates for each query", int, unset="the mixture's"),
+  "shown": Flag("at most so many are shown", int),
+  "seed": Flag("seed of everything that is drawn", int),
+  # Where it runs, and where results go.
+  "config": Flag("a config file, with a variant where it has any; --config.KEY=VALUE changes a setting", metavar="FILE[:VARIANT]"),
+  "workdir": Flag("the folder of this run: checkpoints, logs, the finished model", metavar="DIR"),
+  "out": Flag("the folder for the results; made if it does not exist", metavar="DIR"),
+  "json": Flag("also write the results as JSON", metavar="FILE"),
+  "no-color": Flag("print no colors (so does the environment variable NO_COLOR)", bool),
+  "coordinator": Flag("address of process 0, reachable from all hosts", metavar="HOST:PORT", unset="detected"),
+  "num-processes": Flag("number of processes", int, metavar="N", unset="detected"),
+  "process-id": Flag("index of this process, from 0", int, metavar="I", unset="detected"),
+}  # fmt: skip
+
+# (commands, old flag) -> new flag. An empty tuple stands for all commands.
+RENAMED = (
+  ((), "--num_processes", "--num-processes"),
+  ((), "--process_id", "--process-id"),
+  (("sample",), "--queries", "--requests"),
+  (("sample",), "--sites", "--site (once for each site)"),
+  (("evaluate",), "--draws", "--noise-draws"),
+  (("bench",), "--no-rivals", "--no-torch"),
+)
+
+
+def add(
+  parser: Any,
+  name: str,
+  *,
+  required: bool = False,
+  repeated: bool = False,
+  default: Any = None,
+  unset: str | None = None,
+) -> None:
+  """Adds a shared flag to a command's parser (or to a group of one).
+
+  Args:
+    parser: the parser or the group.
+    name: a key of `FLAGS`.
+    required: whether the command refuses to run without it.
+    repeated: whether it may be given several times; its value is then a list.
+    default: its value when it is not given.
+    unset: what holds then, in words, where it differs from `Flag.unset`.
+  """
+  flag = FLAGS[name]
+  notes = ["may be repeated"] if repeated else []
+  unset = flag.unset if unset is None else unset
+  if default is not None or (unset and not required):
+    notes.append(f"default: {unset if default is None else default}")
+  options: dict[str, Any] = {"help": flag.help + (f" ({'; '.join(notes)})" if notes else ""), "default": default}
+  if flag.type is bool:
+    parser.add_argument(f"--{name}", action="store_true", help=options["help"])
+    return
+  if repeated:
+    options["action"] = "append"
+  if required:  # a group of alternatives takes no such argument
+    options["required"] = True
+  parser.add_argument(f"--{name}", type=flag.type, metavar=flag.metavar, **options)
+
+
+def add_hosts(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that connect processes on several hosts where the environment does not."""
+  for name in ("coordinator", "num-processes", "process-id"):
+    add(parser, name)
+
+
+def hosts_of(args: argparse.Namespace) -> tuple[str, int, int]:
+  """The values of `add_hosts` as `hosts.start` takes them: "", 0 and -1 for those that were not given."""
+  index = -1 if args.process_id is None else args.process_id
+  return args.coordinator or "", args.num_processes or 0, index
+
+
+def add_command(
+  commands: Any,
+  name: str,
+  run: Callable[[argparse.Namespace, list[str]], int],
+  summary: str,
+  description: str,
+  *,
+  epilog: str | None = None,
+  overrides: bool = False,
+) -> argparse.ArgumentParser:
+  """Adds a command and returns its parser.
+
+  Args:
+    commands: what `ArgumentParser.add_subparsers` returned.
+    name: of the command.
+    run: takes the parsed arguments and the arguments that are left; returns the exit code.
+    summary: one line for `inversionview --help`.
+    description: for the command's own help, with its examples.
+    epilog: shown after the flags.
+    overrides: whether the command takes settings of a config as `--config.KEY=VALUE`; flags are then not abbreviated.
+  """
+  parser = commands.add_parser(
+    name,
+    help=summary,
+    description=description,
+    epilog=epilog,
+    allow_abbrev=not overrides,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.set_defaults(run=run, overrides=overrides)
+  return parser
+
+
+def check_at_least(args: argparse.Namespace, **bounds: int) -> None:
+  """Raises `InversionViewError` for the first of these flags that was given and is smaller: `check_at_least(args, queries=1)`."""
+  for name, bound in bounds.items():
+    value = getattr(args, name)
+    if value is not None and value < bound:
+      raise InversionViewError(f"--{name.replace('_', '-')} {value} must be at least {bound}")
+
+
+def refuse_renamed(argv: Sequence[str]) -> None:
+  """Raises `InversionViewError` naming the new flag for one that was renamed; `argv` starts with the command."""
+  for argument in argv[1:]:
+    for commands, old, new in RENAMED:
+      if argument.split("=")[0] == old and (not commands or argv[0] in commands):
+        raise InversionViewError(f"{old} is now called {new}")

@@ -1,0 +1,73 @@
+"""Inputs of a command: texts from arguments and files, and files of queries."""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from inversionview_jax.errors import InversionViewError
+
+
+def texts_of(args: argparse.Namespace) -> list[str]:
+  """The texts of the arguments and of --texts, in this order.
+
+  Raises:
+    InversionViewError: a file that cannot be read or has no texts, a text that is given twice, or texts together with --queries.
+  """
+  texts = list(args.text)
+  if args.texts:
+    try:
+      texts += [line for line in pathlib.Path(args.texts).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+      raise InversionViewError(f"cannot read {args.texts}: {error}; give a file with one input on each line") from None
+    if not texts:
+      raise InversionViewError(f"{args.texts} has no inputs; write one on each line")
+  if texts and getattr(args, "queries", None) is not None:
+    raise InversionViewError(
+      f"--queries {args.queries} is a number of held-out inputs; leave it out when texts are given"
+    )
+  if len(set(texts)) < len(texts):
+    twice = next(text for text in texts if texts.count(text) > 1)
+    raise InversionViewError(f"the text {twice!r} is given twice; give each once")
+  return texts
+
+
+def read_requests(path: str, sites: Sequence[str] = (), position: str | None = None) -> list[dict[str, Any]]:
+  """The queries of a file with one on each line: an object of `Request`'s fields, or a text, which is read at each of `sites`.
+
+  Args:
+    path: of the file; empty lines are skipped.
+    sites, position: of the lines that are texts.
+
+  Returns:
+    `Request`'s fields of each query, in the order of the file.
+
+  Raises:
+    InversionViewError: a file that cannot be read or has no queries, or a line that is none, named by its number.
+  """
+  try:
+    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise InversionViewError(f"cannot read the queries in {path}: {getattr(error, 'strerror', '') or error}") from None
+  from inversionview_jax.tasks.base import index_or_label
+
+  requests = []
+  for number, line in enumerate(lines, start=1):
+    if not line.strip():
+      continue
+    if line.lstrip().startswith("{"):
+      try:
+        request = json.loads(line)
+      except ValueError as error:
+        raise InversionViewError(f"{path}, line {number} is not JSON ({error})") from None
+      if missing := {"text", "site", "position"} - set(request):
+        raise InversionViewError(f"{path}, line {number} lacks {', '.join(sorted(missing))}")
+      requests.append(request)
+      continue
+    if not sites or position is None:
+      raise InversionViewError(f"{path}, line {number} is a text: give --site and --position for it")
+    requests += [{"text": line, "site": site.strip(), "position": index_or_label(position)} for site in sites]
+  if not requests:
+    raise InversionViewError(f"there are no queries in {path}: write one on each line")
+  return requests

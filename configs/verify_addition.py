@@ -45,7 +45,7 @@ def get_config(variant: str = "all") -> ConfigDict:
           "about": f"predicting {predict} at {position}, changing {' and '.join(change)}"
           + (f", {where}" if where else ""),
           "contrast": {"change": change, "predict": predict, "where": where, "contrast_where": contrast_where},
-          "places": (),  # none: every head
+          "addresses": (),  # none: every head
           "position": position,
           "orders": ("forward", "backward"),
         }
@@ -55,7 +55,7 @@ def get_config(variant: str = "all") -> ConfigDict:
       {
         "kind": "ablate",
         "about": 'x0.post at "+" replaced by its mean: effect on the predictions after it',
-        "places": ("x0.post@+",),
+        "addresses": ("x0.post@+",),
         "position": "+",
         "to": "mean",  # over the inputs of this experiment; or "zero"
         "read": ("=", "A1", "A2", "A3"),  # where predictions are compared

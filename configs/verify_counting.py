@@ -29,7 +29,7 @@ def get_config(variant: str = "all") -> ConfigDict:
           "about": about,
           "contrast": {"kind": name, "same_length": False, "where": "3 < length < 27", "contrast_where": ""},
           # one string per step; what a step names is patched at once
-          "places": ("pos_embed@query pos_embed@:", "a0.0@query embed@query", "a0.0@:", "a1.0@:"),
+          "addresses": ("pos_embed@query pos_embed@:", "a0.0@query embed@query", "a0.0@:", "a1.0@:"),
           "position": ":",
           "orders": ("forward", "backward"),
         }

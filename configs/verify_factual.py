@@ -25,7 +25,7 @@ def get_config(variant: str = "heads") -> ConfigDict:
       "kind": "patch",
       "about": "activations of another fact of the same relation put into this one",
       "contrast": {"where": ""},
-      "places": () if variant == "heads" else ("x0.pre@SUBJ",),
+      "addresses": () if variant == "heads" else ("x0.pre@SUBJ",),
       "position": "END",
       "orders": ("each",),
     }

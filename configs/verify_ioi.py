@@ -38,7 +38,7 @@ def get_config(variant: str = "all") -> ConfigDict:
         "kind": "patch",
         "about": "the other name is named a second time: every head at END, one by one",
         "contrast": {"kind": "S2", "where": ""},
-        "places": (),
+        "addresses": (),
         "position": "END",
         "orders": ("each",),
       }

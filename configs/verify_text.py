@@ -27,7 +27,7 @@ def get_config(variant: str = "heads") -> ConfigDict:
       "kind": "patch",
       "about": "activations of the corrupted text put into the clean one, at the last token",
       "contrast": {"file": "pairs.jsonl"},
-      "places": () if variant == "heads" else ("x0.post@END",),
+      "addresses": () if variant == "heads" else ("x0.post@END",),
       "position": "END",
       "orders": ("each",),
     }

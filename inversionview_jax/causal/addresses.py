@@ -1,103 +1,92 @@
-"""Where: texts as token ids, positions in every row, and places for `patching`, looked up and checked.
+"""Resolves texts, sites and positions to arrays.
 
-Shapes: N inputs, T tokens, Q positions that are read, K tokens asked about.
+Shapes: N inputs, T tokens, Q positions whose prediction is read, K tokens whose logits are read.
 """
 
-import operator
+import dataclasses
 from collections.abc import Sequence
+from typing import TypeAlias
 
+import jax
 import numpy as np
 
-from inversionview_jax import sites
-from inversionview_jax.causal.patching import Place
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sites import Site
 from inversionview_jax.targets import Target
+from inversionview_jax.targets.edits import refuse_overlap
+from inversionview_jax.targets.positions import Position, resolve_positions, text_lengths
+from inversionview_jax.targets.target import is_text
+
+Inputs: TypeAlias = Sequence[str] | np.ndarray | jax.Array
+"""N texts, or token ids int[N, T]."""
+Tokens: TypeAlias = Sequence[str] | Sequence[int] | np.ndarray
+"""K tokens for all inputs, as strings or ids, or [N, K]."""
 
 
-def as_tokens(target: Target, inputs) -> np.ndarray:
-  """Texts or token ids -> int32[N, T], checked."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Address:
+  """A site and its position in every input: where an activation is replaced.
+
+  Attributes:
+    name: such as "a0.3@=".
+    site: a site with one vector per position.
+    clean_at: int32[N], the position in each input; None for all of them.
+    corrupted_at: int32[N], the position of the replacement in the corrupted input; None without one, or for all positions.
+  """
+
+  name: str
+  site: Site
+  clean_at: np.ndarray | None
+  corrupted_at: np.ndarray | None = None
+
+
+def encode_inputs(target: Target, inputs: Inputs) -> np.ndarray:
+  """Texts (with BOS, without EOS) or token ids -> int32[N, T]; raises `InversionViewError` for what is neither, or does not fit the target."""
   if isinstance(inputs, str):
     raise InversionViewError(f"inputs are a list of texts, not one text: write [{inputs!r}]")
-  if not isinstance(inputs, np.ndarray) and len(inputs) and all(isinstance(text, str) for text in inputs):
-    if target.tokenizer is None:
-      raise InversionViewError("this target came without a tokenizer: give token ids, int[N, T]")
-    inputs = target.tokenizer.encode_batch(inputs)
-  return target.check_tokens(inputs)
+  return np.asarray(target.encode(inputs) if is_text(inputs) else target.check_tokens(inputs))
 
 
-def places_of(target: Target, names, positions, clean, corrupted=None) -> list[tuple[str, Place]]:
-  """(name, `Place`) for each site and position, looked up in the clean inputs and, where they are given, in the corrupted ones.
+def resolve_addresses(
+  target: Target,
+  sites: Sequence[str | Site],
+  positions: Sequence[Position | None],
+  clean: np.ndarray,
+  corrupted: np.ndarray | None = None,
+) -> list[Address]:
+  """An address for each site and position, looked up in the clean inputs and, where there are any, in the corrupted ones.
+
+  Args:
+    target: whose sites, and whose task knows the labels.
+    sites: M of them.
+    positions: M of them; None for all positions.
+    clean, corrupted: int32[N, T].
 
   Raises:
-    InversionViewError: an unknown site or position, two of one place, or all positions of pairs that differ in length.
+    InversionViewError: an unknown site or position, two of the same activation, or all positions of pairs that differ in length.
   """
-  places, found = [], {}
-
-  def both(position):
-    at = positions_of(target, clean, position)
-    return at, None if corrupted is None else positions_of(target, corrupted, position)
-
-  for name, position in zip(names, positions, strict=True):
+  addresses, resolved = [], {}
+  for name, position in zip(sites, positions, strict=True):
     site = target.site(name)
     if position is None:
-      _refuse_unequal(target, site, clean, corrupted)
-      places.append((site.short, Place(site, None)))
+      _refuse_unequal_lengths(target, site, clean, corrupted)
+      addresses.append(Address(site.short, site, None))
       continue
     key = id(position) if isinstance(position, np.ndarray) else (type(position), position)
-    if key not in found:  # of many heads at one position it is looked up once
-      found[key] = both(position)
+    if key not in resolved:  # once for many heads at one position
+      resolved[key] = [
+        None if tokens is None else resolve_positions(target, tokens, position) for tokens in (clean, corrupted)
+      ]
     label = "..." if isinstance(position, np.ndarray) else position
-    places.append((f"{site.short}@{label}", Place(site, *found[key])))
-  _refuse_overlap(places)
-  return places
+    addresses.append(Address(f"{site.short}@{label}", site, *resolved[key]))
+  refuse_overlap("patches", [(address.name, address.site, address.clean_at) for address in addresses])
+  return addresses
 
 
-def positions_of(target: Target, tokens: np.ndarray, where) -> np.ndarray:
-  """int32[N]: a position in every row; see `patch`.
-
-  Raises:
-    InversionViewError: out of range, on padding, or a label that a row does not have.
-  """
-  lengths = _lengths(target, tokens)
-  if isinstance(where, str):
-    if (task := target.resolve_task()) is None:
-      raise InversionViewError(
-        f"position {where!r}: this target belongs to no task whose labels are known; give an index"
-      )
-    return task.positions(tokens, where)
-  try:
-    at = np.asarray(where if isinstance(where, np.ndarray) else operator.index(where))
-  except TypeError:
-    raise InversionViewError(
-      f"position {where!r} is neither an index, a label, nor an array of an index per input"
-    ) from None
-  if at.shape not in ((), (len(tokens),)) or not np.issubdtype(at.dtype, np.integer):
-    raise InversionViewError(
-      f"positions must be one index or one per input ({len(tokens)}), got {at.dtype}{list(at.shape)}"
-    )
-  at = np.broadcast_to(at, len(tokens))
-  wrong = (at < -lengths) | (at >= lengths)
-  if wrong.any():
-    row = int(np.argmax(wrong))
-    raise InversionViewError(
-      f"position {at[row]} is out of range: input {row} has the positions 0 to {lengths[row] - 1}"
-    )
-  return (at % lengths).astype(np.int32)
-
-
-def _lengths(target: Target, tokens: np.ndarray) -> np.ndarray:
-  """int64[N]: tokens of each text, without padding and end-of-sequence behind it."""
-  if target.tokenizer is None:
-    return np.full(len(tokens), tokens.shape[1])
-  used = (tokens != target.tokenizer.pad_id) & (tokens != target.tokenizer.eos_id)
-  return tokens.shape[1] - np.argmax(used[:, ::-1], axis=1)
-
-
-def _refuse_unequal(target: Target, site: Site, clean, corrupted) -> None:
+def _refuse_unequal_lengths(target: Target, site: Site, clean: np.ndarray, corrupted: np.ndarray | None) -> None:
   if corrupted is None:
     return
-  lengths = _lengths(target, clean), _lengths(target, corrupted)
+  lengths = [text_lengths(target.tokenizer, tokens) for tokens in (clean, corrupted)]
   unequal = lengths[0] != lengths[1]
   if unequal.any() or clean.shape != corrupted.shape:
     row = int(np.argmax(unequal))
@@ -107,62 +96,47 @@ def _refuse_unequal(target: Target, site: Site, clean, corrupted) -> None:
     )
 
 
-def _refuse_overlap(places: Sequence[tuple[str, Place]]) -> None:
-  """Two patches of one place: one of them would silently do nothing."""
-  for i, (name, place) in enumerate(places):
-    for other_name, other in places[:i]:
-      if _stream(place.site) == _stream(other.site) and (
-        place.clean_at is None or other.clean_at is None or (place.clean_at == other.clean_at).any()
-      ):
-        both = " and ".join(dict.fromkeys((other_name, name)))
-        raise InversionViewError(f"two patches of one place, {both}: one of them would touch nothing; keep one")
+def refuse_unreachable(target: Target, addresses: Sequence[Address], read_at: np.ndarray) -> None:
+  """Raises `InversionViewError` for a patch with no path to the prediction that is read, which could have no effect.
 
+  An activation reaches later positions only through the attention of a later layer.
 
-def refuse_unreachable(target: Target, places: Sequence[tuple[str, Place]], read: np.ndarray) -> None:
-  """A patch from which nothing leads to the prediction that is read, int32[N, Q]: it would silently do nothing.
-
-  Activations flow to later positions through the attention of a later layer only.
+  Args:
+    target: whose number of layers counts.
+    addresses: of the patches.
+    read_at: int32[N, Q], positions whose prediction is read.
   """
-  for name, place in places:
-    if place.clean_at is None:
+  for address in addresses:
+    if address.clean_at is None:
       continue
-    site, ahead = place.site, read - place.clean_at[:, None]
+    site, distance = address.site, read_at - address.clean_at[:, None]
     attended = site.layer is None or site.layer < target.config.n_layers - 1 or site.kind == "pre"
-    if not ((ahead == 0) | (ahead > 0) & attended).any():
+    if not ((distance == 0) | (distance > 0) & attended).any():
       raise InversionViewError(
-        f"{name} cannot reach the prediction that is read, at position {read.flat[0]}: "
-        + ("it comes later" if (ahead < 0).any() else "no attention follows it")
+        f"{address.name} cannot reach the prediction that is read, at position {read_at.flat[0]}: "
+        + ("it comes later" if (distance < 0).any() else "no attention follows it")
         + "; read at that position, or patch an earlier one"
       )
 
 
-def _stream(site: Site) -> Site:
-  """The residual stream before a layer is that after the layer before it."""
-  return sites.Site("post", site.layer - 1) if site.kind == "pre" and site.layer else site
-
-
-def token_ids(target: Target, given, count: int) -> np.ndarray:
-  """Tokens, as strings or ids, K of them for all inputs or [N, K] -> int32[N, K].
+def token_ids(target: Target, tokens: Tokens, count: int) -> np.ndarray:
+  """Tokens as strings or ids, K of them for all inputs or [N, K] -> int32[N, K], where N = `count`.
 
   Raises:
     InversionViewError: a token that is not in the vocabulary, or another number of rows.
   """
-  given = np.asarray(given)
-  if given.dtype.kind == "U":
+  ids = np.asarray(tokens)
+  if ids.dtype.kind == "U":
     if target.tokenizer is None:
-      raise InversionViewError(f"token {str(given.flat[0])!r}: this target came without a tokenizer; give ids")
-    ids = {token: i for i, token in enumerate(target.tokenizer.strings(range(target.config.vocab_size)))}
-    if wrong := [str(token) for token in given.flat if str(token) not in ids]:
-      raise InversionViewError(f"{wrong[0]!r} is not one token of the target's vocabulary")
-    given = np.vectorize(ids.__getitem__, otypes=[np.int32])(given)
-  if not np.issubdtype(given.dtype, np.integer) or given.ndim not in (1, 2) or not given.size:
-    raise InversionViewError(
-      f"tokens must be strings or ids, K of them or [N, K]; got {given.dtype}{list(given.shape)}"
-    )
-  if given.ndim == 2 and len(given) != count:
-    raise InversionViewError(
-      f"tokens for {len(given)} inputs where there are {count}; give as many, or one list for all"
-    )
-  if wrong := [int(token) for token in given.flat if not 0 <= token < target.config.vocab_size]:
-    raise InversionViewError(f"token id {wrong[0]} is outside the vocabulary of {target.config.vocab_size}")
-  return np.broadcast_to(given, (count, given.shape[-1])).astype(np.int32)
+      raise InversionViewError(f"token {str(ids.flat[0])!r}: this target came without a tokenizer; give ids")
+    vocabulary = {token: i for i, token in enumerate(target.tokenizer.strings(range(target.config.vocab_size)))}
+    if unknown := [str(token) for token in ids.flat if str(token) not in vocabulary]:
+      raise InversionViewError(f"{unknown[0]!r} is not one token of the target's vocabulary")
+    ids = np.vectorize(vocabulary.__getitem__, otypes=[np.int32])(ids)
+  if not np.issubdtype(ids.dtype, np.integer) or ids.ndim not in (1, 2) or not ids.size:
+    raise InversionViewError(f"tokens must be strings or ids, K of them or [N, K]; got {ids.dtype}{list(ids.shape)}")
+  if ids.ndim == 2 and len(ids) != count:
+    raise InversionViewError(f"tokens for {len(ids)} inputs where there are {count}; give as many, or one list for all")
+  if outside := [int(token) for token in ids.flat if not 0 <= token < target.config.vocab_size]:
+    raise InversionViewError(f"token id {outside[0]} is outside the vocabulary of {target.config.vocab_size}")
+  return np.broadcast_to(ids, (count, ids.shape[-1])).astype(np.int32)

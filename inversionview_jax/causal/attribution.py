@@ -1,10 +1,10 @@
-"""Direct logit attribution: a logit as the sum of what every part of the model wrote to the residual stream.
+"""Direct logit attribution: a logit as the sum of the writes of every part of the model to the residual stream.
 
 The logits are linear in the residual stream but for the final norm, which divides by the standard deviation of that stream (LayerNorm) or
 by its root mean square (RMSNorm). Here this divisor is frozen: it is the one of the run itself, the same for all parts (paper, appendix on
 IOI; Elhage et al. 2021). So the parts sum to the logit exactly, but a part's share is not what removing it would change.
 
-Shapes: B batch, T tokens, L layers, H heads, D d_model, V vocabulary, K tokens asked about, C components.
+Shapes: B batch, T tokens, L layers, H heads, D d_model, V vocabulary, K tokens whose logits are attributed, C components.
 """
 
 import dataclasses
@@ -15,83 +15,123 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inversionview_jax.causal.addresses import as_tokens, positions_of, token_ids
+from inversionview_jax.causal.addresses import Inputs, Tokens, encode_inputs, token_ids
+from inversionview_jax.causal.estimates import estimate
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.models.transformer import TransformerConfig
 from inversionview_jax.sites import Site
+from inversionview_jax.tables import ShowsTable, Table, plus_minus
+from inversionview_jax.targets import Target
+from inversionview_jax.targets.positions import Position, resolve_positions
 
 _EMBEDDINGS = ("embed", "pos_embed")
+_SHOWN_COMPONENTS, _SHOWN_TOKENS = 12, 4
 
 
-@dataclasses.dataclass(frozen=True)
-class Attribution:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Attribution(ShowsTable):
   """Logits in parts.
 
   Attributes:
-    components: C names: "embed", "pos_embed", heads "a0.0", "b_O.0" (the attention's output bias of a layer), "m0" (what an MLP writes, its
+    components: C names: "embed", "pos_embed", heads "a0.0", "b_O.0" (the attention's output bias of a layer), "m0" (the write of an MLP, its
       bias included), and "bias" (that of the final norm and of the unembedding); those of them that the model has.
-    values: float32[B, C, K], what each contributes to each logit.
+    values: float32[B, C, K], the contribution of each to each logit.
     logits: float32[B, K], the sum over all components, as the model computes it.
-    tokens: int32[B, K], which logits, or None for the whole vocabulary (K = V).
+    tokens: int32[B, K], whose logits, or None for the whole vocabulary (K = V).
+    token_names: K names of the tokens where they are the same for all inputs; else ().
   """
 
   components: tuple[str, ...]
   values: np.ndarray
   logits: np.ndarray
   tokens: np.ndarray | None
+  token_names: tuple[str, ...] = ()
 
   def __getitem__(self, name: str) -> np.ndarray:
-    """float32[B, K]: what one component contributes."""
+    """float32[B, K]: the contribution of one component."""
     if name not in self.components:
       raise one_of("component", name, self.components)
     return self.values[:, self.components.index(name)]
 
+  def _table(self) -> Table:
+    if self.tokens is None:  # of the whole vocabulary, the token on top of each input
+      top = self.logits.argmax(axis=-1)[:, None]
+      values = np.take_along_axis(self.values, top[:, None], axis=-1)
+      logits, names = np.take_along_axis(self.logits, top, axis=-1), ["most probable token"]
+    else:
+      values, logits = self.values[..., :_SHOWN_TOKENS], self.logits[:, :_SHOWN_TOKENS]
+      names = [repr(name) for name in self.token_names[:_SHOWN_TOKENS]]
+      names = names or [f"token {k}" for k in range(values.shape[-1])]
+    size = np.abs(values.mean(axis=0)).max(axis=-1)
+    shown = sorted(np.argsort(-size, kind="stable")[:_SHOWN_COMPONENTS])
 
-def components_of(config) -> tuple[str, ...]:
+    def row(name: str, x: np.ndarray) -> tuple[str, ...]:  # [B, K]
+      return (name, *(plus_minus(e.mean, e.se) for e in (estimate(x[:, k]) for k in range(x.shape[1]))))
+
+    rows = [row(self.components[c], values[:, c]) for c in shown]
+    rest = len(self.components) - len(shown)
+    notes = f"the {len(shown)} largest of {len(self.components)} components" if rest else ""
+    return Table(
+      f"Contributions to logits, mean over n = {len(values):,}",
+      ("component", *names),
+      (*rows, row("logit", logits)),
+      notes,
+    )
+
+
+def components_of(config: TransformerConfig) -> tuple[str, ...]:
   """All components of a model of this shape, in the order of the forward pass."""
   names = ["embed"] if config.rotary else ["embed", "pos_embed"]
   for layer in range(config.n_layers):
     bias = [f"b_O.{layer}"] if "o" in config.biases else []
     names += [f"a{layer}.{head}" for head in range(config.n_heads)] + bias + [f"m{layer}"]
-  return (*names, *(["bias"] if config.norm == "layer" or _unembedding_bias(config) else []))
+  return (*names, *(["bias"] if config.norm == "layer" or _has_unembedding_bias(config) else []))
 
 
-def _unembedding_bias(config) -> bool:
+def _has_unembedding_bias(config: TransformerConfig) -> bool:
   return not config.tied and "unembed" in config.biases
 
 
 def attribute(
-  target, inputs, at: "int | str | np.ndarray" = -1, of=None, components: Sequence[str] | None = None
+  target: Target,
+  inputs: Inputs,
+  position: Position = -1,
+  tokens: Tokens | None = None,
+  components: Sequence[str] | None = None,
 ) -> Attribution:
-  """Attributes the logits at one position to the parts of the model, with the final LayerNorm's divisor frozen.
+  """Attributes the logits at one position to the parts of the model, with the final norm's divisor frozen.
 
   Args:
     target: any `Target`; under "centered" a head's write excludes the value bias, which is then in "b_O" (see `pretrained`).
     inputs: B texts or int[B, T].
-    at: the position whose logits are attributed: an index, int[B], or a label; by default the last token of the text.
-    of: tokens, int[K] for all inputs or int[B, K]; None for the whole vocabulary.
+    position: whose logits are attributed: an index, a negative index, int[B], or a label; by default the last token of the text.
+    tokens: whose logits, strings or ids, K for all inputs or [B, K]; None for the whole vocabulary.
     components: those that are wanted (of a large model over the whole vocabulary, all are many); None for all.
 
   Raises:
     InversionViewError: an unknown component, a position out of range, a token outside the vocabulary, or a model whose logits are no sum of
       what its heads write (a norm behind attention or MLP, a cap on the logits: Gemma 2) or which has none.
   """
-  _refuse_unlike(target)
-  tokens = as_tokens(target, inputs)
-  known = components_of(target.config)
-  names = known if components is None else tuple(components)
-  if wrong := [name for name in names if name not in known]:
-    raise one_of("component", wrong[0], known)
-  columns = positions_of(target, tokens, at)[:, None]
-  if of is not None:
-    of = token_ids(target, of, len(tokens))
-  values, logits = _attribute(target.module, names, target.params, tokens, columns, of)
-  return Attribution(names, np.asarray(values), np.asarray(logits), of)
+  _refuse_nonlinear(target)
+  rows = encode_inputs(target, inputs)
+  names = _check_components(components_of(target.config), components)
+  columns = resolve_positions(target, rows, position)[:, None]
+  ids = None if tokens is None else token_ids(target, tokens, len(rows))
+  values, logits = _attribute(target.module, names, target.params, rows, columns, ids)
+  return Attribution(names, np.asarray(values), np.asarray(logits), ids, _shared_names(target, ids))
 
 
-@dataclasses.dataclass(frozen=True)
-class Ranks:
-  """Where tokens stand among all tokens in what a component contributes to the logits.
+def _shared_names(target: Target, ids: np.ndarray | None) -> tuple[str, ...]:
+  """Names of the tokens int32[B, K] where every row has the same; else ()."""
+  if ids is None or (ids != ids[:1]).any():
+    return ()
+  return tuple(map(str, ids[0])) if target.tokenizer is None else tuple(target.tokenizer.strings(ids[0]))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Ranks(ShowsTable):
+  """Where tokens stand among all tokens by a component's contribution to the logits.
 
   Attributes:
     components: C names.
@@ -105,86 +145,120 @@ class Ranks:
   above: np.ndarray
   below: np.ndarray
 
+  def _table(self) -> Table:
+    size = np.abs(self.values.mean(axis=0)).max(axis=-1)
+    shown = sorted(np.argsort(-size, kind="stable")[:_SHOWN_COMPONENTS])
+    tokens = range(min(self.values.shape[-1], _SHOWN_TOKENS))
+    rows = [
+      (
+        self.components[c],
+        *(f"{self.values[:, c, k].mean():.3f} (rank {1 + np.median(self.above[:, c, k]):.0f})" for k in tokens),
+      )
+      for c in shown
+    ]
+    return Table(
+      f"Contributions to logits and ranks among all tokens, n = {len(self.values):,}",
+      ("component", *(f"token {k}" for k in tokens)),
+      tuple(rows),
+      "mean contribution (median rank; 1: raised most)",
+    )
 
-def ranks(target, inputs, at, of, components: Sequence[str] | None = None) -> Ranks:
+
+def ranks(
+  target: Target,
+  inputs: Inputs,
+  position: Position,
+  tokens: Tokens,
+  components: Sequence[str] | None = None,
+) -> Ranks:
   """Where some tokens stand in the contribution of each component, such as the names of a prompt in that of each head (paper, section 4.3).
 
   Args:
-    target, inputs, at: as for `attribute`.
-    of: the tokens, int[K] for all inputs or int[B, K].
+    target, inputs, position: as for `attribute`.
+    tokens: strings or ids, K for all inputs or [B, K].
     components: names as in `components_of`, but "bias"; None: all heads.
 
   Raises:
     InversionViewError: as `attribute` does.
   """
-  tokens = as_tokens(target, inputs)
-  _refuse_unlike(target)
+  rows = encode_inputs(target, inputs)
+  _refuse_nonlinear(target)
   known = [name for name in components_of(target.config) if name != "bias"]
-  names = tuple(name for name in known if name[0] == "a") if components is None else tuple(components)
-  if wrong := [name for name in names if name not in known]:
-    raise one_of("component", wrong[0], known)
-  columns = positions_of(target, tokens, at)[:, None]
-  found = _ranks(target.module, names, target.params, tokens, columns, token_ids(target, of, len(tokens)))
-  return Ranks(names, *(np.asarray(x) for x in found))
+  names = _check_components(known, [name for name in known if name[0] == "a"] if components is None else components)
+  columns = resolve_positions(target, rows, position)[:, None]
+  out = _ranks(target.module, names, target.params, rows, columns, token_ids(target, tokens, len(rows)))
+  return Ranks(names, *(np.asarray(x) for x in out))
 
 
-def _refuse_unlike(target) -> None:
+def _check_components(known: Sequence[str], components: Sequence[str] | None) -> tuple[str, ...]:
+  names = tuple(known if components is None else components)
+  if unknown := [name for name in names if name not in known]:
+    raise one_of("component", unknown[0], known)
+  return names
+
+
+def _refuse_nonlinear(target: Target) -> None:
   """Raises `InversionViewError` for a model whose logits are no sum of what its parts write."""
   target.require_logits()
   if target.config.post_norm or target.config.logit_cap:
-    what = "a norm behind each attention and MLP" if target.config.post_norm else "a cap on its logits"
-    raise InversionViewError(f"the target {target.name} has {what}: its logits are not the sum of what its parts write")
+    reason = "a norm behind each attention and MLP" if target.config.post_norm else "a cap on its logits"
+    raise InversionViewError(
+      f"the target {target.name} has {reason}: its logits are not the sum of what its parts write"
+    )
 
 
 @functools.partial(parallel.jit, static_argnums=(0, 1))
-def _attribute(module, names, params, tokens, columns, of):
-  final, seen, kernel = _through_norm(module, names, params, tokens, columns)
+def _attribute(module, names, params, tokens, columns, ids):
+  """-> float32[B, C, K], and the logits float32[B, K]; K = V where `ids` is None."""
+  final, through_norm, kernel = _through_norm(module, names, params, tokens, columns)
   c = module.config
   norm_bias = params["ln_f"]["bias"] @ kernel if c.norm == "layer" else 0.0
-  norm_bias += params["unembed"]["bias"] if _unembedding_bias(c) else 0.0  # [V]
+  norm_bias += params["unembed"]["bias"] if _has_unembedding_bias(c) else 0.0  # [V]
 
-  def asked(x):  # [B, V] -> [B, K]
-    return x if of is None else jnp.take_along_axis(x, of, axis=-1)
+  def of_tokens(x):  # [B, V] -> [B, K]
+    return x if ids is None else jnp.take_along_axis(x, ids, axis=-1)
 
   def contribution(name):
     if name == "bias":
-      return asked(jnp.broadcast_to(norm_bias, (len(final), c.vocab_size)))
-    if of is None:
-      return jnp.matmul(seen(name), kernel, precision=jax.lax.Precision.HIGHEST)
-    return jnp.einsum("bd,bkd->bk", seen(name), jnp.take(kernel.T, of, axis=0), precision=jax.lax.Precision.HIGHEST)
+      return of_tokens(jnp.broadcast_to(norm_bias, (len(final), c.vocab_size)))
+    write = through_norm(name)
+    if ids is None:
+      return jnp.matmul(write, kernel, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("bd,bkd->bk", write, jnp.take(kernel.T, ids, axis=0), precision=jax.lax.Precision.HIGHEST)
 
   logits = module.apply({"params": params}, final, method="logits")
-  return jnp.stack([contribution(name) for name in names], axis=1), asked(logits)
+  return jnp.stack([contribution(name) for name in names], axis=1), of_tokens(logits)
 
 
 @functools.partial(parallel.jit, static_argnums=(0, 1))
-def _ranks(module, names, params, tokens, columns, of):
-  _, seen, kernel = _through_norm(module, names, params, tokens, columns)
+def _ranks(module, names, params, tokens, columns, ids):
+  """-> contributions float32[B, C, K], and the numbers of tokens above and below, int32[B, C, K]."""
+  _, through_norm, kernel = _through_norm(module, names, params, tokens, columns)
 
   def rank(x):  # float32[B, D]: one component at a time, for a row of V logits of each of hundreds would not fit
     raised = x @ kernel
-    own = jnp.take_along_axis(raised, of, axis=-1)
+    own = jnp.take_along_axis(raised, ids, axis=-1)
     return own, *(jnp.sum(side(raised[:, None], own[..., None]), axis=-1) for side in (jnp.greater, jnp.less))
 
-  found = jax.lax.map(rank, jnp.stack([seen(name) for name in names]))
-  return tuple(x.swapaxes(0, 1) for x in found)
+  out = jax.lax.map(rank, jnp.stack([through_norm(name) for name in names]))
+  return tuple(x.swapaxes(0, 1) for x in out)
 
 
 def _through_norm(module, names, params, tokens, columns):
-  """The last residual stream float32[B, D], a function from a name to what it wrote as the unembedding sees it, and the unembedding [D, V]."""
+  """The last residual stream float32[B, D], a function from a name to its write as the unembedding reads it, and the unembedding [D, V]."""
   c = module.config
   last = Site("post", c.n_layers - 1)
   heads = [Site("heads", layer) for layer in range(c.n_layers) if any(n.startswith(f"a{layer}.") for n in names)]
-  plain = [Site("mlp", layer) for layer in range(c.n_layers)] + [Site(name) for name in names if name in _EMBEDDINGS]
-  out = module.apply({"params": params}, tokens, capture=[last, *heads, *plain], at=columns, logits=False, exact=True)
+  others = [Site("mlp", layer) for layer in range(c.n_layers)] + [Site(name) for name in names if name in _EMBEDDINGS]
+  out = module.apply({"params": params}, tokens, capture=[last, *heads, *others], at=columns, logits=False, exact=True)
   final = out[last][:, 0].astype(jnp.float32)
 
-  def centred(x):
+  def center(x):
     return x - jnp.mean(x, axis=-1, keepdims=True) if c.norm == "layer" else x
 
-  divisor = jnp.sqrt(jnp.mean(jnp.square(centred(final)), axis=-1, keepdims=True) + c.norm_eps)  # [B, 1], frozen
+  divisor = jnp.sqrt(jnp.mean(jnp.square(center(final)), axis=-1, keepdims=True) + c.norm_eps)  # [B, 1], frozen
 
-  def written(name):
+  def write(name):
     if name in _EMBEDDINGS:
       return out[Site(name)][:, 0]
     if name.startswith("m"):
@@ -194,7 +268,7 @@ def _through_norm(module, names, params, tokens, columns):
     layer, head = map(int, name[1:].split("."))
     return out[Site("heads", layer)][:, 0, head]
 
-  def seen(name):
-    return centred(written(name).astype(jnp.float32)) / divisor * params["ln_f"]["scale"]
+  def through_norm(name):
+    return center(write(name).astype(jnp.float32)) / divisor * params["ln_f"]["scale"]
 
-  return final, seen, params["embed"].T if c.tied else params["unembed"]["kernel"]
+  return final, through_norm, params["embed"].T if c.tied else params["unembed"]["kernel"]

@@ -1,20 +1,22 @@
-"""Patching experiments as configs describe them: pairs of a task, places, orders, and a result that is plain data.
+"""Patching experiments as configs describe them: pairs of a task, addresses, orders, and a result that is plain data.
 
-Shapes: N pairs.
+Shapes: N pairs, M addresses, S steps.
 """
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from inversionview_jax.causal import interventions, patching
-from inversionview_jax.causal.addresses import places_of, positions_of, refuse_unreachable
-from inversionview_jax.causal.interventions import Estimate
-from inversionview_jax.causal.patching import Reading
+from inversionview_jax.causal.addresses import Address, refuse_unreachable, resolve_addresses
+from inversionview_jax.causal.estimates import Estimate, estimate
+from inversionview_jax.causal.patching import Readout
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.targets import Target
+from inversionview_jax.targets.positions import resolve_positions
 from inversionview_jax.tasks import pairs_file
 from inversionview_jax.tasks.base import Task, index_or_label
 from inversionview_jax.tasks.contrast import Pairs, joined
@@ -23,10 +25,15 @@ from inversionview_jax.tasks.grammar import holds
 FORMAT_VERSION = 1
 _CHUNK = 8192
 _NEEDS = {
-  "patch": ("about", "contrast", "places", "position", "orders"),
-  "ablate": ("about", "places", "position", "orders", "to", "read"),
+  "patch": ("about", "contrast", "addresses", "position", "orders"),
+  "ablate": ("about", "addresses", "position", "orders", "to", "read"),
 }
-_BARREN = 2048  # so many inputs without a contrast, and the search is given up
+_RENAMED = {"places": "addresses"}  # settings of version 0.1
+_GIVE_UP = 2048  # inputs without a contrast, after which the search ends
+_METRICS = {
+  "patch": ("logit_difference", "kl", "top_logit", "top_changed"),
+  "ablate": ("kl", "top_logit", "top_logit_share", "top_changed"),
+}
 
 
 def collect_pairs(
@@ -46,19 +53,19 @@ def collect_pairs(
     InversionViewError: there is no such input, or none of many has such a contrast.
   """
   _check(count, seed)
-  order, parts, found, passed, start = np.random.default_rng(seed).permutation(task.split(split)), [], 0, 0, 0
+  order, parts, drawn, passed, start = np.random.default_rng(seed).permutation(task.split(split)), [], 0, 0, 0
   while start < len(order):
-    chunk = order[start : start + min(max(256, 2 * (count - found)), _CHUNK)]
+    chunk = order[start : start + min(max(256, 2 * (count - drawn)), _CHUNK)]
     start += len(chunk)
     if where.strip():
       chunk = chunk[holds(where, task.features(task.tokens(chunk)), len(chunk))]
     passed += len(chunk)
     if len(chunk):
       parts.append(draw(chunk))
-      found += len(parts[-1])
-    if found >= count or (not found and passed >= _BARREN):
+      drawn += len(parts[-1])
+    if drawn >= count or (not drawn and passed >= _GIVE_UP):
       break
-  if found:
+  if drawn:
     return joined(parts)[slice(0, count)]
   if passed:
     raise InversionViewError(f"no pairs: of {passed:,} inputs none has such a contrast; change fewer or other features")
@@ -72,97 +79,126 @@ def _check(pairs: int, seed: int) -> None:
     raise InversionViewError(f"seed = {seed} must be at least 0")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-  """An experiment whose input has been checked and which can be run."""
+  """An experiment whose settings have been checked, ready to run.
+
+  Attributes:
+    name: of the experiment.
+    settings: as in the config.
+    clean: int32[N, T].
+    pairs: of a patch; None for an ablation.
+    addresses: M of them.
+    names: S names of steps.
+    orders: (order, number of its steps), which sum to S.
+    steps: bool[S, M], which addresses are replaced in each step.
+    readout: where predictions are compared.
+  """
 
   name: str
   settings: Mapping
   clean: np.ndarray
-  pairs: Pairs | pairs_file.TextPairs | None  # None for an ablation
-  places: list
-  names: list[str]  # of the steps
-  orders: list[tuple[str, int]]  # and how many of the steps are each order's
+  pairs: Pairs | pairs_file.TextPairs | None
+  addresses: list[Address]
+  names: list[str]
+  orders: list[tuple[str, int]]
   steps: np.ndarray
-  reading: Reading
+  readout: Readout
 
 
-def prepare(target, task: Task, name: str, settings: Mapping, config: Mapping) -> Prepared:
-  """Draws the pairs of an experiment and looks its places up.
+def prepare(target: Target, task: Task, name: str, settings: Mapping, config: Mapping) -> Prepared:
+  """Draws the inputs of an experiment and resolves its addresses.
 
   Args:
     target: the model.
     task: whose inputs.
     name: of the experiment.
-    settings: "kind" ("patch" or "ablate"), "places" (a string per step, "a0.0@= a0.1@="; none: every head at "position"), "orders"; of a
+    settings: "kind" ("patch" or "ablate"), "addresses" (a string per step, "a0.0@= a0.1@="; none: every head at "position"), "orders"; of a
       patch "contrast" (what `task.contrast` takes, or {"file": a .jsonl of `pairs_file`}, whose END is the last token); of an ablation "to" and "read" (labels).
     config: "pairs", "seed", "split", which all experiments share.
 
   Raises:
-    InversionViewError: what is wrong with them.
+    InversionViewError: a setting that is missing, unknown or renamed, or an error of the inputs or addresses.
   """
   _check(config["pairs"], config["seed"])
-  kind = settings.get("kind")
-  if kind not in _NEEDS:
-    raise one_of(f"kind of the experiment {name}:", kind, _NEEDS)
-  if missing := [key for key in _NEEDS[kind] if key not in settings]:
-    raise InversionViewError(f"the experiment {name} does not say {missing[0]!r}; it needs {', '.join(_NEEDS[kind])}")
-  drawing = {"split": config["split"], "seed": config["seed"]}
-  corrupted = pairs = None
-  if kind == "patch" and "file" in settings["contrast"]:
-    if other := sorted(set(settings["contrast"]) - {"file"}):
-      raise InversionViewError(f"pairs from a file are taken as they are; contrast.{other[0]} would have no effect")
-    pairs = pairs_file.read(settings["contrast"]["file"], target, config["pairs"])
-  elif kind == "patch":
-    contrast = dict(settings["contrast"])
-    known = list(inspect.signature(task.contrast).parameters)[2:]  # behind the index and the seed
-    if wrong := [key for key in contrast if key not in known]:
-      raise one_of(f"setting of a contrast of {task.name}:", wrong[0], known)
-    where = contrast.pop("where", "")
-
-    def draw(index):
-      return task.contrast(index, config["seed"], **contrast)
-
-    pairs = collect_pairs(task, draw, config["pairs"], where=where, **drawing)
+  _check_settings(name, settings)
+  pairs = corrupted = None
+  if settings["kind"] == "patch":
+    pairs = _draw_pairs(target, task, settings["contrast"], config)
+    clean, corrupted, readout = pairs.clean, pairs.corrupted, Readout.of_pairs(pairs)
   else:
-    interventions.check_ablation(settings["to"])
-    order = np.random.default_rng(config["seed"]).permutation(task.split(config["split"]))
-    clean = task.tokens(order[: config["pairs"]])
-    at = np.stack([positions_of(target, clean, where) for where in settings["read"]], axis=1)
-    reading = Reading(at, None, np.full_like(at, -1), np.full_like(at, -1))
-  if pairs is not None:
-    clean, corrupted = pairs.clean, pairs.corrupted
-    reading = Reading(pairs.clean_at[:, None], pairs.corrupted_at[:, None], pairs.answer[:, None], pairs.foil[:, None])
-  groups = [text.split() for text in settings["places"]] or [
+    clean, readout = _ablation_inputs(target, task, settings, config)
+  groups = [text.split() for text in settings["addresses"]] or [
     [f"a{layer}.{head}@{settings['position']}"]
     for layer in range(target.config.n_layers)
     for head in range(target.config.n_heads)
   ]
-  sites, positions = zip(*(split_place(text) for group in groups for text in group), strict=True)
+  sites, positions = zip(*(split_address(text) for group in groups for text in group), strict=True)
   if isinstance(pairs, pairs_file.TextPairs):
-    positions = [-1 if where == "END" else where for where in positions]
-    for where in positions:
-      if where is None or (isinstance(where, int) and where >= 0):
-        pairs.refuse_unequal("every position" if where is None else f"position {where}")
-  places = places_of(target, sites, positions, clean, corrupted)
-  refuse_unreachable(target, places, reading.clean_at)
+    positions = _text_positions(pairs, positions)
+  addresses = resolve_addresses(target, sites, positions, clean, corrupted)
+  refuse_unreachable(target, addresses, readout.clean_at)
   names, steps, orders = [], [], []
-  for which in settings["orders"]:
-    named, on = interventions.ordered(groups, which)
-    names, steps, orders = names + named, [*steps, on], [*orders, (which, len(named))]
-  places = [place for _, place in places]
-  return Prepared(name, settings, clean, pairs, places, names, orders, np.concatenate(steps), reading)
+  for order in settings["orders"]:
+    named, on = interventions.ordered(groups, order)
+    names, steps, orders = names + named, [*steps, on], [*orders, (order, len(named))]
+  return Prepared(name, settings, clean, pairs, addresses, names, orders, np.concatenate(steps), readout)
 
 
-def split_place(text: str) -> tuple[str, "int | str | None"]:
+def _check_settings(name: str, settings: Mapping) -> None:
+  kind = settings.get("kind")
+  if kind not in _NEEDS:
+    raise one_of(f"kind of the experiment {name}:", kind, _NEEDS)
+  for old, new in _RENAMED.items():
+    if old in settings:
+      raise InversionViewError(f"the experiment {name} has the setting {old!r}, which is now called {new!r}")
+  if missing := [key for key in _NEEDS[kind] if key not in settings]:
+    raise InversionViewError(f"the experiment {name} lacks {missing[0]!r}; it needs {', '.join(_NEEDS[kind])}")
+
+
+def _draw_pairs(target: Target, task: Task, contrast: Mapping, config: Mapping) -> Pairs | pairs_file.TextPairs:
+  if "file" in contrast:
+    if other := sorted(set(contrast) - {"file"}):
+      raise InversionViewError(f"pairs from a file are taken as they are; contrast.{other[0]} would have no effect")
+    return pairs_file.read(contrast["file"], target, config["pairs"])
+  arguments = dict(contrast)
+  known = list(inspect.signature(task.contrast).parameters)[2:]  # after the index and the seed
+  if unknown := [key for key in arguments if key not in known]:
+    raise one_of(f"setting of a contrast of {task.name}:", unknown[0], known)
+  where = arguments.pop("where", "")
+
+  def draw(index):
+    return task.contrast(index, config["seed"], **arguments)
+
+  return collect_pairs(task, draw, config["pairs"], split=config["split"], seed=config["seed"], where=where)
+
+
+def _ablation_inputs(target: Target, task: Task, settings: Mapping, config: Mapping) -> tuple[np.ndarray, Readout]:
+  interventions.check_ablation(settings["to"])
+  order = np.random.default_rng(config["seed"]).permutation(task.split(config["split"]))
+  clean = task.tokens(order[: config["pairs"]])
+  at = np.stack([resolve_positions(target, clean, position) for position in settings["read"]], axis=1)
+  return clean, Readout(at, None, np.full_like(at, -1), np.full_like(at, -1))
+
+
+def _text_positions(pairs: pairs_file.TextPairs, positions: Sequence) -> list:
+  """Positions in texts of a file, where END is the last token; an index, or all positions, needs pairs of the same length."""
+  positions = [-1 if position == "END" else position for position in positions]
+  for position in positions:
+    if position is None or (isinstance(position, int) and position >= 0):
+      pairs.refuse_unequal("every position" if position is None else f"position {position}")
+  return positions
+
+
+def split_address(text: str) -> tuple[str, "int | str | None"]:
   """ "a0.3@=" -> ("a0.3", "="); without "@", all positions."""
   site, sign, position = text.partition("@")
   if sign and not position:
-    raise InversionViewError(f"place {text!r} has no position behind '@'; write a0.3@= or a0.3@8")
+    raise InversionViewError(f"address {text!r} has no position behind '@'; write a0.3@= or a0.3@8")
   return site, index_or_label(position) if sign else None
 
 
-def run(target, prepared: Prepared, *, batch_size: int, mesh=None) -> dict:
+def run(target: Target, prepared: Prepared, *, batch_size: int, mesh: jax.sharding.Mesh | None = None) -> dict:
   """Runs an experiment.
 
   Returns:
@@ -170,61 +206,57 @@ def run(target, prepared: Prepared, *, batch_size: int, mesh=None) -> dict:
     each table has "order", "rows" of {"name", metric: {"mean", "se", "n"}} and, of a patch, the "original" logit difference and the
     "total" that running the corrupted input takes from it.
   """
-  settings, places = prepared.settings, prepared.places
-  how = {"batch_size": batch_size, "mesh": mesh}
+  settings, how = prepared.settings, {"batch_size": batch_size, "mesh": mesh}
   if prepared.pairs is not None:
-    found = patching.measure(
-      target, prepared.clean, places, prepared.steps, prepared.reading, corrupted=prepared.pairs.corrupted, **how
-    )
-    metrics = ("logit_difference", "kl", "top_logit", "top_changed")
+    inputs = {"corrupted": prepared.pairs.corrupted}
   else:
-    values = interventions.replacement_values(target, prepared.clean, places, settings["to"], **how)
-    found = patching.measure(target, prepared.clean, places, prepared.steps, prepared.reading, values=values, **how)
-    metrics = ("kl", "top_logit", "top_logit_share", "top_changed")
+    inputs = {
+      "values": interventions.replacement_values(target, prepared.clean, prepared.addresses, settings["to"], **how)
+    }
+  measured = patching.measure(
+    target, prepared.clean, prepared.addresses, prepared.steps, prepared.readout, **inputs, **how
+  )
   results, start = [], 0
   for order, size in prepared.orders:
-    which = slice(start, start + size)
-    table = {"order": order, "rows": []}
-    for read in range(prepared.reading.clean_at.shape[1]):
-      effects = {metric: interventions.effects_of(found, prepared.names, metric, read) for metric in metrics}
-      for step in range(*which.indices(len(prepared.names))):
-        row = {"name": prepared.names[step]}
-        if prepared.pairs is None:
-          row["read"] = settings["read"][read]
-        row |= {metric: as_data(interventions.estimate(one.values[step])) for metric, one in effects.items()}
-        if prepared.pairs is not None:
-          row["share"] = as_data(effects["logit_difference"].shares[step])
-        table["rows"].append(row)
-    if prepared.pairs is not None:
-      main = effects["logit_difference"]
-      table |= {
-        "original": as_data(interventions.estimate(main.original)),
-        "total": as_data(interventions.estimate(main.total)),
-      }
-    results.append(table)
+    results.append(_result_table(prepared, measured, order, slice(start, start + size)))
     start += size
+  return result_of(target, prepared.name, settings) | {"pairs": len(prepared.clean), "results": results}
+
+
+def _result_table(prepared: Prepared, measured: patching.Measured, order: str, steps: slice) -> dict:
+  table, is_patch = {"order": order, "rows": []}, prepared.pairs is not None
+  for read in range(prepared.readout.clean_at.shape[1]):
+    effects = {
+      metric: interventions.effects_of(measured, prepared.names, metric, read)
+      for metric in _METRICS["patch" if is_patch else "ablate"]
+    }
+    for step in range(*steps.indices(len(prepared.names))):
+      row = {"name": prepared.names[step]} | ({} if is_patch else {"read": prepared.settings["read"][read]})
+      row |= {metric: estimate(one.values[step]).to_data() for metric, one in effects.items()}
+      if is_patch:
+        row["share"] = as_data(effects["logit_difference"].shares[step])
+      table["rows"].append(row)
+  if is_patch:
+    lost = effects["logit_difference"]
+    table |= {"original": estimate(lost.original).to_data(), "total": estimate(lost.total).to_data()}
+  return table
+
+
+def result_of(target: Target, name: str, settings: Mapping) -> dict:
+  """What every experiment's result begins with, as plain data."""
   return {
     "format_version": FORMAT_VERSION,
-    "experiment": prepared.name,
+    "experiment": name,
     "kind": settings["kind"],
     "about": settings["about"],
-    "target": describe(target),
+    "target": target.describe(),
     "settings": {key: plain(value) for key, value in settings.items()},
-    "pairs": len(prepared.clean),
-    "results": results,
   }
 
 
-def describe(target) -> dict:
-  """What names a target in a result."""
-  return {"name": target.name, "fingerprint": target.fingerprint, "convention": target.convention}
-
-
 def as_data(value: Estimate | None) -> dict | None:
-  """For JSON, which has no NaN."""
-  if value is None:
-    return None
-  return {"mean": value.mean, "se": None if math.isnan(value.se) else value.se, "n": value.n}
+  """An estimate as plain data; None for none."""
+  return None if value is None else value.to_data()
 
 
 def plain(value):

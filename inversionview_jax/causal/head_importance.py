@@ -1,4 +1,4 @@
-"""Which heads matter: the share of a head's write in what attention makes of the residual stream (paper, causal checks of factual recall).
+"""Which heads matter: the share of a head's write in the update that attention makes to the residual stream (paper, causal checks of factual recall).
 
 At one position, y = x.mid of a layer is the sum of x.pre, of what each head writes, and of the output bias. The proximity of a part p to y is
 max(0, |y| - |y - p|) in the L1 norm, and its share is its proximity among that of all parts (Ferrando and Voita, 2024, by whom the paper
@@ -10,13 +10,15 @@ Shapes: N prompts, B batch, T tokens, L layers, H heads, D width.
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inversionview_jax.causal.addresses import Inputs, encode_inputs
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sites import Site
+from inversionview_jax.targets import Target
+from inversionview_jax.targets.positions import Position, resolve_positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +37,14 @@ class Head:
 
 
 def head_shares(
-  target, tokens: np.ndarray, at: np.ndarray, batch_size: int = 16
+  target: Target, inputs: Inputs, position: Position = -1, batch_size: int = 16
 ) -> tuple[np.ndarray, np.ndarray | None]:
   """The share of every head at one position of each text.
 
   Args:
     target: any `Target` whose heads write to the residual stream as they are.
-    tokens: int32[N, T].
-    at: int32[N].
+    inputs: N texts or int[N, T].
+    position: an index, a negative index, a label, or int[N]; by default the last token of each text.
     batch_size: texts at a time; the result does not depend on it.
 
   Returns:
@@ -55,36 +57,39 @@ def head_shares(
     raise InversionViewError(
       f"the target {target.name} has a norm behind attention: its residual stream is not the sum of what its heads write"
     )
-  tokens, size, parts = target.check_tokens(tokens), min(batch_size, len(tokens)), []
-  for start in range(0, len(tokens), size):
-    rows, where = (parallel.pad_rows(np.asarray(x[start : start + size]), size) for x in (tokens, at))
-    found = _shares(target.module, target.has_logits, target.params, rows, where.astype(np.int32))
-    parts.append(jax.tree.map(lambda x, n=len(tokens[start : start + size]): np.asarray(x)[:n], found))
-  return tuple(None if parts[0][i] is None else np.concatenate([part[i] for part in parts]) for i in (0, 1))
+  tokens = encode_inputs(target, inputs)
+  at = resolve_positions(target, tokens, position)
+
+  def program(rows):
+    return _shares(target.module, target.has_logits, target.params, *rows)
+
+  return parallel.in_chunks(program, (tokens, at), min(batch_size, len(tokens)))
 
 
 @functools.partial(parallel.jit, static_argnums=(0, 1))
-def _shares(module, whole, params, tokens, at):
+def _shares(module, has_logits, params, tokens, at):
   c = module.config
   layers = range(c.n_layers)
   sites = [Site(kind, layer) for layer in layers for kind in ("pre", "heads", "mid")]
   last = Site("post", c.n_layers - 1)
-  capture = (*sites, *((last,) if whole else ()))
+  capture = (*sites, *((last,) if has_logits else ()))
   out = module.apply({"params": params}, tokens, capture=capture, at=at[:, None], logits=False)
 
   def share(layer):
     before, heads, after = (out[Site(kind, layer)][:, 0].astype(jnp.float32) for kind in ("pre", "heads", "mid"))
-    rest = after - before - jnp.sum(heads, axis=1)  # the output bias
-    parts = jnp.concatenate([heads, before[:, None], rest[:, None]], axis=1)  # [B, H + 2, D]
+    bias = after - before - jnp.sum(heads, axis=1)
+    parts = jnp.concatenate([heads, before[:, None], bias[:, None]], axis=1)  # [B, H + 2, D]
 
-    def size(x):
+    def norm(x):
       return jnp.sum(jnp.abs(x), axis=-1)
 
-    near = jnp.maximum(0.0, size(after)[:, None] - size(after[:, None] - parts))
-    return (near / jnp.maximum(jnp.sum(near, axis=1, keepdims=True), 1e-30))[:, : c.n_heads]
+    proximity = jnp.maximum(0.0, norm(after)[:, None] - norm(after[:, None] - parts))
+    return (proximity / jnp.maximum(jnp.sum(proximity, axis=1, keepdims=True), 1e-30))[:, : c.n_heads]
 
-  predicted = jnp.argmax(module.apply({"params": params}, out[last][:, 0], method="logits"), axis=-1) if whole else None
-  return jnp.stack([share(layer) for layer in layers], axis=1), predicted
+  shares = jnp.stack([share(layer) for layer in layers], axis=1)
+  if not has_logits:
+    return shares, None
+  return shares, jnp.argmax(module.apply({"params": params}, out[last][:, 0], method="logits"), axis=-1)
 
 
 def ranked(

@@ -1,65 +1,48 @@
-"""Causal checks: replace activations by those of another input, by their mean or by zero, and see what the model then says.
+"""Causal checks: replaces activations by those of another input, by their mean or by zero, and measures how the predictions change.
 
 Patching follows the paper (section 3 and its appendix on activation patching): the clean input runs with the activations that the corrupted
-one has at some places, and the effect is how much of the logit difference between the two answers is lost.
+one has at some sites and positions, and the effect is how much of the logit difference between the two answers is lost.
 
 Shapes: N pairs of inputs, T tokens, S steps, V vocabulary.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from inversionview_jax.causal import patching
-from inversionview_jax.causal.addresses import as_tokens, places_of, positions_of, refuse_unreachable, token_ids
-from inversionview_jax.causal.patching import Measured, Reading
+from inversionview_jax.causal.addresses import (
+  Inputs,
+  Tokens,
+  encode_inputs,
+  refuse_unreachable,
+  resolve_addresses,
+  token_ids,
+)
+from inversionview_jax.causal.estimates import Estimate, estimate, share
+from inversionview_jax.causal.patching import Measured, Readout
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.sites import Site
+from inversionview_jax.tables import ShowsTable, Table, plus_minus
 from inversionview_jax.targets import Target
+from inversionview_jax.targets.positions import Position, resolve_positions
 
 METRICS = patching.METRICS
 ORDERS = ("together", "each", "forward", "backward")
+_METRIC_NAMES = {
+  "logit_difference": "loss of logit difference",
+  "kl": "KL from the clean run (nats)",
+  "top_logit": "fall of the top logit",
+  "top_logit_share": "fall of the top logit, as a share of it",
+  "top_changed": "share with another top token",
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-  """A mean over pairs.
-
-  Attributes:
-    mean: over the pairs.
-    se: its standard error; NaN for a single pair.
-    n: the number of pairs.
-  """
-
-  mean: float
-  se: float
-  n: int
-
-  def __str__(self) -> str:
-    return f"{self.mean:.4g} ± {self.se:.2g} (n = {self.n:,})"
-
-
-def estimate(values: np.ndarray) -> Estimate:
-  """float[N] -> its mean with standard error."""
-  values = np.asarray(values, np.float64)
-  n = len(values)
-  return Estimate(float(values.mean()), float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan, n)
-
-
-def share(part: np.ndarray, whole: np.ndarray) -> Estimate | None:
-  """mean(part) / mean(whole), float[N] each, with its standard error to first order (delta method); None if the whole is zero."""
-  part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
-  if abs(whole.mean()) < 1e-6:
-    return None
-  ratio = part.mean() / whole.mean()
-  return dataclasses.replace(estimate((part - ratio * whole) / whole.mean()), mean=float(ratio))
-
-
-@dataclasses.dataclass(frozen=True)
-class Effects:
-  """What patching did, one row per step.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Effects(ShowsTable):
+  """The effects of patching or ablation, one row per step.
 
   Attributes:
     steps: S names, such as "a0.3@=", "+ a1.0@=" (added to the step before) or "a0.0@= a0.1@=" (both at once).
@@ -85,27 +68,38 @@ class Effects:
     """Each step's effect as a share of the effect of the whole corrupted input; None where that is zero or there is none."""
     return tuple(None if self.total is None else share(row, self.total) for row in self.values)
 
-  def __str__(self) -> str:
-    width = max(map(len, (*self.steps, "everything")))
-    lines = [f"{name:{width}}  {value}" for name, value in zip(self.steps, self.estimates, strict=True)]
-    return "\n".join(lines + ([f"{'everything':{width}}  {estimate(self.total)}"] if self.total is not None else []))
+  def _table(self) -> Table:
+    name = _METRIC_NAMES[self.metric]
+    if self.total is None:
+      rows = [(step, plus_minus(e.mean, e.se)) for step, e in zip(self.steps, self.estimates, strict=True)]
+      columns = ("step", name)
+    else:
+      rows = [
+        (step, plus_minus(e.mean, e.se), "-" if part is None else plus_minus(part.mean, part.se, 100, " %"))
+        for step, e, part in zip(self.steps, self.estimates, self.shares, strict=True)
+      ]
+      total = estimate(self.total)
+      rows.append(("everything", plus_minus(total.mean, total.se), "100.0 %" if share(self.total, self.total) else "-"))
+      columns = ("step", name, "share of everything")
+    notes = "" if self.total is None else "everything: the corrupted input itself"
+    return Table(f"Effects (n = {self.values.shape[1]:,})", columns, tuple(rows), notes)
 
 
 def patch(
   target: Target,
-  clean,
-  corrupted,
+  clean: Inputs,
+  corrupted: Inputs,
   sites: "str | Site | Sequence[str | Site]",
-  positions=None,
+  position: "Position | Sequence[Position | None] | None" = None,
   metric: str = "logit_difference",
   *,
   order: str = "together",
-  at: "int | str | np.ndarray" = -1,
-  answers: tuple | None = None,
+  read_position: Position = -1,
+  answers: "tuple[str | int | Tokens, str | int | Tokens] | None" = None,
   batch_size: int = 256,
-  mesh=None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Effects:
-  """Runs the clean inputs with activations of the corrupted ones, and says how much of the behaviour that takes away.
+  """How much of the behaviour is lost when the clean inputs run with activations of the corrupted ones.
 
   >>> import inversionview_jax as iv
   >>> target = iv.load_target("addition")
@@ -120,15 +114,15 @@ def patch(
     target: any `Target`.
     clean, corrupted: N texts each, or int[N, T] token ids. Pair i is row i of both. A text may be the beginning of an input.
     sites: one or several, in either notation: a head, a residual site, an MLP's write, "embed" or "pos_embed".
-    positions: one for all sites, or a list with one for each: an index, a negative index (from the last token of the text), a label of the
+    position: one for all sites, or a list with one for each: an index, a negative index (from the last token of the text), a label of the
       target's task, int[N] with one index per pair, or None for all positions. A label and a negative index are looked up in both inputs,
       which may differ in length; for None they must not.
     metric: "logit_difference" (what is lost of it), "kl" (of the patched run from the clean one, nats), "top_logit" (by how much the clean
       run's top logit falls), "top_logit_share" (the same as a share of it) or "top_changed" (whether another token is now on top).
     order: "together", one step with all sites; "each", a step per site; "forward", sites added one by one; "backward", from the last.
-    at: the position whose prediction is read, like `positions`; by default the last token of the text.
-    answers: (answers, foils), N tokens each (strings or ids), or one for all; the logit difference is answer less foil. By default what
-      the target itself has on top on the clean and on the corrupted input.
+    read_position: the position whose prediction is read, like `position`; by default the last token of the text.
+    answers: (answers, foils), N tokens each (strings or ids), or one for all; the logit difference is answer less foil. By default the
+      target's own top token on the clean and on the corrupted input.
     batch_size: pairs per program; the result does not depend on it, nor on the number of devices.
     mesh: `parallel.make_mesh()` over all devices by default.
 
@@ -136,51 +130,52 @@ def patch(
     `Effects`.
 
   Raises:
-    InversionViewError: a site, position, metric, order or token that is not there; two patches of one place; one from which nothing leads to
+    InversionViewError: a site, position, metric, order or token that is not there; two patches of the same activation; one with no path to
       the prediction; texts of different length where positions must match; answers that are the same in every pair, so that there is no
       logit difference to lose.
   """
   _check(metric, batch_size)
-  clean, corrupted = as_tokens(target, clean), as_tokens(target, corrupted)
+  clean, corrupted = encode_inputs(target, clean), encode_inputs(target, corrupted)
   if len(clean) != len(corrupted):
     raise InversionViewError(f"{len(clean)} clean inputs and {len(corrupted)} corrupted ones do not make pairs")
-  places = places_of(target, *_listed(sites, positions), clean, corrupted)
-  read = [positions_of(target, tokens, at)[:, None] for tokens in (clean, corrupted)]
-  refuse_unreachable(target, places, read[0])
-  names, steps = ordered([[name] for name, _ in places], order)
-  reading = Reading(*read, *(tokens[:, None] for tokens in _tokens(target, answers, len(clean))))
-  places = [place for _, place in places]
-  found = patching.measure(target, clean, places, steps, reading, corrupted=corrupted, batch_size=batch_size, mesh=mesh)
-  if metric == "logit_difference" and (found.answer == found.foil).all():
-    token = int(found.answer.flat[0])
+  addresses = resolve_addresses(target, *_one_position_each(sites, position), clean, corrupted)
+  read_at = [resolve_positions(target, tokens, read_position)[:, None] for tokens in (clean, corrupted)]
+  refuse_unreachable(target, addresses, read_at[0])
+  names, steps = ordered([[address.name] for address in addresses], order)
+  readout = Readout(*read_at, *(tokens[:, None] for tokens in _answer_tokens(target, answers, len(clean))))
+  measured = patching.measure(
+    target, clean, addresses, steps, readout, corrupted=corrupted, batch_size=batch_size, mesh=mesh
+  )
+  if metric == "logit_difference" and (measured.answer == measured.foil).all():
+    token = int(measured.answer.flat[0])
     name = token if target.tokenizer is None else repr(target.tokenizer.strings([token])[0])
     raise InversionViewError(
       f"answer and foil are the same in every pair (the first: {name}), so there is no logit difference; "
       "give answers=(answers, foils), or another metric such as kl"
     )
-  return effects_of(found, names, metric)
+  return effects_of(measured, names, metric)
 
 
 def ablate(
   target: Target,
-  inputs,
+  inputs: Inputs,
   sites: "str | Site | Sequence[str | Site]",
-  positions,
+  position: "Position | Sequence[Position | None] | None",
   to: str = "mean",
   metric: str = "kl",
   *,
   order: str = "together",
-  at: "int | str | np.ndarray" = -1,
-  answers: tuple | None = None,
+  read_position: Position = -1,
+  answers: "tuple[str | int | Tokens, str | int | Tokens] | None" = None,
   batch_size: int = 256,
-  mesh=None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Effects:
-  """Runs inputs with the activations at some places replaced by their mean over these inputs, or by zero.
+  """How the predictions change when the activations at some sites are replaced by their mean over these inputs, or by zero.
 
   Args:
-    target, sites, order, at, batch_size, mesh: as in `patch`.
+    target, sites, order, read_position, batch_size, mesh: as in `patch`.
     inputs: N texts or int[N, T].
-    positions: as in `patch`; None only for zero.
+    position: as in `patch`; None only for zero.
     to: "mean" (over these inputs) or "zero".
     metric: as in `patch`; a logit difference needs `answers`.
     answers: (answers, foils), N tokens each or one for all.
@@ -191,22 +186,21 @@ def ablate(
   _check(metric, batch_size)
   if metric == "logit_difference" and answers is None:
     raise InversionViewError("the logit difference of an ablation needs answers=(answers, foils); or take metric='kl'")
-  clean = as_tokens(target, inputs)
-  places = places_of(target, *_listed(sites, positions), clean)
-  read = positions_of(target, clean, at)[:, None]
-  refuse_unreachable(target, places, read)
-  names, steps = ordered([[name] for name, _ in places], order)
-  places = [place for _, place in places]
-  reading = Reading(read, None, *(tokens[:, None] for tokens in _tokens(target, answers, len(clean))))
-  values = replacement_values(target, clean, places, to, batch_size=batch_size, mesh=mesh)
-  found = patching.measure(target, clean, places, steps, reading, values=values, batch_size=batch_size, mesh=mesh)
-  return effects_of(found, names, metric)
+  clean = encode_inputs(target, inputs)
+  addresses = resolve_addresses(target, *_one_position_each(sites, position), clean)
+  read_at = resolve_positions(target, clean, read_position)[:, None]
+  refuse_unreachable(target, addresses, read_at)
+  names, steps = ordered([[address.name] for address in addresses], order)
+  readout = Readout(read_at, None, *(tokens[:, None] for tokens in _answer_tokens(target, answers, len(clean))))
+  values = replacement_values(target, clean, addresses, to, batch_size=batch_size, mesh=mesh)
+  measured = patching.measure(target, clean, addresses, steps, readout, values=values, batch_size=batch_size, mesh=mesh)
+  return effects_of(measured, names, metric)
 
 
-def effects_of(found: Measured, names: Sequence[str], metric: str, read: int = 0) -> Effects:
-  """What was measured, as effects by one metric at one of the positions that were read."""
-  steps = found.steps[metric][:, :, read]
-  total = None if found.corrupted is None else found.corrupted[metric][:, read]
+def effects_of(measured: Measured, names: Sequence[str], metric: str, read: int = 0) -> Effects:
+  """The `Effects` by one metric at one of the positions that were read (its index among them)."""
+  steps = measured.steps[metric][:, :, read]
+  total = None if measured.corrupted is None else measured.corrupted[metric][:, read]
   if metric != "logit_difference":
     return Effects(tuple(names), metric, steps[1:], np.zeros(steps.shape[1]), total)
   return Effects(tuple(names), metric, steps[0] - steps[1:], steps[0], None if total is None else steps[0] - total)
@@ -218,21 +212,29 @@ def check_ablation(to: str) -> None:
     raise one_of("ablation", to, ("mean", "zero"))
 
 
-def replacement_values(target, tokens, places, to: str, *, batch_size, mesh=None) -> np.ndarray:
-  """float[M, D]: what an ablation puts at each place."""
+def replacement_values(
+  target: Target,
+  tokens: np.ndarray,
+  addresses: Sequence[patching.Address],
+  to: str,
+  *,
+  batch_size: int,
+  mesh: jax.sharding.Mesh | None = None,
+) -> np.ndarray:
+  """float[M, D]: the mean activation at each of M addresses over `tokens`, int32[N, T], or zeros."""
   check_ablation(to)
   if to == "zero":
-    return np.zeros((len(places), target.config.d_model), np.float32)
-  if any(place.clean_at is None for place in places):
+    return np.zeros((len(addresses), target.config.d_model), np.float32)
+  if any(address.clean_at is None for address in addresses):
     raise InversionViewError("the mean of a site needs a position; give one, or ablate to zero")
-  return patching.mean_activations(target, tokens, places, batch_size=batch_size, mesh=mesh)
+  return patching.mean_activations(target, tokens, addresses, batch_size=batch_size, mesh=mesh)
 
 
 def ordered(groups: Sequence[Sequence[str]], order: str) -> tuple[list[str], np.ndarray]:
-  """Names of the steps and bool[S, M] which places are replaced in each; a group of places is replaced at once.
+  """Names of the steps and bool[S, M], which addresses are replaced in each; a group of addresses is replaced at once.
 
   Args:
-    groups: names of places, in the order of the list; M in all.
+    groups: names of addresses, in the order of the list; M in all.
     order: one of `ORDERS`.
   """
   if order not in ORDERS:
@@ -256,25 +258,26 @@ def _check(metric: str, batch_size: int) -> None:
     raise InversionViewError(f"batch_size = {batch_size} must be at least 1")
 
 
-def _listed(names, positions) -> tuple[list, list]:
-  names = [names] if isinstance(names, str | Site) else list(names)
-  if not names:
+def _one_position_each(sites, position) -> tuple[list, list]:
+  """-> M sites and M positions."""
+  sites = [sites] if isinstance(sites, str | Site) else list(sites)
+  if not sites:
     raise InversionViewError("no site to patch; name one, such as a0.0")
-  positions = positions if isinstance(positions, list | tuple) else [positions] * len(names)
-  if len(positions) != len(names):
-    raise InversionViewError(f"{len(names)} sites and {len(positions)} positions: give one position, or one per site")
-  return names, list(positions)
+  positions = position if isinstance(position, list | tuple) else [position] * len(sites)
+  if len(positions) != len(sites):
+    raise InversionViewError(f"{len(sites)} sites and {len(positions)} positions: give one position, or one per site")
+  return sites, list(positions)
 
 
-def _tokens(target: Target, answers, count: int) -> tuple[np.ndarray, np.ndarray]:
-  """int32[N] twice: answer and foil, -1 for whatever the target says."""
+def _answer_tokens(target: Target, answers, count: int) -> tuple[np.ndarray, np.ndarray]:
+  """int32[N] twice: answer and foil; -1 for the target's own top token."""
   if answers is None:
     return np.full(count, -1, np.int32), np.full(count, -1, np.int32)
   if not isinstance(answers, tuple) or len(answers) != 2:
     raise InversionViewError("answers must be a tuple (answers, foils), each one token or a list with one per input")
 
-  def column(given):
-    given = np.asarray(given)
-    return token_ids(target, given[None] if given.ndim == 0 else given[:, None], count)[:, 0]
+  def column(tokens):
+    tokens = np.asarray(tokens)
+    return token_ids(target, tokens[None] if tokens.ndim == 0 else tokens[:, None], count)[:, 0]
 
   return column(answers[0]), column(answers[1])

@@ -8,22 +8,27 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from inversionview_jax.causal import attribution, interventions
-from inversionview_jax.causal.experiments import FORMAT_VERSION, as_data, describe, plain
+from inversionview_jax.causal import attribution
+from inversionview_jax.causal.estimates import estimate
+from inversionview_jax.causal.experiments import result_of
+from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.targets import Target
 from inversionview_jax.tasks.base import Task
 
 _NEEDS = ("about", "position", "roles", "components", "top")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-  """Such an experiment whose input has been checked.
+  """Such an experiment whose settings have been checked, ready to run.
 
   Attributes:
+    name: of the experiment.
+    settings: as in the config.
     tokens: int32[N, T].
     at: int32[N], where the logits are read.
-    of: int32[N, R], the token of each role.
+    role_tokens: int32[N, R], the token of each role.
     components: C names.
   """
 
@@ -31,11 +36,11 @@ class Prepared:
   settings: Mapping
   tokens: np.ndarray
   at: np.ndarray
-  of: np.ndarray
+  role_tokens: np.ndarray
   components: tuple[str, ...]
 
 
-def prepare(target, task: Task, name: str, settings: Mapping, config: Mapping) -> Prepared:
+def prepare(target: Target, task: Task, name: str, settings: Mapping, config: Mapping) -> Prepared:
   """Draws the inputs.
 
   Args:
@@ -47,10 +52,10 @@ def prepare(target, task: Task, name: str, settings: Mapping, config: Mapping) -
     config: "pairs" (how many inputs), "seed", "split".
 
   Raises:
-    InversionViewError: what is wrong with them.
+    InversionViewError: a setting that is missing or out of range.
   """
   if missing := [key for key in _NEEDS if key not in settings]:
-    raise InversionViewError(f"the experiment {name} does not say {missing[0]!r}; it needs {', '.join(_NEEDS)}")
+    raise InversionViewError(f"the experiment {name} lacks {missing[0]!r}; it needs {', '.join(_NEEDS)}")
   if len(settings["roles"]) < 2:
     raise InversionViewError(
       f"the experiment {name} needs two roles or more, such as ('IO', 'S1'); got {settings['roles']!r}"
@@ -62,14 +67,14 @@ def prepare(target, task: Task, name: str, settings: Mapping, config: Mapping) -
   tokens = task.tokens(index)
   known = [part for part in attribution.components_of(target.config) if part != "bias"]
   components = tuple(settings["components"]) or tuple(part for part in known if part[0] == "a")
-  if wrong := [part for part in components if part not in known]:
-    raise one_of("component", wrong[0], known)
+  if unknown := [part for part in components if part not in known]:
+    raise one_of("component", unknown[0], known)
   rows = np.arange(len(tokens))
-  of = np.stack([tokens[rows, task.positions(tokens, role)] for role in settings["roles"]], axis=1)
-  return Prepared(name, settings, tokens, task.positions(tokens, settings["position"]), of, components)
+  role_tokens = np.stack([tokens[rows, task.positions(tokens, role)] for role in settings["roles"]], axis=1)
+  return Prepared(name, settings, tokens, task.positions(tokens, settings["position"]), role_tokens, components)
 
 
-def run(target, prepared: Prepared, *, batch_size: int, task: Task) -> dict:
+def run(target: Target, prepared: Prepared, *, batch_size: int, task: Task) -> dict:
   """Runs it.
 
   Returns:
@@ -77,32 +82,24 @@ def run(target, prepared: Prepared, *, batch_size: int, task: Task) -> dict:
     first: "logit_difference" (its contribution to the first role's logit less that to the second's), and "top" and "bottom" with the share of
     the inputs in which each role's token is among the `top` most raised, or most lowered, of the whole vocabulary.
   """
-  settings, size = prepared.settings, min(batch_size, len(prepared.tokens))
-  parts = []
-  for start in range(0, len(prepared.tokens), size):
-    which = np.minimum(np.arange(start, start + size), len(prepared.tokens) - 1)
-    found = attribution.ranks(
-      target, prepared.tokens[which], prepared.at[which], prepared.of[which], prepared.components
-    )
-    kept = slice(0, len(prepared.tokens) - start)
-    parts.append((found.values[kept], found.above[kept], found.below[kept]))
-  values, above, below = (np.concatenate(each) for each in zip(*parts, strict=True))  # [N, C, R]
-  moved = values[..., 0].astype(np.float64) - values[..., 1]
-  rows = []
-  for i in np.argsort(-np.abs(moved.mean(axis=0)), kind="stable"):
-    row = {"name": prepared.components[i], "logit_difference": as_data(interventions.estimate(moved[:, i]))}
+  settings = prepared.settings
+
+  def ranks(rows):
+    out = attribution.ranks(target, *rows, prepared.components)
+    return out.values, out.above, out.below
+
+  rows = prepared.tokens, prepared.at, prepared.role_tokens
+  values, above, below = parallel.in_chunks(ranks, rows, min(batch_size, len(prepared.tokens)))  # [N, C, R]
+  difference = values[..., 0].astype(np.float64) - values[..., 1]
+  table = []
+  for c in np.argsort(-np.abs(difference.mean(axis=0)), kind="stable"):
+    row = {"name": prepared.components[c], "logit_difference": estimate(difference[:, c]).to_data()}
     for key, rank in (("top", above), ("bottom", below)):
-      hits = rank[:, i] < settings["top"]
-      row[key] = {role: as_data(interventions.estimate(hits[:, r])) for r, role in enumerate(settings["roles"])}
-    rows.append(row)
-  return {
-    "format_version": FORMAT_VERSION,
-    "experiment": prepared.name,
-    "kind": "attribute",
-    "about": settings["about"],
-    "target": describe(target),
-    "settings": {key: plain(value) for key, value in settings.items()},
+      hits = rank[:, c] < settings["top"]
+      row[key] = {role: estimate(hits[:, r]).to_data() for r, role in enumerate(settings["roles"])}
+    table.append(row)
+  return result_of(target, prepared.name, settings) | {
     "example": task.tokenizer.text(prepared.tokens[0]),
     "pairs": len(prepared.tokens),
-    "results": [{"order": "components", "rows": rows}],
+    "results": [{"order": "components", "rows": table}],
   }

@@ -1,46 +1,33 @@
-"""The program behind `interventions`: a batch of inputs, run once for every set of places whose activations are replaced.
+"""The compiled program of activation patching: a batch of inputs, run once for every set of addresses whose activations are replaced.
 
-What is replaced where is data (`capture.SiteEdit`): a place is a layer, a head and a position per row, and a step of a sweep is a row of
-booleans over the places. So a sweep over heads, over positions or over orders is one compiled program; part of its shape are only the kinds
-of the sites, and how many places, distinct positions and steps there are.
+What is replaced where is data (`capture.SiteEdit`): an address is a layer, a head and a position per row, and a step of a sweep is a row
+of booleans over the addresses. So a sweep over heads, over positions or over orders is one compiled program; static are only the kinds of
+the sites, and the numbers of addresses, distinct positions and steps.
 
-Shapes: B batch, N inputs, T tokens, L layers, H heads, D d_model, V vocabulary, M places, S steps, P distinct positions of places, Q
+Shapes: B batch, N inputs, T tokens, L layers, H heads, D d_model, V vocabulary, M addresses, S steps, P distinct positions of addresses, Q
 positions whose prediction is read.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inversionview_jax.causal.addresses import Address
 from inversionview_jax.devices import parallel, sharding
 from inversionview_jax.models.capture import SiteEdit, rows_at
 from inversionview_jax.sites import Site
+from inversionview_jax.targets import Target
 
 METRICS = ("logit_difference", "kl", "top_logit", "top_logit_share", "top_changed")
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-  """Where an activation is replaced.
-
-  Attributes:
-    site: a site with one vector per position.
-    clean_at: int32[N], the position in each input; None for all of them.
-    corrupted_at: int32[N], where the replacement is found in the corrupted input; None without one, or for all positions.
-  """
-
-  site: Site
-  clean_at: np.ndarray | None
-  corrupted_at: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-  """Whose prediction is compared, and how.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Readout:
+  """Whose predictions are compared.
 
   Attributes:
     clean_at, corrupted_at: int32[N, Q], positions; `corrupted_at` None without corrupted inputs.
@@ -52,10 +39,15 @@ class Reading:
   answer: np.ndarray
   foil: np.ndarray
 
+  @classmethod
+  def of_pairs(cls, pairs) -> "Readout":
+    """The one position of each pair at which `tasks.contrast.Pairs` or `tasks.pairs_file.TextPairs` have the answers."""
+    return cls(pairs.clean_at[:, None], pairs.corrupted_at[:, None], pairs.answer[:, None], pairs.foil[:, None])
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-  """What came out, for every input by itself.
+  """The metrics of every step, for every input.
 
   Attributes:
     steps: metric -> float64[1 + S, N, Q]; the first row is the clean run. "logit_difference" is the logit of the answer less that of the foil;
@@ -73,82 +65,89 @@ class Measured:
 
 
 def measure(
-  target, clean, places: Sequence[Place], steps, reading: Reading, *, corrupted=None, values=None, batch_size, mesh=None
+  target: Target,
+  clean: np.ndarray,
+  addresses: Sequence[Address],
+  steps: np.ndarray,
+  readout: Readout,
+  *,
+  corrupted: np.ndarray | None = None,
+  values: np.ndarray | None = None,
+  batch_size: int,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Measured:
-  """Runs `clean` with the activations of some places replaced, once for each step.
+  """Runs `clean` with the activations at some addresses replaced, once for each step.
 
   Args:
-    target: a `Target`.
+    target: that is run.
     clean: int32[N, T].
-    places: M of them.
-    steps: bool[S, M], which places are replaced in each step.
-    reading: where and what to compare.
+    addresses: M of them.
+    steps: bool[S, M], which addresses are replaced in each step.
+    readout: where and what to compare.
     corrupted: int32[N, T'], the inputs whose activations are put there; or
     values: float[M, D], what is put there in every input.
     batch_size: inputs per program; the result does not depend on it.
     mesh: all devices by default.
   """
   mesh = parallel.make_mesh() if mesh is None else mesh
-  # The kinds are part of the compiled program; sorted, so that two orders of the same places share it.
-  order = sorted(range(len(places)), key=lambda m: (places[m].site.kind, places[m].clean_at is None))
-  places, steps = [places[m] for m in order], np.asarray(steps, bool)[:, order]
-  clean_at, clean_slot = _columns([place.clean_at for place in places], len(clean))
+  # The kinds are part of the compiled program; sorted, so that two orders of the same addresses share it.
+  order = sorted(range(len(addresses)), key=lambda m: (addresses[m].site.kind, addresses[m].clean_at is None))
+  addresses, steps = [addresses[m] for m in order], np.asarray(steps, bool)[:, order]
+  clean_at, clean_slot = _columns([address.clean_at for address in addresses], len(clean))
   shared = {
-    **_addresses(places, clean_slot),
-    "steps": np.concatenate([np.zeros((1, len(places)), bool), steps]),
-    "values": np.zeros((len(places), 1), np.float32) if values is None else np.asarray(values, np.float32)[order],
+    **_sites_as_arrays(addresses, clean_slot),
+    "steps": np.concatenate([np.zeros((1, len(addresses)), bool), steps]),
+    "values": np.zeros((len(addresses), 1), np.float32) if values is None else np.asarray(values, np.float32)[order],
   }
   rows = {
     "clean": clean,
     "at": clean_at,
-    "read": reading.clean_at,
-    "answer": reading.answer,
-    "foil": reading.foil,
+    "read": readout.clean_at,
+    "answer": readout.answer,
+    "foil": readout.foil,
   }
   if corrupted is not None:
-    corrupted_at, shared["corrupted_slot"] = _columns([place.corrupted_at for place in places], len(clean))
-    rows |= {"corrupted": corrupted, "corrupted_at": corrupted_at, "corrupted_read": reading.corrupted_at}
-  program = _program(target.module, mesh, _kinds(places), corrupted is not None)
-  found = _over_batches(program, target.params, shared, rows, batch_size, mesh)
-  joined = {
-    part: jax.tree.map(lambda *xs, axis=axis: np.concatenate(xs, axis=axis), *[one[part] for one in found])
-    for part, axis in _OUT_AXES.items()
-    if part in found[0]
-  }
-  n = len(clean)
-  wide = {name: x[:, :n].astype(np.float64) for name, x in joined["steps"].items()}
-  whole = {name: x[:n].astype(np.float64) for name, x in joined["corrupted"].items()} if corrupted is not None else None
-  return Measured(wide, whole, joined["answer"][:n], joined["foil"][:n])
+    corrupted_at, shared["corrupted_slot"] = _columns([address.corrupted_at for address in addresses], len(clean))
+    rows |= {"corrupted": corrupted, "corrupted_at": corrupted_at, "corrupted_read": readout.corrupted_at}
+  program = _program(target.module, mesh, _kinds(addresses), corrupted is not None)
+  out = _in_batches(program, target.params, shared, rows, batch_size, mesh)
+  by_step = {metric: x.swapaxes(0, 1).astype(np.float64) for metric, x in out["steps"].items()}
+  whole = {metric: x.astype(np.float64) for metric, x in out["corrupted"].items()} if corrupted is not None else None
+  return Measured(by_step, whole, out["answer"], out["foil"])
 
 
-def mean_activations(target, tokens, places: Sequence[Place], *, batch_size, mesh=None) -> np.ndarray:
-  """float64[M, D]: the mean activation at each place (its `clean_at`) over the inputs `tokens`, int32[N, T]."""
+def mean_activations(
+  target: Target,
+  tokens: np.ndarray,
+  addresses: Sequence[Address],
+  *,
+  batch_size: int,
+  mesh: jax.sharding.Mesh | None = None,
+) -> np.ndarray:
+  """float64[M, D]: the mean activation at each address (its `clean_at`) over the inputs `tokens`, int32[N, T]."""
   mesh = parallel.make_mesh() if mesh is None else mesh
-  at, slot = _columns([place.clean_at for place in places], len(tokens))
-  program = _reader(target.module, mesh, _kinds(places))
-  shared = {**_addresses(places, slot), "corrupted_slot": slot}
+  at, slot = _columns([address.clean_at for address in addresses], len(tokens))
+  program = _activations_program(target.module, mesh, _kinds(addresses))
+  shared = {**_sites_as_arrays(addresses, slot), "corrupted_slot": slot}
   rows = {"corrupted": tokens, "corrupted_at": at, "corrupted_read": at[:, :1]}
-  found = _over_batches(program, target.params, shared, rows, batch_size, mesh)
-  return np.concatenate(found)[: len(tokens)].astype(np.float64).mean(axis=0)
+  return _in_batches(program, target.params, shared, rows, batch_size, mesh).astype(np.float64).mean(axis=0)
 
 
-_OUT_AXES = {"steps": 1, "corrupted": 0, "answer": 0, "foil": 0}
+def _kinds(addresses: Sequence[Address]) -> tuple[tuple[str, bool], ...]:
+  """(kind of the site, whether all its positions are replaced) of each address: what is static in the program."""
+  return tuple((address.site.kind, address.clean_at is None) for address in addresses)
 
 
-def _kinds(places) -> tuple[tuple[str, bool], ...]:
-  return tuple((place.site.kind, place.clean_at is None) for place in places)
-
-
-def _addresses(places, slot) -> dict[str, np.ndarray]:
+def _sites_as_arrays(addresses: Sequence[Address], slot: np.ndarray) -> dict[str, np.ndarray]:
   return {
-    "layer": np.array([place.site.layer or 0 for place in places], np.int32),
-    "head": np.array([place.site.head or 0 for place in places], np.int32),
+    "layer": np.array([address.site.layer or 0 for address in addresses], np.int32),
+    "head": np.array([address.site.head or 0 for address in addresses], np.int32),
     "slot": slot,
   }
 
 
 def _columns(columns: Sequence[np.ndarray | None], count: int) -> tuple[np.ndarray, np.ndarray]:
-  """The distinct columns, int32[N, P], and which of them is whose, int32[M]: heads at one position are looked up there once."""
+  """The distinct columns, int32[N, P], and the index of each column among them, int32[M]: heads at one position are looked up there once."""
   distinct, slot = {}, []
   for column in columns:
     column = np.zeros(count, np.int32) if column is None else np.asarray(column, np.int32)
@@ -156,44 +155,39 @@ def _columns(columns: Sequence[np.ndarray | None], count: int) -> tuple[np.ndarr
   return np.stack([column for _, column in distinct.values()], axis=1), np.array(slot, np.int32)
 
 
-def _over_batches(program, params, shared, rows, batch_size, mesh) -> list:
-  """Runs a program on equally large batches; the last is filled up with its last row, which whoever calls cuts off again."""
+def _in_batches(program: Callable, params, shared: dict, rows: dict, batch_size: int, mesh):
+  """The results of (params, shared, rows) -> pytree of [B, ...] for all N rows, as NumPy arrays; batches divide over the devices."""
   devices = mesh.shape[parallel.DATA]
   count = len(next(iter(rows.values())))
   size = -(-min(batch_size, count) // devices) * devices
-  params = parallel.put(params, sharding.shardings(params, mesh))
-  shared, found = parallel.replicate(shared, mesh), []
-  for start in range(0, count, size):
-    index = np.minimum(np.arange(start, start + size), count - 1)
-    batch = parallel.shard({name: x[index] for name, x in rows.items()}, mesh)
-    found.append(program(params, shared, batch))
-  return parallel.fetch(found)
+  params, shared = parallel.put(params, sharding.shardings(params, mesh)), parallel.replicate(shared, mesh)
+  return parallel.in_chunks(lambda chunk: program(params, shared, parallel.shard(chunk, mesh)), rows, size)
 
 
 def _replacements(module, params, shared, rows, kinds):
-  """The activations of the corrupted inputs at every place, float[B, D] or [B, T, D] each, and their logits float32[B, Q, V]."""
+  """The activations of the corrupted inputs at every address, float[B, D] or [B, T, D] each, and their logits float32[B, Q, V]."""
   c = module.config
-  wanted, last = {}, Site("post", c.n_layers - 1)
+  sites_of_kind, last = {}, Site("post", c.n_layers - 1)
   for kind in sorted({kind for kind, _ in kinds}):
     many = "heads" if kind == "head" else kind
     embeds = kind in ("embed", "pos_embed")
-    wanted[kind] = [Site(many)] if embeds else [Site(many, layer) for layer in range(c.n_layers)]
+    sites_of_kind[kind] = [Site(many)] if embeds else [Site(many, layer) for layer in range(c.n_layers)]
   columns = jnp.concatenate([rows["corrupted_at"], rows["corrupted_read"]], axis=1)
-  whole = any(everywhere for _, everywhere in kinds)
+  all_positions = any(everywhere for _, everywhere in kinds)
   out = module.apply(
     {"params": params},
     rows["corrupted"],
-    capture=[last, *(site for every in wanted.values() for site in every)],
-    at=None if whole else columns,
+    capture=[last, *(site for sites in sites_of_kind.values() for site in sites)],
+    at=None if all_positions else columns,
     logits=False,
   )
 
   def at_columns(x):
-    return rows_at(x, columns) if whole else x
+    return rows_at(x, columns) if all_positions else x
 
   values = []
   for m, (kind, everywhere) in enumerate(kinds):
-    x = jnp.stack([out[site] if everywhere else at_columns(out[site]) for site in wanted[kind]])
+    x = jnp.stack([out[site] if everywhere else at_columns(out[site]) for site in sites_of_kind[kind]])
     x = jnp.take(x, shared["layer"][m], axis=0)
     x = x if everywhere else jnp.take(x, shared["corrupted_slot"][m], axis=1)
     values.append(jnp.take(x, shared["head"][m], axis=-2) if kind == "head" else x)
@@ -205,7 +199,7 @@ def _logits(module, params, x):
   return module.apply({"params": params}, x, method="logits")
 
 
-def _compared(base, logits, answer, foil) -> dict[str, jax.Array]:
+def _compare(base, logits, answer, foil) -> dict[str, jax.Array]:
   """float32[B, Q, V] twice, tokens int32[B, Q] -> each metric, float32[B, Q]."""
 
   def of(x, token):
@@ -235,7 +229,8 @@ def _kl(before, now) -> jax.Array:
 
 
 @functools.cache
-def _program(module, mesh, kinds, has_corrupted: bool):
+def _program(module, mesh, kinds, has_corrupted: bool) -> Callable:
+  """(params, shared, rows) -> {"steps": metric -> [B, 1 + S, Q], "corrupted": metric -> [B, Q], "answer", "foil"}, compiled."""
   c = module.config
   last = Site("post", c.n_layers - 1)
 
@@ -256,7 +251,7 @@ def _program(module, mesh, kinds, has_corrupted: bool):
     def step(base, now):
       first, on = now
       edits = [
-        # A place that is left alone in this step is given a layer that no model has.
+        # An address that is left alone in this step is given a layer that no model has.
         SiteEdit(kind, jnp.where(on[m], shared["layer"][m], -1), shared["head"][m],
                  None if everywhere else jnp.take(rows["at"], shared["slot"][m], axis=1), values[m])
         for m, (kind, everywhere) in enumerate(kinds)
@@ -264,21 +259,22 @@ def _program(module, mesh, kinds, has_corrupted: bool):
       out = module.apply({"params": params}, clean, capture=[last], at=read, edits=edits, logits=False)
       logits = _logits(module, params, out[last])
       base = jnp.where(first, logits, base)
-      return base, _compared(base, logits, *tokens(base))
+      return base, _compare(base, logits, *tokens(base))
 
-    # The clean run is the first step of the same loop: what nothing was done to then differs from it by exactly nothing.
+    # The clean run is the first step of the same loop, so that a step without any effect differs from it by exactly nothing.
     first = jnp.arange(len(shared["steps"])) == 0
     base, steps = jax.lax.scan(step, jnp.zeros((*read.shape, c.vocab_size), jnp.float32), (first, shared["steps"]))
     answer, foil = tokens(base)
-    found = {"steps": steps, "answer": answer, "foil": foil}
-    return found | ({"corrupted": _compared(base, corrupted, answer, foil)} if has_corrupted else {})
+    out = {"steps": {metric: x.swapaxes(0, 1) for metric, x in steps.items()}, "answer": answer, "foil": foil}
+    return out | ({"corrupted": _compare(base, corrupted, answer, foil)} if has_corrupted else {})
 
-  axes = {name: axis for name, axis in _OUT_AXES.items() if has_corrupted or name != "corrupted"}
-  return parallel.pmap(run, mesh, (None, None, 0), axes)
+  return parallel.pmap(run, mesh, (None, None, 0), 0)
 
 
 @functools.cache
-def _reader(module, mesh, kinds):
+def _activations_program(module, mesh, kinds) -> Callable:
+  """(params, shared, rows) -> activations at every address, [B, M, D], compiled."""
+
   def run(params, shared, rows):
     return jnp.stack(_replacements(module, params, shared, rows, kinds)[0], axis=1)
 

@@ -1,24 +1,29 @@
-"""From a reading to a verdict: does a place carry a feature, and does it carry anything else?
+"""A verdict on a hypothesis: does an activation carry a feature, and does it carry anything else?
 
-A reading such as "head a0.3 at '=' says whether the tens carry" makes two predictions. Patched from an input that differs in this feature only,
-the place should bring most of the change in the answer with it; patched from an input that differs in everything else, nothing.
+A hypothesis such as "head a0.3 at '=' encodes whether the tens carry" makes two predictions. Patched from an input that differs in this
+feature only, the activation should bring most of the change in the answer with it; patched from an input that differs in everything else,
+nothing.
 """
 
 import dataclasses
 
+import jax
+
 from inversionview_jax.causal import experiments, interventions, patching
-from inversionview_jax.causal.addresses import places_of, refuse_unreachable
-from inversionview_jax.causal.interventions import Estimate
-from inversionview_jax.causal.patching import Reading
+from inversionview_jax.causal.addresses import refuse_unreachable, resolve_addresses
+from inversionview_jax.causal.estimates import Estimate, estimate
+from inversionview_jax.causal.patching import Readout
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.sites import Site
+from inversionview_jax.tables import ShowsTable, Table, plus_minus
 from inversionview_jax.targets import Target
 from inversionview_jax.tasks.base import Task
-from inversionview_jax.tasks.contrast import VARY
+from inversionview_jax.tasks.contrast import VARY, Pairs
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-  """What patching does in one kind of pairs.
+  """The effects of patching in one kind of pairs.
 
   Attributes:
     vary: "only" (the pairs differ in the feature only) or "rest" (in everything but it).
@@ -44,12 +49,12 @@ class Side:
   top_changed: Estimate
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-  """How much of the behaviour a place carries, when a feature alone changes and when all else does.
+@dataclasses.dataclass(frozen=True, repr=False)
+class Verdict(ShowsTable):
+  """How much of the behaviour an activation carries, when a feature alone changes and when all else does.
 
   Attributes:
-    site, position, feature: what was asked.
+    site, position, feature: the hypothesis: this activation carries this feature.
     predict: the answer token by which it is judged.
     only, rest: the two kinds of pairs.
   """
@@ -67,24 +72,52 @@ class Verdict:
     for side in (self.only, self.rest):
       values = {field.name: getattr(side, field.name) for field in dataclasses.fields(side)}
       sides[side.vary] = {
-        name: experiments.as_data(value) if value is None or isinstance(value, Estimate) else value
-        for name, value in values.items()
+        name: value.to_data() if isinstance(value, Estimate) else value for name, value in values.items()
       }
     return {name: getattr(self, name) for name in ("site", "position", "feature", "predict")} | sides
 
   def __str__(self) -> str:
-    def said(value):
-      return "nothing to share out" if value is None else f"{100 * value.mean:.1f} ± {100 * value.se:.1f} %"
+    def percent(share: Estimate | None) -> str:
+      return "nothing to share out" if share is None else f"{100 * share.mean:.1f} ± {100 * share.se:.1f} %"
 
     return (
-      f"{self.site} at {self.position!r} carries {said(self.only.share)} of what {self.feature} alone does to {self.predict} "
-      f"(n = {self.only.effect.n:,}), and {said(self.rest.share)} of what everything but {self.feature} does (n = {self.rest.effect.n:,})"
+      f"{self.site} at {self.position!r} carries {percent(self.only.share)} of what {self.feature} alone does to {self.predict} "
+      f"(n = {self.only.effect.n:,}), and {percent(self.rest.share)} of what everything but {self.feature} does (n = {self.rest.effect.n:,})"
+    )
+
+  def rows(self) -> list[tuple[str, str, str]]:
+    """(what, in pairs that differ in the feature only, in pairs that differ in everything but it), as text."""
+    sides = (self.only, self.rest)
+
+    def row(label: str, name: str, *scale) -> tuple[str, str, str]:
+      values = [getattr(side, name) for side in sides]
+      return (label, *("-" if value is None else plus_minus(value.mean, value.se, *scale) for value in values))
+
+    return [
+      ("for example", *(" / ".join(side.example) for side in sides)),
+      ("n", *(f"{side.effect.n:,}" for side in sides)),
+      row(f"{self.predict} differs", "answer_differs", 100, " %"),
+      row("logit difference, clean", "original"),
+      row("  the corrupted run takes", "total"),
+      row("  the patch takes", "effect"),
+      row("  as a share", "share", 100, " %"),
+      row("KL of the corrupted run", "total_kl"),
+      row("KL of the patched run", "kl"),
+      row("top token changed", "top_changed", 100, " %"),
+    ]
+
+  def _table(self) -> Table:
+    return Table(
+      f"{self.site} at {self.position!r}, feature {self.feature}, judged by {self.predict}",
+      ("pairs that differ in", f"{self.feature} only", f"everything but {self.feature}"),
+      tuple(self.rows()),
+      str(self),
     )
 
 
 def verify(
   target: Target,
-  site: str,
+  site: str | Site,
   position: "int | str",
   feature: str,
   *,
@@ -95,9 +128,9 @@ def verify(
   seed: int = 0,
   where: str = "",
   batch_size: int = 1024,
-  mesh=None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Verdict:
-  """Patches a place from inputs that differ in a feature only, and from inputs that differ in everything but it.
+  """Patches an activation from inputs that differ in a feature only, and from inputs that differ in everything but it.
 
   Args:
     target: a model of the task.
@@ -105,7 +138,7 @@ def verify(
     position: an index or a label of the task, looked up in both inputs of a pair.
     feature: one of `Task.features`, such as "F1", "C2" or "count".
     task: by default the target's.
-    predict: label of the answer token to look at; by default the one predicted at `position`, or the first one where none is.
+    predict: label of the answer token that is compared; by default the one predicted at `position`, or the first one where none is.
     pairs: of each kind.
     split, seed, where: which inputs, as in `experiments.collect_pairs`.
     batch_size, mesh: as in `interventions.patch`.
@@ -129,35 +162,37 @@ def verify(
       return task.contrast_in(feature, vary, index, seed, predict=predict)
 
     drawn = experiments.collect_pairs(task, draw, pairs, split=split, seed=seed, where=where)
-    places = places_of(target, [site], [position], drawn.clean, drawn.corrupted)
-    refuse_unreachable(target, places, drawn.clean_at[:, None])
-    reading = Reading(drawn.clean_at[:, None], drawn.corrupted_at[:, None], drawn.answer[:, None], drawn.foil[:, None])
-    found = patching.measure(
-      target,
-      drawn.clean,
-      [places[0][1]],
-      [[True]],
-      reading,
-      corrupted=drawn.corrupted,
-      batch_size=batch_size,
-      mesh=mesh,
-    )
-    lost = interventions.effects_of(found, [site.short], "logit_difference")
-    kl = interventions.effects_of(found, [site.short], "kl")
-    changed = interventions.effects_of(found, [site.short], "top_changed")
-    differs = drawn.answer != drawn.foil
-    sides.append(
-      Side(
-        vary,
-        tuple(task.tokenizer.text(tokens[0]) for tokens in (drawn.clean, drawn.corrupted)),
-        interventions.estimate(differs),
-        interventions.estimate(lost.original),
-        interventions.estimate(lost.total),
-        lost.estimates[0],
-        lost.shares[0] if differs.any() else None,
-        kl.estimates[0],
-        interventions.estimate(kl.total),
-        changed.estimates[0],
-      )
-    )
+    sides.append(_side(target, task, vary, site, position, drawn, batch_size, mesh))
   return Verdict(site.short, str(position), feature, predict, *sides)
+
+
+def _side(target: Target, task: Task, vary: str, site: Site, position, pairs: Pairs, batch_size: int, mesh) -> Side:
+  addresses = resolve_addresses(target, [site], [position], pairs.clean, pairs.corrupted)
+  readout = Readout.of_pairs(pairs)
+  refuse_unreachable(target, addresses, readout.clean_at)
+  measured = patching.measure(
+    target,
+    pairs.clean,
+    addresses,
+    [[True]],
+    readout,
+    corrupted=pairs.corrupted,
+    batch_size=batch_size,
+    mesh=mesh,
+  )
+  lost, kl, changed = (
+    interventions.effects_of(measured, [site.short], metric) for metric in ("logit_difference", "kl", "top_changed")
+  )
+  differs = pairs.answer != pairs.foil
+  return Side(
+    vary,
+    tuple(task.tokenizer.text(tokens[0]) for tokens in (pairs.clean, pairs.corrupted)),
+    estimate(differs),
+    estimate(lost.original),
+    estimate(lost.total),
+    lost.estimates[0],
+    lost.shares[0] if differs.any() else None,
+    kl.estimates[0],
+    estimate(kl.total),
+    changed.estimates[0],
+  )

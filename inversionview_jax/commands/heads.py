@@ -1,13 +1,20 @@
-"""`inversionview heads`: which heads write most of the residual update at a position."""
+"""`inversionview heads`: ranks heads by their share of the residual update at a position."""
 
 import argparse
 import dataclasses
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.commands import flags
+from inversionview_jax.commands.tables import make_table
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold, write_whole
+
+if TYPE_CHECKING:
+  import numpy as np
+
+  from inversionview_jax.causal.head_importance import Head
+  from inversionview_jax.targets import Target
 
 _DESCRIPTION = """\
 Rank heads by their share of the residual update (L1 proximity) over a list of prompts: on how many it exceeds a threshold.
@@ -16,7 +23,7 @@ Rank heads by their share of the residual update (L1 proximity) over a list of p
   inversionview heads --target MODEL.gguf --prompts prompts.txt
   inversionview heads --task addition --position =
 
-A file of prompts is a .txt with one on each line, or a .jsonl with "prompt" or "text", and for --known "answer".
+A file of prompts is a .txt with one on each line, or a .jsonl with "prompt" or "text", and, for --known, "answer".
 """
 
 
@@ -43,6 +50,25 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "json")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Prompts:
+  """What the heads are ranked over, in random order.
+
+  Attributes:
+    target: the model.
+    task: name of the task the prompts are of; None for a file of prompts.
+    tokens: int32[N, T].
+    positions: int32[N], where the heads write.
+    answers: int32[N], the tokens that follow; None where they are not known.
+  """
+
+  target: "Target"
+  task: str | None
+  tokens: "np.ndarray"
+  positions: "np.ndarray"
+  answers: "np.ndarray | None"
+
+
 def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Prints the table and writes the JSON."""
   from inversionview_jax.commands.configs import load_config
@@ -52,43 +78,37 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     check_can_hold(args.json)
   import numpy as np
 
-  from inversionview_jax.causal import head_importance
-  from inversionview_jax.devices import parallel
+  from inversionview_jax.causal import experiments, head_importance
 
   config = load_config(args.config, rest) if args.config else None
   if rest and not config:
     raise InversionViewError(f"unknown argument {rest[0]!r}; see inversionview heads --help")
-  target, task, tokens, at, answers = _prompts(args, config)
-  head_importance.ranked(np.zeros((1, target.config.n_layers, 1)), args.threshold, args.first_layer, args.last_layer)
-  if args.known and answers is None:
+  prompts = _file_prompts(args, config) if args.prompts else _task_prompts(args, config)
+  target = prompts.target
+  layers = (args.threshold, args.first_layer, args.last_layer)
+  head_importance.ranked(
+    np.zeros((1, target.config.n_layers, 1)), *layers
+  )  # refuses what is out of range, before the work
+  if args.known and prompts.answers is None:
     raise InversionViewError(f'--known needs answers: give {args.prompts} as .jsonl with "prompt" and "answer"')
   if args.known:
     target.require_logits()
-  shares, known, looked = [], 0, 0
-  for start in range(0, len(tokens), args.batch_size):
-    part = slice(start, start + args.batch_size)
-    found, predicted = head_importance.head_shares(
-      target, *(parallel.pad_rows(x[part], args.batch_size) for x in (tokens, at)), args.batch_size
-    )
-    some = len(tokens[part])
-    right = np.ones(some, bool) if answers is None or predicted is None else predicted[:some] == answers[part]
-    shares.append(found[:some][right] if args.known else found[:some])
-    known, looked = known + int(right.sum()), looked + some
-    if sum(map(len, shares)) >= args.count:
-      break
-  shares = np.concatenate(shares)[: args.count]
+  shares, known, tried = _shares(prompts, args)
   if not len(shares):
-    raise InversionViewError(f"of {looked:,} prompts the target predicts none; leave out --known")
-  heads = head_importance.ranked(shares, args.threshold, args.first_layer, args.last_layer)
-  _print(args, target, shares, heads, known if answers is not None and target.has_logits else None, looked)
+    raise InversionViewError(f"of {tried:,} prompts the target predicts none; leave out --known")
+  heads = head_importance.ranked(shares, *layers)
+  predicted = (
+    "" if prompts.answers is None or not target.has_logits else f"; of {tried:,} the target predicts {known:,}"
+  )
+  _print(args, f"target {target.name}, {target.convention}; {len(shares):,} prompts{predicted}\n", heads, len(shares))
   if args.json:
     data = {
       "format": "inversionview-heads",
       "format_version": 1,
-      "target": target.describe(),
-      "task": task,
+      "target": experiments.describe(target),
+      "task": prompts.task,
       "prompts": len(shares),
-      "looked_at": looked,
+      "looked_at": tried,
       "known": bool(args.known),
       "threshold": args.threshold,
       "seed": args.seed,
@@ -98,86 +118,111 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   return 0
 
 
-def _prompts(args, config):
-  """-> target, the task's name, int32[N, T], int32[N] positions, int32[N] tokens that follow them (or None)."""
+def _shares(prompts: _Prompts, args: argparse.Namespace) -> tuple["np.ndarray", int, int]:
+  """The shares of all heads on --count prompts, batch by batch until there are enough.
+
+  Returns:
+    float32[N, L, H]; how many of the prompts that were tried the target predicts; how many were tried.
+  """
+  import numpy as np
+
+  from inversionview_jax.causal import head_importance
+  from inversionview_jax.devices import parallel
+
+  size, answers = args.batch_size, prompts.answers
+  shares, known, tried = [], 0, 0
+  for start in range(0, len(prompts.tokens), size):
+    part = slice(start, start + size)
+    rows = len(prompts.tokens[part])
+    # Every batch has the same shape, so that one program serves them all.
+    padded = (parallel.pad_rows(x[part], size) for x in (prompts.tokens, prompts.positions))
+    values, predicted = head_importance.head_shares(prompts.target, *padded, size)
+    right = np.ones(rows, bool) if answers is None or predicted is None else predicted[:rows] == answers[part]
+    shares.append(values[:rows][right] if args.known else values[:rows])
+    known, tried = known + int(right.sum()), tried + rows
+    if sum(map(len, shares)) >= args.count:
+      break
+  return np.concatenate(shares)[: args.count], known, tried
+
+
+def _task_prompts(args: argparse.Namespace, config: Any) -> _Prompts:
+  """Inputs of a task, or of a config's."""
   import numpy as np
 
   from inversionview_jax import tasks
-  from inversionview_jax.targets import load_target, task_and_target
+  from inversionview_jax.targets import task_and_target
   from inversionview_jax.tasks.base import index_or_label
 
-  source = args.target or (config and config.get("target") and config.target.get("path"))
-  if args.prompts:
-    if not source:
-      raise InversionViewError("prompts of your own need a --target: a checkpoint, or one of this package's")
-    return _from_file(args, load_target(source, args.convention))
   name = config.task if config else args.task
-  task, target = task_and_target(name, source, config, convention=args.convention)
+  task, target = task_and_target(name, _source(args, config), config, convention=args.convention)
   if not args.position and not tasks.is_language(name):
-    raise InversionViewError(f"say with --position where to look at inputs of {name}")
+    raise InversionViewError(f"give --position: inputs of {name} have no END at which heads are ranked by default")
   order = np.random.default_rng(args.seed).permutation(task.num_inputs)
   tokens = task.tokens(order[: args.count if not args.known else 20 * args.count])
-  where = args.position or "END"
-  if where == "END" and name == "factual":  # sentences have no answer
+  position = args.position or "END"
+  if position == "END" and name == "factual":  # plain sentences among the inputs have no answer
     tokens = tokens[["answer" in task.labels(row) for row in tokens]]
     if not len(tokens):
       raise InversionViewError("there are no facts among the inputs; add some to inputs.sources")
-  at = task.positions(tokens, index_or_label(where))
-  following = np.take_along_axis(tokens, np.minimum(at + 1, tokens.shape[1] - 1)[:, None], axis=1)[:, 0]
-  return target, name, tokens, at, following
+  positions = task.positions(tokens, index_or_label(position))
+  following = np.minimum(positions + 1, tokens.shape[1] - 1)
+  answers = np.take_along_axis(tokens, following[:, None], axis=1)[:, 0]
+  return _Prompts(target, name, tokens, positions, answers)
 
 
-def _from_file(args, target):
+def _file_prompts(args: argparse.Namespace, config: Any) -> _Prompts:
+  """The prompts of a file, with their answers where all have one."""
   import numpy as np
 
+  from inversionview_jax.targets import load_target
   from inversionview_jax.tasks import sources
   from inversionview_jax.tasks.base import index_or_label
 
-  t, texts, answers = target.require_tokenizer(), [], []
-  for where, record in sources.records(args.prompts):
+  source = _source(args, config)
+  if not source:
+    raise InversionViewError("prompts from a file need a --target: a checkpoint, or one of this package's")
+  target = load_target(source, args.convention)
+  tokenizer, texts, answers = target.require_tokenizer(), [], []
+  for line, record in sources.records(args.prompts):
     text = record.get("prompt", record.get("text")) if isinstance(record, dict) else None
     if not isinstance(text, str) or not text.strip():
-      raise InversionViewError(f'{where} has no prompt: it needs "prompt" or "text"')
+      raise InversionViewError(f'{line} has no prompt: it needs "prompt" or "text"')
     texts.append(text)
     answer = record.get("answer")
-    answers.append(t.encode(f" {answer.strip()}")[0] if isinstance(answer, str) and answer.strip() else None)
+    has_answer = isinstance(answer, str) and answer.strip()
+    answers.append(tokenizer.encode(f" {answer.strip()}")[0] if has_answer else None)
   order = np.random.default_rng(args.seed).permutation(len(texts))
-  tokens = t.encode_batch([texts[i] for i in order], eos=False)
+  tokens = tokenizer.encode_batch([texts[i] for i in order], eos=False)
   target.check_tokens(tokens)
-  lengths = np.array([1 + len(t.encode(texts[i])) for i in order])
-  where = args.position or "-1"
-  index = index_or_label(where)
+  lengths = np.array([1 + len(tokenizer.encode(texts[i])) for i in order])
+  name = args.position or "-1"
+  index = index_or_label(name)
   if isinstance(index, str):
     raise InversionViewError(
-      f"position {where!r}: prompts of your own have no labels; give an index (-1: the last token)"
+      f"position {name!r}: prompts from a file have no labels; give an index (-1: the last token)"
     )
-  at = np.where(index < 0, lengths + index, index)
-  if wrong := [i for i in range(len(at)) if not 0 <= at[i] < lengths[i]]:
+  positions = np.where(index < 0, lengths + index, index)
+  if wrong := [i for i in range(len(positions)) if not 0 <= positions[i] < lengths[i]]:
     raise InversionViewError(
-      f"position {where} is out of range: {texts[order[wrong[0]]]!r} has {lengths[wrong[0]]} tokens"
+      f"position {name} is out of range: {texts[order[wrong[0]]]!r} has {lengths[wrong[0]]} tokens"
     )
-  following = None if None in answers else np.array(answers)[order]
-  return target, None, tokens, at.astype(np.int32), following
+  known = None if None in answers else np.array(answers)[order]
+  return _Prompts(target, None, tokens, positions.astype(np.int32), known)
 
 
-def _print(args, target, shares, heads, known, looked) -> None:
+def _source(args: argparse.Namespace, config: Any) -> str | None:
+  """Where the target is; None for the one that ships for the task."""
+  return args.target or (config and config.get("target") and config.target.get("path"))
+
+
+def _print(args: argparse.Namespace, title: str, heads: "list[Head]", prompts: int) -> None:
   from rich.console import Console
-  from rich.table import Table
 
   console = Console(highlight=False)
-  console.print(
-    f"target {target.name}, {target.convention}; {len(shares):,} prompts"
-    + (f"; of {looked:,} the target predicts {known:,}" if known is not None else "")
-    + "\n",
-    markup=False,
-    soft_wrap=True,
-  )
-  table = Table(box=None, pad_edge=False, header_style="dim")
-  table.add_column("head")
-  for column in (f"share > {args.threshold:g}", "of prompts", "mean share"):
-    table.add_column(column, justify="right")
+  console.print(title, markup=False, soft_wrap=True)
+  table = make_table("head", f"share > {args.threshold:g}", "of prompts", "mean share", left=["head"])
   for head in heads[: args.top]:
-    table.add_row(head.site, f"{head.over:,}", f"{100 * head.over / len(shares):.1f} %", f"{head.mean:.4f}")
+    table.add_row(head.site, f"{head.over:,}", f"{100 * head.over / prompts:.1f} %", f"{head.mean:.4f}")
   console.print(table)
   listed = "".join(f"'{head.site}'," for head in heads[: args.top])
   print(f'\n--config.sites="({listed})"')

@@ -235,6 +235,10 @@ class Target(ShowsTable):
       raise InversionViewError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
     return tokens.astype(np.int32)
 
+  def describe(self) -> dict[str, str]:
+    """Plain data that names this target in a result."""
+    return {"name": self.name, "fingerprint": self.fingerprint, "convention": self.convention}
+
   def save(self, folder: str | os.PathLike) -> None:
     """Writes the parameters back; not under "centered", whose raw weights are gone (training writes raw ones with `save_target`).
 

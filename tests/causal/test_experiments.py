@@ -195,9 +195,9 @@ def test_verify_says_how_much_each_kind_of_pair_explains(inversionview, tmp_path
     (patch(f"{ADDITION}:plus", "--config.split=dev"), "'dev'"),
     (patch(f"{ADDITION}:plus", "--config.experiments.plus.to=median"), "median"),
     (patch(f"{ADDITION}:plus", "--config.experiments.plus.kind=swap"), "swap"),
-    (patch(f"{ADDITION}:plus", "--config.experiments.plus.places=('x9.post@+',)"), "x9.post"),
-    (patch(f"{ADDITION}:plus", "--config.experiments.plus.places=('x0.post@',)"), "no position behind"),
-    (patch(f"{ADDITION}:plus", "--config.experiments.plus.places=('x0.post@A9',)"), "'A9'"),
+    (patch(f"{ADDITION}:plus", "--config.experiments.plus.addresses=('x9.post@+',)"), "x9.post"),
+    (patch(f"{ADDITION}:plus", "--config.experiments.plus.addresses=('x0.post@',)"), "no position behind"),
+    (patch(f"{ADDITION}:plus", "--config.experiments.plus.addresses=('x0.post@A9',)"), "'A9'"),
     (patch(f"{ADDITION}:A1_F1S1", "--config.experiments.A1_F1S1.contrast.where=F1 == 10"), "no input of the split"),
     (patch(f"{ADDITION}:A1_F1S1", "--config.experiments.A1_F1S1.contrast.where=F9 == 1"), "'F9'"),
     (patch(f"{ADDITION}:A1_F1S1", "--config.experiments.A1_F1S1.contrast.change=('A1',)"), "'A1'"),
@@ -238,9 +238,9 @@ def test_command_that_cannot_be_parsed_exits_with_2(capsys, argv):
 def test_settings_that_an_experiment_needs_or_does_not_know():
   task, target = tasks.get("addition"), load_target("addition")
   config = {"pairs": 8, "seed": 0, "split": "test"}
-  whole = {"kind": "patch", "about": "", "contrast": {}, "places": (), "position": "=", "orders": ("forward",)}
+  whole = {"kind": "patch", "about": "", "contrast": {}, "addresses": (), "position": "=", "orders": ("forward",)}
   for key in ("contrast", "orders"):
-    with pytest.raises(InversionViewError, match=f"does not say '{key}'"):
+    with pytest.raises(InversionViewError, match=f"lacks '{key}'"):
       experiments.prepare(target, task, "mine", {k: v for k, v in whole.items() if k != key}, config)
   with pytest.raises(
     InversionViewError, match="unknown setting of a contrast of addition: 'chnage': did you mean change"

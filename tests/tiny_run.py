@@ -1,7 +1,7 @@
-"""A tiny run in a process of its own, for tests that end it: python tiny_run.py WORKDIR '{"steps": 40, ...}'.
+"""A tiny training run in a process of its own, for tests that end it: python tiny_run.py WORKDIR '{"steps": 40, ...}'.
 
-Prints a line when it comes to a moment that HOLD names ("compile", "evaluate", "save"), and stays there for some seconds, so that a test
-can send a signal then. With COORDINATOR, PROCESSES and PROCESS it is one of several hosts.
+Prints a line when it reaches the point named by HOLD ("compile", "evaluate", "save") and waits there for some seconds, so that a test can send
+a signal. With COORDINATOR, PROCESSES and PROCESS it is one of several hosts.
 """
 
 import hashlib
@@ -36,18 +36,19 @@ CONFIG = {
 HOLD = os.environ.get("HOLD", "")
 
 
-def hold(moment: str) -> None:
-  if HOLD != moment:
+def hold(point: str) -> None:
+  """Prints `point` and waits, if HOLD names it."""
+  if HOLD != point:
     return
-  print(moment, flush=True)
-  if moment == "compile":  # as a compiler does: Python's signal handlers do not run meanwhile
+  print(point, flush=True)
+  if point == "compile":  # like a compiler, one long C call, during which Python's signal handlers do not run
     hashlib.pbkdf2_hmac("sha256", b"", b"", 60_000_000)
   else:
     time.sleep(8)
 
 
 class Slope:
-  """A linear map with noise, whose evaluations change the loss that follows."""
+  """The objective of a linear map with noise; each evaluation changes the loss after it."""
 
   frozen = {"wanted": np.arange(4, dtype=np.float32)}
 
@@ -59,7 +60,7 @@ class Slope:
 
   def loss(self, params, extra, frozen, tokens, keys):
     self.calls += 1
-    if self.calls == 2:  # the first counts what there is to compute
+    if self.calls == 2:  # the first call counts FLOPs
       hold("compile")
     noise = jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys)
     y = tokens[:, :4] / 10.0 @ params["layer"]["kernel"] + params["layer"]["bias"] + noise
@@ -81,7 +82,7 @@ def rows() -> np.ndarray:
 
 def main(folder: str, changes: str = "{}") -> int:
   config = ConfigDict(CONFIG | json.loads(changes))
-  checkpoints.quiet()
+  checkpoints.silence_orbax()
   if HOLD == "save":
     kept = checkpoints.Checkpoints.save
     checkpoints.Checkpoints.save = lambda self, *args: (
@@ -90,8 +91,8 @@ def main(folder: str, changes: str = "{}") -> int:
     )  # it is written in the background
   try:
     if "PROCESSES" in os.environ:
-      silence = float(os.environ.get("SILENCE", hosts.HEARTBEAT_TIMEOUT))
-      hosts.start(os.environ["COORDINATOR"], int(os.environ["PROCESSES"]), int(os.environ["PROCESS"]), silence)
+      timeout = float(os.environ.get("HEARTBEAT_TIMEOUT", hosts.HEARTBEAT_TIMEOUT))
+      hosts.start(os.environ["COORDINATOR"], int(os.environ["PROCESSES"]), int(os.environ["PROCESS"]), timeout)
     mesh = parallel.mesh_of(config)
     loop.refuse_workdir(config, folder, mesh)
     loop.train(Slope(), rows(), config, folder, mesh)

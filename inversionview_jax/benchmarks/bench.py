@@ -27,7 +27,7 @@ from inversionview_jax.measures import held_out
 from inversionview_jax.models import decoder, layers
 from inversionview_jax.models.decoder import DecoderConfig
 from inversionview_jax.models.transformer import TransformerConfig
-from inversionview_jax.reading.reader import Reader, load_reader
+from inversionview_jax.reading import Reader, load_reader
 from inversionview_jax.sampling import exact, generation
 from inversionview_jax.targets import Target, load_target
 from inversionview_jax.training import decoder_objective, optimizers, target_objective
@@ -332,7 +332,7 @@ class Jobs:
   def enumerate(self) -> Case:
     """(e) Exact enumeration, 8 queries at different sites."""
     reader = self.reader()
-    asked, index = held_out.held_out(reader, 8, every_site=False), np.arange(self.size.inputs)
+    asked, index = held_out.held_out_queries(reader, 8, every_site=False), np.arange(self.size.inputs)
 
     def run():
       return exact.distances(self.target, self.task, reader.sites, asked.queries, index, self.mesh)

@@ -140,7 +140,7 @@ class Decoder(nn.Module):
     """float32[N, D], int32[N] -> float32[N, L, J, M]."""
     return self.encoder(activation, site)
 
-  def said(self, activation, site):
+  def encode(self, activation, site):
     """float32[N, D], int32[N] -> float32[N, R]: what the encoder makes of an activation, before it is cut into slots."""
     return self.encoder(activation, site, said=True)
 
@@ -171,7 +171,7 @@ def initial(config: DecoderConfig, key: jax.Array) -> dict:
   return Decoder(config).init(key, *blank)
 
 
-def bag_head(config: DecoderConfig, times: int) -> Linear:
+def token_count_head(config: DecoderConfig, times: int) -> Linear:
   """What makes of the encoder's float32[N, R] how often each token occurs, from none to `times` - 1 times or more: float32[N, V * times]."""
   return Linear(config.transformer.vocab_size * times)
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -16,6 +17,29 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder, write_whole
 
 FORMAT_VERSION = 1
+
+# Names of version 0.1 -> today's. Files with the old names are read through these tables; a config with an old key is refused.
+RENAMED_CONFIG_KEYS = {
+  "bag": "token_count_loss",
+  "start.renew": "start.reinit_tokens",
+  "start.stir": "start.qk_noise_std",
+  "target.start.renew": "target.start.reinit_tokens",
+  "target.start.stir": "target.start.qk_noise_std",
+}
+RENAMED_DESCRIPTION_KEYS = {"bag": "count_classes"}  # of model.json
+RENAMED_PARAMETERS = {"bag": "count_head"}  # a part of a parameter's path
+
+
+def renamed_parameter(name: str) -> str:
+  """Today's name of a parameter: "params/bag/kernel" -> "params/count_head/kernel"."""
+  return "/".join(RENAMED_PARAMETERS.get(part, part) for part in name.split("/"))
+
+
+def refuse_renamed(keys: Iterable[str]) -> None:
+  """Raises `InversionViewError` with the new name if one of these dotted config keys had another name in version 0.1."""
+  for key in keys:
+    if key in RENAMED_CONFIG_KEYS:
+      raise InversionViewError(f"config key {key} is called {RENAMED_CONFIG_KEYS[key]} since version 0.2; use that name")
 
 
 def flatten(tree) -> dict[str, np.ndarray]:
@@ -101,7 +125,7 @@ def read_description(folder: str | os.PathLike) -> dict:
     raise InversionViewError(
       f"{path} is of format version {version!r}; this version of the package reads {FORMAT_VERSION}"
     )
-  return description
+  return {RENAMED_DESCRIPTION_KEYS.get(key, key): value for key, value in description.items()}
 
 
 def load_model(folder: str | os.PathLike, expected=None) -> tuple[dict, dict]:
@@ -119,15 +143,15 @@ def load_model(folder: str | os.PathLike, expected=None) -> tuple[dict, dict]:
   """
   description = read_description(folder)
   path = pathlib.Path(folder) / "model.safetensors"
-  flat = read_safetensors(path)
+  stored = read_safetensors(path)
+  flat = {renamed_parameter(name): leaf for name, leaf in stored.items()}
   if expected is not None:
     check_shapes(flat, expected(description), path)
-  params = unflatten(flat)
-  if fingerprint(params, description.get("config", {})) != description.get("fingerprint"):
+  if fingerprint(unflatten(stored), description.get("config", {})) != description.get("fingerprint"):
     raise InversionViewError(
       f"{folder} is damaged: model.safetensors and model.json do not belong together (the fingerprint differs)"
     )
-  return params, description
+  return unflatten(flat), description
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:

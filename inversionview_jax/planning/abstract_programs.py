@@ -17,9 +17,12 @@ from inversionview_jax.models import decoder
 from inversionview_jax.models.decoder import Decoder, DecoderConfig
 from inversionview_jax.models.transformer import Transformer, TransformerConfig
 from inversionview_jax.sampling import sampler as sampling
+from inversionview_jax.sampling.candidates import Queries, Rows
 from inversionview_jax.tasks import Task
 from inversionview_jax.training import loop, optimizers
-from inversionview_jax.training.decoder_objective import DecoderObjective, decoder_in_training
+from inversionview_jax.training.decoder_objective import DecoderObjective
+from inversionview_jax.training.model_shapes import decoder_in_training
+from inversionview_jax.training.update import initial_state, make_update, state_shardings, tokens_sharding
 
 
 class _Shapes(DecoderObjective):
@@ -67,14 +70,14 @@ def training_step(task: Task, config: ConfigDict, target: TransformerConfig, sha
   loop.check(config, mesh)
   objective = _Shapes(task, config, target, shape, mesh)
   optimizer = optimizers.of_training(config, mesh)
-  state = jax.eval_shape(functools.partial(loop.initial_state, objective, optimizer, config))
+  state = jax.eval_shape(functools.partial(initial_state, objective, optimizer, config))
   sharding.check_shardable(state.params, mesh, "decoder")
-  state = sharding.with_shardings(state, loop.state_shardings(state, config, mesh))
+  state = sharding.with_shardings(state, state_shardings(state, config, mesh))
   frozen = sharding.with_shardings(objective.frozen, sharding.shardings(objective.frozen, mesh))
   tokens = jax.ShapeDtypeStruct(
-    (config.steps_per_call, config.batch_size, task.length), jnp.int32, sharding=loop.tokens_sharding(mesh)
+    (config.steps_per_call, config.batch_size, task.length), jnp.int32, sharding=tokens_sharding(mesh)
   )
-  return loop.make_update(objective, optimizer, config, mesh), (state, frozen, tokens)
+  return make_update(objective, optimizer, config, mesh), (state, frozen, tokens)
 
 
 def sampler(
@@ -105,8 +108,8 @@ def sampler(
   variables = jax.eval_shape(functools.partial(decoder.initial, shape), jax.random.key(0))
   frozen = target_shapes(target)
   width = shape.d_activation
-  asked = sampling.Queries(f32(queries, width), i32(queries), i32(queries), i32(queries))
-  drawn = sampling.Rows(i32(rows), i32(rows), f32(rows), f32(rows), f32(rows, 2))
+  asked = Queries(f32(queries, width), i32(queries), i32(queries), i32(queries))
+  drawn = Rows(i32(rows), i32(rows), f32(rows), f32(rows), f32(rows, 2))
   arguments = (
     sharding.with_shardings(variables, sharding.shardings(variables, mesh)),
     sharding.with_shardings(frozen, sharding.shardings(frozen, mesh)),

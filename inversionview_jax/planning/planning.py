@@ -26,8 +26,7 @@ from inversionview_jax.models.decoder import DecoderConfig
 from inversionview_jax.models.layers import compiling_for
 from inversionview_jax.models.transformer import TransformerConfig
 from inversionview_jax.planning import abstract_programs, architectures
-from inversionview_jax.training import decoder_objective
-from inversionview_jax.training import loop as training
+from inversionview_jax.training import loop, model_shapes
 
 _KEYS = ("target", "decoder", "length", "dtype")
 
@@ -139,8 +138,8 @@ def setting(config: ConfigDict) -> Setting:
       raise InversionViewError("the config does not say what its target looks like; give it a config.plan")
     dtype = (config.get("compute") or {}).get("target_dtype", "") or "float32"
     target, shape = (
-      dataclasses.replace(decoder_objective.shape_of(task, config.target), dtype=dtype),
-      decoder_objective.shape_of(task, config),
+      dataclasses.replace(model_shapes.transformer_config(task, config.target), dtype=dtype),
+      model_shapes.transformer_config(task, config),
     )
     names = config.sites or task.default_sites(target.n_layers, target.n_heads)
     forbidden = (task.tokenizer.bos_id, task.tokenizer.pad_id)
@@ -152,7 +151,7 @@ def setting(config: ConfigDict) -> Setting:
         f"site {site.short} is not in the target, which has {target.n_layers} layers of {target.n_heads} heads"
       )
   names = tuple(site.short for site in map(sites.parse, names))
-  decoder = decoder_objective.decoder_of(config, shape, names, target.d_model, forbidden)
+  decoder = model_shapes.decoder_config(config, shape, names, target.d_model, forbidden)
   return Setting(task, target, decoder, config)
 
 
@@ -214,7 +213,7 @@ def mesh_for(plan: Setting, topology: Topology):
 def check(plan: Setting, topology: Topology) -> None:
   """Raises `InversionViewError` for a mesh or a batch that does not divide, before anything is compiled."""
   mesh, config = mesh_for(plan, topology)
-  training.check(config, mesh)
+  loop.check(config, mesh)
 
 
 def training_step(plan: Setting, topology: Topology) -> Program:

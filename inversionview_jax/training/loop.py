@@ -1,208 +1,45 @@
-"""One training loop: a target on its task, a decoder on fresh activations (`objectives` holds the two losses).
+"""The training loop of targets and decoders: calls of several jitted steps, with logging, evaluation, checkpoints and preemption between them.
 
-A call runs `steps_per_call` steps inside one jitted program with donated state; the metrics of a call are read while the next one runs.
-Batch i is a function of (seed, i) and every example has its own key, so a resumed run goes on exactly where it was.
+A call runs `steps_per_call` steps in one program with donated state; the losses of a call are read while the next one runs. Batch i is a
+function of (seed, i) and every example has its own random key, so that a resumed run computes what an uninterrupted one would.
 """
 
 import contextlib
 import dataclasses
 import functools
 import pathlib
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NoReturn
 
-import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from inversionview_jax import preemption
 from inversionview_jax.devices import hosts, parallel, sharding
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder
-from inversionview_jax.training import checkpoints, metrics_log, optimizers, throughput
+from inversionview_jax.training import checkpoints, identity, metrics_log, optimizers, throughput
 from inversionview_jax.training.batches import Batches
+from inversionview_jax.training.nonfinite import NonFiniteGuard
+from inversionview_jax.training.update import Objective, initial_state, make_update, state_shardings
 
-# Keys that a config has once for all that is trained by it.
-OF_THE_RUN = ("mesh", "compute", "keep_every", "skip_nonfinite", "profile")
-
-
-@flax.struct.dataclass
-class State:
-  """Everything a resumed run needs.
-
-  Attributes:
-    step: int32[], steps done; also the data position.
-    params, opt_state: the model's and the optimizer's.
-    average: exponential moving average of `params`, or an empty dict if the config asks for none.
-    extra: what the objective keeps (site weights).
-  """
-
-  step: jax.Array
-  params: Any
-  opt_state: Any
-  average: Any
-  extra: Any
-
-
-class Objective(Protocol):
-  """What is trained.
-
-  Attributes:
-    frozen: a pytree that the loss reads and nobody trains (the target's parameters).
-
-  It may also have `start` (parameters to start from, in place of the fresh ones of the same name), `identity` (plain data that a saved state
-  depends on besides config and inputs), `without_remat()` (the same loss, to count what it must compute) and `inspect(extra, tokens, keys)`
-  -> (arrays, names of sites): what the loss draws for a batch that went wrong.
-  """
-
-  frozen: Any
-
-  def init(self, key: jax.Array) -> tuple[Any, Any]:
-    """-> (params, extra)."""
-
-  def loss(self, params, extra, frozen, tokens: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """int32[B, T], key[B] -> summed loss float32[] and the number of predicted tokens float32[]; one device's share."""
-
-  def evaluate(self, params, extra, final: bool) -> tuple[dict[str, float], Any]:
-    """-> (metrics, extra); `final` asks for the whole held-out split."""
-
-  def finish(self, params, metrics: dict[str, float], folder: pathlib.Path) -> None:
-    """Writes the finished model."""
-
-
-def make_update(objective: Objective, optimizer, config: ConfigDict, mesh):
-  """-> jitted (state, frozen, int32[k, B, T]) -> (state, losses float32[k], gradient norms float32[k]), over all devices.
-
-  Each device of the data axis takes its rows through the loss and the gradients are summed; the optimizer's part is left to the compiler,
-  so that parameters sharded over "model" and, with `mesh.shard_optimizer`, optimizer state sharded over "data" are updated where they are.
-
-  Args:
-    objective: its `loss` is differentiated.
-    optimizer: from `optimizers`.
-    config: seed, average; and, optional, `mesh.shard_optimizer` and `compute`: `accumulate` (pieces of a device's batch that go through
-      the loss one after the other), `donate` (False keeps the old state's buffers).
-    mesh: ("data", "model").
-  """
-  seed, decay = config.seed, config.average
-  compute = config.get("compute") or {}
-  pieces, donate = compute.get("accumulate", 1), compute.get("donate", True)
-  spread = sharding.shards_optimizer(config)
-
-  def gradients(params, extra, frozen, step, tokens, index):
-    """One device's rows int32[B, T] and their places int32[B] in the batch -> loss and count summed over all devices, and the gradients' sum, or this device's part of it."""
-    batch = tokens.shape[0]
-    keys = parallel.fold_in_each(jax.random.fold_in(jax.random.key(seed), step), index)
-
-    def summed(params, tokens, keys):
-      total, count = objective.loss(params, extra, frozen, tokens, keys)
-      return total, count
-
-    gradient = jax.value_and_grad(summed, has_aux=True)
-
-    def add(so_far, piece):
-      return jax.tree.map(jnp.add, so_far, gradient(params, *piece)), None
-
-    if pieces == 1:
-      (total, count), grads = gradient(params, tokens, keys)
-    else:
-      parts = jax.tree.map(lambda x: x.reshape(pieces, batch // pieces, *x.shape[1:]), (tokens, keys))
-      zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, tokens, keys))
-      ((total, count), grads), _ = jax.lax.scan(add, zero, parts)
-    total, count = jax.lax.psum((total, count), parallel.DATA)
-
-    def together(gradient, spec):
-      if parallel.DATA in spec:
-        dimension = spec.index(parallel.DATA)
-        return jax.lax.psum_scatter(gradient, parallel.DATA, scatter_dimension=dimension, tiled=True)
-      return jax.lax.psum(gradient, parallel.DATA)
-
-    return total, count, jax.tree.map(together, grads, sharding.specs(params, mesh, spread))
-
-  def step(frozen, state: State, tokens):
-    whole, where = PartitionSpec(), sharding.specs(state.params, mesh, spread)
-    own = jax.tree.map(  # what each device of the data axis returns; "model" is the compiler's
-      lambda s: PartitionSpec(*(axis if axis == parallel.DATA else None for axis in s)), where, is_leaf=_is_spec
-    )
-    rows = PartitionSpec(parallel.DATA)
-    by_device = parallel.per_device(gradients, mesh, (whole,) * 4 + (rows, rows), (whole, whole, own))
-    index = jnp.arange(tokens.shape[0])
-    total, count, grads = by_device(state.params, state.extra, frozen, state.step, tokens, index)
-    grads = jax.tree.map(lambda g: g / count, grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    average = state.average
-    if decay:
-      # The usual correction: early on the average is a plain mean, not a memory of the initial parameters.
-      rate = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
-      average = jax.tree.map(lambda a, p: rate * a + (1.0 - rate) * p, average, params)
-    norm = optax.global_norm(grads)
-    new = State(state.step + 1, params, opt_state, average, state.extra)
-    if config.get("skip_nonfinite", 0):
-      sound = jnp.isfinite(total) & jnp.isfinite(norm)
-      old = dataclasses.replace(state, step=new.step)
-      new = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, old)
-    state = jax.lax.with_sharding_constraint(new, state_shardings(new, config, mesh))
-    return state, (total / count, norm)
-
-  def steps(state, frozen, tokens):
-    state, (losses, norms) = jax.lax.scan(functools.partial(step, frozen), state, tokens)
-    return state, losses, norms
-
-  placed = {}
-  if (
-    mesh.size > 1
-  ):  # said, so that a state comes out as it went in: the compiler would choose for what it is told inside of the scan only
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    shapes = jax.eval_shape(functools.partial(initial_state, objective, optimizer, config))
-    placed["out_shardings"] = state_shardings(shapes, config, mesh), everywhere, everywhere
-  options = parallel.compiler_options(parallel.platform(mesh))
-  return jax.jit(steps, donate_argnums=(0,) if donate else (), compiler_options=options, **placed)
-
-
-def _is_spec(x) -> bool:
-  return isinstance(x, PartitionSpec)
-
-
-def state_shardings(state: State, config: ConfigDict, mesh) -> State:
-  """Where each leaf of a state lives: parameters and optimizer by `layout`'s rules, the rest whole on every device."""
-  spread = sharding.shards_optimizer(config)
-  whole = NamedSharding(mesh, PartitionSpec())
-  return State(
-    whole,
-    sharding.shardings(state.params, mesh),
-    sharding.shardings(state.opt_state, mesh, spread),
-    sharding.shardings(state.average, mesh),
-    jax.tree.map(lambda _: whole, state.extra),
-  )
-
-
-def initial_state(objective: Objective, optimizer, config: ConfigDict, start: dict | None = None):
-  """The state before the first step; a function of the config and of `start`, parameters in place of fresh ones; to be jitted or shaped."""
-  params, extra = objective.init(jax.random.key(config.seed))
-  params = {**params, **(start or {})}
-  average = jax.tree.map(jnp.copy, params) if config.average else {}
-  return State(jnp.int32(0), params, optimizer.init(params), average, extra)
-
-
-def tokens_sharding(mesh) -> NamedSharding:
-  """Where int32[k, B, T], the texts of k steps, live: B over the data axis."""
-  return NamedSharding(mesh, PartitionSpec(None, parallel.DATA))
+# Config keys that hold for every model of a run: written once in a config, beside the settings of the target and those of the decoder.
+SHARED_KEYS = ("mesh", "compute", "keep_every", "skip_nonfinite", "profile")
 
 
 def train(
-  objective: Objective, rows: np.ndarray, config: ConfigDict, folder: str | pathlib.Path, mesh=None
+  objective: Objective, rows: np.ndarray, config: ConfigDict, folder: str | pathlib.Path, mesh: Mesh | None = None
 ) -> dict[str, float]:
-  """Trains to the end, or goes on from the newest checkpoint in `folder`, and writes the finished model there.
+  """Trains to the end, or resumes from the newest checkpoint in `folder`, and writes the finished model there.
 
   Args:
-    objective: what is trained.
+    objective: the model, its loss and its evaluation.
     rows: int[N, T], the training inputs.
     config: batch_size, steps, steps_per_call, seed, average, optimizer, log_every, eval_every, save_every, keep; and, optional, `mesh`,
-      `compute` (`make_update`), keep_every (also keep a checkpoint in every so many steps), skip_nonfinite (so many steps in a row whose
-      loss or gradient is not finite are left out before the run stops; 0: it stops at the first), profile ("100:110": write an XLA
+      `compute` (`make_update`), keep_every (also keep a checkpoint in every so many steps), skip_nonfinite (number of steps in a row with a
+      loss or gradient that is not finite to leave out before the run ends; 0: the first one ends it), profile ("100:110": write an XLA
       trace of these steps).
     folder: gets `checkpoints/`, `metrics.jsonl`, TensorBoard events in `tensorboard/`, `config.json` and the finished model. On storage
       that all hosts share.
@@ -214,130 +51,182 @@ def train(
   Raises:
     InversionViewError: a batch or step count that does not divide, an unusable folder, a checkpoint of another config, a loss that is not
       finite, or checkpoints that cannot be saved.
-    Stopped: SIGTERM came (if `stop.listen` was called before); what was done is saved.
+    Stopped: SIGTERM arrived (if `preemption.listen` was called before); all steps done are saved.
   """
   clock = throughput.Clock()
   folder = make_folder(folder)
   mesh = parallel.mesh_of(config) if mesh is None else mesh
   check(config, mesh)
   profile = throughput.Profile(config.get("profile", ""), folder)
-  batches = Batches(rows, config.batch_size, config.seed)
-  optimizer = optimizers.of_training(config, mesh)
-  listener, votes = preemption.listener(), hosts.Votes(mesh)
-  if listener is not None:
-    listener.may_exit_at_once = True
-    listener.exit_if_requested()
-  depends = checkpoints.described(config, rows, getattr(objective, "identity", {}))
-
-  fresh, begin = functools.partial(initial_state, objective, optimizer, config), getattr(objective, "start", {})
-  with clock("start"):
-    shapes = jax.eval_shape(fresh, begin)
-    sharding.check_shardable(shapes.params, mesh, "model that is trained")
-    where = state_shardings(shapes, config, mesh)
-    frozen = parallel.put(objective.frozen, sharding.shardings(objective.frozen, mesh))
-  saved = checkpoints.Checkpoints(checkpoints.place(folder), config.keep, config.get("keep_every", 0))
+  saved = checkpoints.Checkpoints(checkpoints.folder_of(folder), config.keep, config.get("keep_every", 0))
+  run = _Run(objective, rows, config, folder, mesh, clock, profile, saved)
   with hosts.exit_on_lost_host(), saved, contextlib.closing(profile), hosts.exit_on_lost_host():
-    with clock("restore"):
-      found = saved.restore(sharding.with_shardings(shapes, where), depends, config, _same_rates(config))
-    with clock("start"):
-      state = parallel.jit(fresh, out_shardings=where)(begin) if found is None else found[0]
-    done, evaluated = (0, True) if found is None else (found[1]["step"], found[1]["evaluated"])
-    flops = throughput.training_flops(objective, shapes.params, shapes.extra, frozen, config.batch_size, rows.shape[1])
+    run.restore()
+    run.steps()
+    return run.finish()
+
+
+class _Run:
+  """One call of `train`: the state, and its logging, evaluation and saving."""
+
+  def __init__(
+    self,
+    objective: Objective,
+    rows: np.ndarray,
+    config: ConfigDict,
+    folder: pathlib.Path,
+    mesh: Mesh,
+    clock: throughput.Clock,
+    profile: throughput.Profile,
+    saved: checkpoints.Checkpoints,
+  ):
+    self._objective, self._config, self._folder, self._mesh = objective, config, folder, mesh
+    self._clock, self._profile, self._saved = clock, profile, saved
+    self._batches = Batches(rows, config.batch_size, config.seed)
+    self._optimizer = optimizers.of_training(config, mesh)
+    self._votes, self._listener = hosts.Votes(mesh), preemption.listener()
+    if self._listener is not None:
+      self._listener.may_exit_at_once = True
+      self._listener.exit_if_requested()
+    self._description = identity.describe(config, rows, getattr(objective, "identity", {}))
+    self._guard = NonFiniteGuard(objective, config, folder, self._batches)
+    self._programs: dict[int, Any] = {}  # steps of a call -> compiled program
+    self._unread: tuple[int, jax.Array, jax.Array] | None = None  # losses and norms of the newest call
+    self._done, self._evaluated = 0, True
+
+  def restore(self) -> None:
+    """Sets up the state, from the newest checkpoint or at random, and opens the log."""
+    start = getattr(self._objective, "start", {})
+    fresh = functools.partial(initial_state, self._objective, self._optimizer, self._config)
+    with self._clock("start"):
+      shapes = jax.eval_shape(fresh, start)
+      sharding.check_shardable(shapes.params, self._mesh, "model that is trained")
+      where = state_shardings(shapes, self._config, self._mesh)
+      frozen = self._objective.frozen
+      self._frozen = parallel.put(frozen, sharding.shardings(frozen, self._mesh))
+    with self._clock("restore"):
+      like = sharding.with_shardings(shapes, where)
+      restored = self._saved.restore(like, self._description, self._config, _same_rates(self._config))
+    with self._clock("start"):
+      if restored is None:
+        self._state = parallel.jit(fresh, out_shardings=where)(start)
+      else:
+        self._state, about = restored
+        self._done, self._evaluated = about["step"], about["evaluated"]
+    batch, length = self._config.batch_size, self._batches.rows.shape[1]
+    flops = throughput.training_flops(self._objective, shapes.params, shapes.extra, self._frozen, batch, length)
     size = sum(x.size for x in jax.tree.leaves(shapes.params))
-    log = metrics_log.Journal(folder, config, done, size, clock, flops, mesh.devices.flat)
-    update, program = make_update(objective, optimizer, config, mesh), {}
-    bad = _NotFinite(objective, config, folder, batches)
+    self._log = metrics_log.MetricsLog(
+      self._folder, self._config, self._done, size, self._clock, flops, self._mesh.devices.flat
+    )
+    self._update = make_update(self._objective, self._optimizer, self._config, self._mesh)
+    self._log_notes()
+    self._clock.until_now("start")
 
-    def read(step, losses, norms):
-      losses, norms = np.asarray(losses), np.asarray(norms)
-      left_out = bad.look(step, losses, norms, state.extra)
-      for each in left_out:
-        log.note(each, f"step {each:,} is left out: its loss or gradient is not finite")
-      sound = np.isfinite(losses) & np.isfinite(norms)
-      if sound.any():
-        log.losses(step, losses[sound], norms[sound], _passed(step, len(losses), config.log_every))
-
-    def evaluate(step, final):
-      """Whether the evaluation was made to its end; SIGTERM ends it early, unless other hosts would be left alone in it."""
-      nonlocal state
-      arguments = objective.evaluate, _best(state), state.extra, final
-      with clock("evaluate"):
-        alone = listener is not None and not hosts.is_multihost()
-        result = listener.interruptible(*arguments) if alone else arguments[0](*arguments[1:])
-      if result is None:
-        return False
-      state = dataclasses.replace(state, extra=parallel.replicate(result[1], mesh))
-      log.metrics(step, result[0])
-      return True
-
-    def save(evaluated):
-      with clock("save"):
-        saved.save(done, state, depends | {"evaluated": evaluated})
-      tell()
-
-    def tell():
-      while saved.notes:
-        log.note(done, saved.notes.pop(0))
-
-    def stopped(evaluated):
-      with clock("save"):
-        save(evaluated)
-        saved.close()
-      tell()
-      log.closing()
-      raise preemption.Stopped(done)
-
-    tell()
-    clock.until_now("start")
-    with log.progress:
-      if not evaluated and not evaluate(done, done == config.steps):
-        stopped(False)
-      pending = None
-      while done < config.steps:
-        count = min(config.steps_per_call, config.steps - done)
-        texts = _texts(batches, done, count, mesh)
-        if count not in program:
-          with clock("compile"):
-            program[count] = update.lower(state, frozen, texts).compile()
-          if listener is not None and listener.may_exit_at_once:
-            listener.exit_if_requested()
-            listener.may_exit_at_once = False
-        profile.before(done + 1, done + count)
-        state, losses, norms = program[count](state, frozen, texts)
-        done += count
-        profile.after(done, losses)
-        if pending is not None:
-          read(*pending)
-        pending = (done, losses, norms)
-        last = done == config.steps
-        due, save_now = (_due(every, done, count, config.steps) for every in (config.eval_every, config.save_every))
-        halt = votes.any(listener is not None and listener.stop_requested) and not last
-        if due or save_now or halt:
-          read(*pending)  # now, so that nothing is saved of steps whose loss was not finite
-          pending = None
-        if halt:
-          stopped(not due)
-        if due and not evaluate(done, last):
-          stopped(False)
+  def steps(self) -> None:
+    """Runs the remaining steps; evaluates, saves and stops where that is due."""
+    total = self._config.steps
+    with self._log.progress:
+      if not self._evaluated and not self._evaluate(self._done == total):
+        self._stop(evaluated=False)
+      while self._done < total:
+        count = min(self._config.steps_per_call, total - self._done)
+        self._call(count)
+        last = self._done == total
+        evaluate_now = _is_due(self._config.eval_every, self._done, count, total)
+        save_now = _is_due(self._config.save_every, self._done, count, total)
+        stop_now = self._votes.any(self._listener is not None and self._listener.stop_requested) and not last
+        if evaluate_now or save_now or stop_now:
+          self._read_losses()  # now, so that no state is saved behind steps whose loss was not finite
+        if stop_now:
+          self._stop(evaluated=not evaluate_now)
+        if evaluate_now and not self._evaluate(last):
+          self._stop(evaluated=False)
         if save_now:
-          save(True)
-        saved.poll()
-        tell()
-    if listener is not None:
-      listener.may_exit_at_once = False
-    final = log.last_metrics(done) or objective.evaluate(_best(state), state.extra, True)[0]
-    with clock("save"):
-      params = parallel.fetch(_best(state))
+          self._save(evaluated=True)
+        self._saved.poll()
+        self._log_notes()
+    if self._listener is not None:
+      self._listener.may_exit_at_once = False
+
+  def finish(self) -> dict[str, float]:
+    """Writes the finished model; returns the final metrics."""
+    params = self._state.best_params
+    final = self._log.last_metrics(self._done) or self._objective.evaluate(params, self._state.extra, True)[0]
+    with self._clock("save"):
+      params = parallel.fetch(params)
       if hosts.is_writer():
-        objective.finish(params, final, folder)
-    log.closing()
-  return final
+        self._objective.finish(params, final, self._folder)
+    self._log.print_times()
+    return final
+
+  def _call(self, count: int) -> None:
+    """Runs `count` steps, and reads the losses of the call before."""
+    texts = _texts(self._batches, self._done, count, self._mesh)
+    if count not in self._programs:
+      with self._clock("compile"):
+        self._programs[count] = self._update.lower(self._state, self._frozen, texts).compile()
+      if self._listener is not None and self._listener.may_exit_at_once:
+        self._listener.exit_if_requested()
+        self._listener.may_exit_at_once = False
+    self._profile.before(self._done + 1, self._done + count)
+    self._state, losses, norms = self._programs[count](self._state, self._frozen, texts)
+    self._done += count
+    self._profile.after(self._done, losses)
+    self._read_losses()
+    self._unread = self._done, losses, norms
+
+  def _read_losses(self) -> None:
+    """Waits for the newest call whose losses were not read yet, checks and logs them."""
+    if self._unread is None:
+      return
+    (step, *arrays), self._unread = self._unread, None
+    losses, norms = map(np.asarray, arrays)
+    for skipped in self._guard.skipped(step, losses, norms, self._state.extra):
+      self._log.note(skipped, f"step {skipped:,} is left out: its loss or gradient is not finite")
+    finite = np.isfinite(losses) & np.isfinite(norms)
+    if finite.any():
+      line = _passed_multiple(step, len(losses), self._config.log_every)
+      self._log.losses(step, losses[finite], norms[finite], line)
+
+  def _evaluate(self, final: bool) -> bool:
+    """Whether the evaluation was made to its end; SIGTERM interrupts it, unless other hosts would wait for this one in it."""
+    arguments = self._objective.evaluate, self._state.best_params, self._state.extra, final
+    with self._clock("evaluate"):
+      if self._listener is not None and not hosts.is_multihost():
+        result = self._listener.interruptible(*arguments)
+      else:
+        result = arguments[0](*arguments[1:])
+    if result is None:
+      return False
+    metrics, extra = result
+    self._state = dataclasses.replace(self._state, extra=parallel.replicate(extra, self._mesh))
+    self._log.metrics(self._done, metrics)
+    return True
+
+  def _save(self, evaluated: bool) -> None:
+    with self._clock("save"):
+      self._saved.save(self._done, self._state, self._description | {"evaluated": evaluated})
+    self._log_notes()
+
+  def _log_notes(self) -> None:
+    while self._saved.notes:
+      self._log.note(self._done, self._saved.notes.pop(0))
+
+  def _stop(self, evaluated: bool) -> NoReturn:
+    """Saves and ends the run; `evaluated`: whether the evaluation due at this step was made."""
+    with self._clock("save"):
+      self._save(evaluated)
+      self._saved.close()
+    self._log_notes()
+    self._log.print_times()
+    raise preemption.Stopped(self._done)
 
 
-def _same_rates(config: ConfigDict):
-  """-> (description of a checkpoint) -> whether its steps were done with the learning rates of this config.
+def _same_rates(config: ConfigDict) -> Callable[[dict], bool]:
+  """A function (description of a checkpoint) -> whether its steps had the learning rates that this config gives them.
 
-  So a run whose rate is constant before it falls ("trapezoid") can be made longer or shorter until it falls.
+  With it a run whose rate is constant before it falls ("trapezoid") can be made longer or shorter until it falls.
   """
 
   def same(saved: dict) -> bool:
@@ -350,79 +239,27 @@ def _same_rates(config: ConfigDict):
   return same
 
 
-def refuse_workdir(config: ConfigDict, folder: str | pathlib.Path, mesh) -> None:
-  """What `train` would refuse, before anything is loaded or compiled: counts that do not divide, and a folder of another config.
+def refuse_workdir(config: ConfigDict, folder: str | pathlib.Path, mesh: Mesh) -> None:
+  """Raises what `train` would raise, before anything is loaded or compiled: counts that do not divide, a folder of another config.
 
   Raises:
-    InversionViewError: one of these; or hosts that were not started alike.
+    InversionViewError: one of these; or hosts that were started with different configs.
   """
-  hosts.require_same("config", checkpoints.flat(config))
+  hosts.require_same("config", identity.flat(config))
   check(config, mesh)
   throughput.Profile(config.get("profile", ""), pathlib.Path(folder))
   optimizers.of_training(config, mesh)
-  checkpoints.Checkpoints(checkpoints.place(folder), config.keep, config.get("keep_every", 0)).check(
-    config, _same_rates(config)
-  )
+  saved = checkpoints.Checkpoints(checkpoints.folder_of(folder), config.keep, config.get("keep_every", 0))
+  saved.check(config, _same_rates(config))
 
 
-class _NotFinite:
-  """Looks for losses and gradients that are not finite, and saves the batch of the first."""
+def check(config: ConfigDict, mesh: Mesh) -> None:
+  """Checks the counts of a config.
 
-  def __init__(self, objective: Objective, config: ConfigDict, folder: pathlib.Path, batches: Batches):
-    self._objective, self._config, self._folder, self._batches = objective, config, folder, batches
-    self._in_a_row = 0
-
-  def look(self, step: int, losses: np.ndarray, norms: np.ndarray, extra) -> list[int]:
-    """Losses and norms of the steps up to `step` -> those that were left out; raises `InversionViewError` where the run must stop."""
-    left_out = []
-    for i, sound in enumerate(np.isfinite(losses) & np.isfinite(norms)):
-      at = step - len(losses) + i + 1
-      self._in_a_row = 0 if sound else self._in_a_row + 1
-      if sound:
-        continue
-      if self._in_a_row > self._config.get("skip_nonfinite", 0):
-        self._stop(at, extra)
-      left_out.append(at)
-    return left_out
-
-  def _stop(self, at: int, extra):
-    tokens, said, sites = self._batches[at - 1], {}, ""
-    if hasattr(self._objective, "inspect"):
-      key = jax.random.fold_in(jax.random.key(self._config.seed), at - 1)
-      keys = parallel.fold_in_each(key, jnp.arange(len(tokens)))
-      said, names = self._objective.inspect(parallel.fetch(extra), tokens, keys)
-      sites = f"; its sites: {', '.join(names[:12])}" + (f" and {len(names) - 12} more" if names[12:] else "")
-    path = metrics_log.save_batch(self._folder, at, tokens, said)
-    raise InversionViewError(
-      f"loss or gradient is not finite at step {at}{sites}; the batch is in {path}; lower optimizer.lr or set optimizer.clip, or let "
-      "skip_nonfinite leave out so many steps"
-    )
-
-
-def _texts(batches: Batches, first: int, count: int, mesh) -> jax.Array:
-  """int32[count, B, T]: the batches of so many steps, of which each host looks up only its own rows."""
-
-  def part(shard, shards):
-    return np.stack([batches.local(first + i, shard, shards) for i in range(count)]).astype(np.int32)
-
-  return parallel.from_parts((count, batches.batch_size, batches.rows.shape[1]), mesh, 1, part)
-
-
-def _best(state: State):
-  return state.average or state.params
-
-
-def _passed(done: int, count: int, every: int) -> bool:
-  """Whether a multiple of `every` lies in the last `count` steps."""
-  return bool(every) and done // every > (done - count) // every
-
-
-def _due(every: int, done: int, count: int, steps: int) -> bool:
-  return done == steps or _passed(done, count, every)
-
-
-def check(config: ConfigDict, mesh) -> None:
-  """Raises `InversionViewError` for counts that cannot be used, or do not divide over the mesh."""
+  Raises:
+    InversionViewError: a count that cannot be used or does not divide over the mesh, or a key that has another name now.
+  """
+  identity.refuse_renamed(config)
   for name in ("batch_size", "steps", "steps_per_call"):
     if config[name] < 1:
       raise InversionViewError(f"{name} = {config[name]} must be at least 1")
@@ -435,3 +272,21 @@ def check(config: ConfigDict, mesh) -> None:
     raise InversionViewError(
       f"batch_size = {config.batch_size} does not divide over {data} devices{times}; use a multiple of {data * pieces}"
     )
+
+
+def _texts(batches: Batches, first: int, count: int, mesh: Mesh) -> jax.Array:
+  """int32[count, B, T]: the batches first ... first + count - 1, of which each host looks up only its own rows."""
+
+  def part(shard, shards):
+    return np.stack([batches.local(first + i, shard, shards) for i in range(count)]).astype(np.int32)
+
+  return parallel.from_parts((count, batches.batch_size, batches.rows.shape[1]), mesh, 1, part)
+
+
+def _passed_multiple(done: int, count: int, every: int) -> bool:
+  """Whether a multiple of `every` lies in the last `count` steps."""
+  return bool(every) and done // every > (done - count) // every
+
+
+def _is_due(every: int, done: int, count: int, steps: int) -> bool:
+  return done == steps or _passed_multiple(done, count, every)

@@ -1,8 +1,9 @@
-"""What a run tells people: metrics.jsonl, TensorBoard events, the progress bar and lines on stderr. One host writes."""
+"""The log of a training run: metrics.jsonl, TensorBoard events, a progress bar and lines on stderr. The first host writes."""
 
 import json
 import pathlib
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -13,27 +14,37 @@ from inversionview_jax.files import write_whole
 from inversionview_jax.training import throughput
 
 
-class Journal:
+class MetricsLog:
   """The log of one run.
 
   Args:
     folder: gets `metrics.jsonl`, `config.json` and `tensorboard/`.
     config: batch_size, steps, log_every.
-    done: the step that is resumed from; lines behind it belong to work that was lost, and go.
+    done: the step that is resumed from; lines of later steps are removed, as these steps are done again.
     size: number of parameters, shown.
-    clock: where the time goes.
+    clock: of the run; its shares are logged.
     flops: of one step over all devices, or 0 where that is not known.
     devices: those of the mesh.
+
+  Attributes:
+    progress: the progress bar, a context manager.
   """
 
   def __init__(
-    self, folder: pathlib.Path, config: ConfigDict, done: int, size: int, clock: throughput.Clock, flops: float, devices
+    self,
+    folder: pathlib.Path,
+    config: ConfigDict,
+    done: int,
+    size: int,
+    clock: throughput.Clock,
+    flops: float,
+    devices: Sequence[jax.Device],
   ):
     import rich.console
     import rich.progress
 
     self._path, self._config, self._clock, self._board = folder / "metrics.jsonl", config, clock, None
-    self._complained = False
+    self._write_failed = False
     peak = throughput.peak_flops(devices[0])
     self._flops, self._peak = flops, peak * len(devices) if peak else None
     console = rich.console.Console(stderr=True, quiet=not hosts.is_writer())
@@ -64,16 +75,16 @@ class Journal:
   def _read(self) -> list[dict]:
     if not self._path.exists():
       return []
-    found = []
+    lines = []
     for line in self._path.read_text().splitlines():
       try:
-        found.append(json.loads(line))
-      except ValueError:  # cut off where an earlier run was stopped
+        lines.append(json.loads(line))
+      except ValueError:  # cut off where an earlier run was killed
         pass
-    return found
+    return lines
 
   def losses(self, step: int, losses: np.ndarray, norms: np.ndarray, log: bool) -> None:
-    """The losses and gradient norms of the last steps, finite ones; a line of them if `log`."""
+    """Shows the losses and gradient norms float[k] of the last steps, finite ones; writes a line of their means if `log`."""
     self.progress.update(self._bar, completed=step, description=f"loss {losses.mean():.4f}")
     if not log:
       return
@@ -95,23 +106,23 @@ class Journal:
     self._write(step, values | self._clock.shares())
 
   def metrics(self, step: int, metrics: dict[str, float]) -> None:
-    """What an evaluation found."""
+    """Shows and writes the metrics of an evaluation; names with "/" are only written."""
     shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name)
     self._console.print(f"step {step:,}  {time.perf_counter() - self._start:.0f} s  {shown}")
     self._write(step, metrics)
 
   def last_metrics(self, step: int) -> dict[str, float] | None:
-    """The metrics of the evaluation after `step`, if this folder's run has already done it; the same on every host."""
-    found = None
+    """The metrics of the evaluation after `step`, if the log has them; the same on every host."""
+    metrics = None
     if hosts.is_writer():
       lines = [line for line in self._read() if line["step"] == step and "loss" not in line and "note" not in line]
-      found = {k: v for k, v in lines[-1].items() if k not in ("step", "seconds")} if lines else None
-    return json.loads(hosts.exchange(json.dumps(found))[0])
+      metrics = {k: v for k, v in lines[-1].items() if k not in ("step", "seconds")} if lines else None
+    return json.loads(hosts.exchange(json.dumps(metrics))[0])
 
-  def note(self, step: int, said: str) -> None:
-    """Something that a person should know."""
-    self._console.print(f"[bold]note[/bold]: {said}", highlight=False, soft_wrap=True)
-    self._write(step, {"note": said})
+  def note(self, step: int, text: str) -> None:
+    """Shows and writes a message for the user."""
+    self._console.print(f"[bold]note[/bold]: {text}", highlight=False, soft_wrap=True)
+    self._write(step, {"note": text})
 
   def _write(self, step: int, values: dict) -> None:
     if not hosts.is_writer():
@@ -124,28 +135,16 @@ class Journal:
         if not isinstance(value, str):
           self._board.add_scalar(name, value, step)
       self._board.flush()
-    except OSError as error:  # a full disk costs log lines, not the run: that is the checkpoints' to say
-      if not self._complained:
+    except OSError as error:  # a full disk costs log lines, not the run: checkpoints that fail end it
+      if not self._write_failed:
         self._console.print(f"[bold]note[/bold]: cannot write {self._path}: {error.strerror}")
-      self._complained = True
+      self._write_failed = True
 
-  def closing(self) -> None:
-    """Where the time went, in one line."""
+  def print_times(self) -> None:
+    """Prints the wall time, the training time and every other phase's, in one line."""
     parts = sorted(self._clock.seconds.items(), key=lambda item: -item[1])
     lost = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts if seconds >= 0.5)
     self._console.print(
       f"{self._clock.wall:.0f} s, of which training {self._clock.training:.0f} s" + (f" ({lost})" if lost else ""),
       soft_wrap=True,
     )
-
-
-def save_batch(folder: pathlib.Path, step: int, tokens: np.ndarray, said: dict) -> pathlib.Path:
-  """Writes the batch of a step that went wrong, with what the objective says of it (sites, positions); returns where."""
-  import io
-
-  held = io.BytesIO()
-  np.savez(held, step=step, tokens=tokens, **jax.tree.map(np.asarray, said))
-  path = folder / f"nonfinite_{step}.npz"
-  if hosts.is_writer():
-    write_whole(path, held.getvalue())
-  return path

@@ -1,4 +1,4 @@
-"""Several hosts: how they find one another, and two processes on this machine that train together, stop together and lose one another."""
+"""Multi-host runs: cluster detection, and two processes on this machine that train together, stop together and lose one another."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ORTE = {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911"}
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[001-002]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}
 
 
-# Finding one another.
+# Cluster detection.
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[001-002]", "SLURM_NTA
     (SLURM, ("h:1", 0, -1), {"coordinator_address": "h:1", "num_processes": 2, "process_id": 1}),
   ],
 )
-def test_environment_says_who_there_is(environment, given, expected, monkeypatch):
+def test_arguments_and_environment_give_the_cluster(environment, given, expected, monkeypatch):
   monkeypatch.setattr(hosts, "_on_tpu_vm", lambda: False)
   assert hosts.initialize_arguments(environment, *given) == expected
 
@@ -72,7 +72,7 @@ def test_environment_says_who_there_is(environment, given, expected, monkeypatch
     ({"OMPI_COMM_WORLD_SIZE": "2"}, (), "--coordinator"),
   ],
 )
-def test_settings_that_say_too_little_are_refused_in_one_line(environment, given, named):
+def test_incomplete_settings_are_refused_in_one_line(environment, given, named):
   with pytest.raises(InversionViewError, match=named) as caught:
     hosts.initialize_arguments(environment, *given)
   assert "\n" not in str(caught.value)
@@ -86,34 +86,35 @@ def test_one_host_agrees_with_itself():
 # Two processes.
 
 
-def pair(folder, changes=({}, {}), devices=1, silence=120):
-  """Both processes of a run."""
+def pair(folder, changes=({}, {}), devices=1, heartbeat_timeout=120):
+  """Starts both processes of a run."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
-  made = []
+  processes = []
   for process, changed in enumerate(changes):
     environment = os.environ | {
       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
       "PYTHONPATH": str(HERE.parent), "COORDINATOR": f"127.0.0.1:{port}", "PROCESSES": "2", "PROCESS": str(process),
-      "SILENCE": str(silence),
+      "HEARTBEAT_TIMEOUT": str(heartbeat_timeout),
     }  # fmt: skip
     argv = [sys.executable, str(HERE / "tiny_run.py"), str(folder), json.dumps(changed)]
-    made.append(
+    processes.append(
       subprocess.Popen(
         argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
       )
     )
-  return made
+  return processes
 
 
 def ended(processes, seconds=900) -> list[tuple[int, str]]:
+  """Waits for the processes: (exit code, stderr) of each."""
   try:
-    said = [process.communicate(timeout=seconds)[1] for process in processes]
+    errors = [process.communicate(timeout=seconds)[1] for process in processes]
   finally:
     for process in processes:
       process.kill()
-  return [(process.returncode, error) for process, error in zip(processes, said, strict=True)]
+  return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
 
 
 def newest(folder) -> int:
@@ -128,15 +129,15 @@ def wait_for_step(folder, step, processes, seconds=900):
 
 
 def test_two_processes_stop_together_resume_and_match_one(tmp_path):
-  """SIGTERM to one of them only: both save the same step and say "again"."""
+  """SIGTERM to one of them only: both save the same step and exit with 75."""
   long = {"steps": 4000}
   two = pair(tmp_path / "two", (long, long))
   wait_for_step(tmp_path / "two", 16, two)
   two[1].send_signal(signal.SIGTERM)
-  found = ended(two)
-  assert [code for code, _ in found] == [75, 75], found
-  said = [next(line for line in error.splitlines() if line.startswith("stopped at step")) for _, error in found]
-  assert said[0] == said[1]
+  results = ended(two)
+  assert [code for code, _ in results] == [75, 75], results
+  lines = [next(line for line in error.splitlines() if line.startswith("stopped at step")) for _, error in results]
+  assert lines[0] == lines[1]
   stopped = newest(tmp_path / "two")
   steps = stopped + 8 - stopped % 8
   codes = ended(pair(tmp_path / "two", ({"steps": steps},) * 2))
@@ -169,9 +170,9 @@ def test_two_processes_that_are_killed_resume_and_match_one(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
-def test_when_one_of_two_dies_the_other_ends_within_a_minute_and_says_why(tmp_path, which):
+def test_when_one_of_two_dies_the_other_exits_within_a_minute_with_the_reason(tmp_path, which):
   long = {"steps": 400_000}
-  two = pair(tmp_path, (long, long), silence=30)
+  two = pair(tmp_path, (long, long), heartbeat_timeout=30)
   wait_for_step(tmp_path, 16, two)
   begin = time.monotonic()
   two[which].kill()
@@ -180,7 +181,7 @@ def test_when_one_of_two_dies_the_other_ends_within_a_minute_and_says_why(tmp_pa
   assert time.monotonic() - begin < 60
   assert code == 75, error
   last = error.strip().splitlines()[-1]
-  assert last.startswith("inversionview: ") and "host" in last and "goes on from the newest checkpoint" in last
+  assert last.startswith("inversionview: ") and "host" in last and "resumes from the newest checkpoint" in last
   assert "Traceback" not in error
 
 

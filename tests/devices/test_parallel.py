@@ -12,7 +12,8 @@ from inversionview_jax import tasks
 from inversionview_jax.devices import parallel
 from inversionview_jax.devices.parallel import DATA
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.training import decoder_objective, loop
+from inversionview_jax.training import decoder_objective, loop, target_objective
+from inversionview_jax.training.update import State, make_update
 
 TASK = tasks.get("addition")
 MODEL = {"n_layers": 1, "n_heads": 2, "d_model": 16, "d_mlp": 32}
@@ -158,9 +159,9 @@ def _steps(objective, mesh):
   record = optax.GradientTransformation(init=lambda p: jax.tree.map(jnp.zeros_like, p), update=lambda g, old, p: (g, g))
   optimizer = optax.chain(record, optax.sgd(LEARNING_RATE))
   params, extra = _start(objective)
-  state = parallel.replicate(loop.State(np.int32(0), params, optimizer.init(params), {}, extra), mesh)
+  state = parallel.replicate(State(np.int32(0), params, optimizer.init(params), {}, extra), mesh)
   frozen, losses = parallel.replicate(objective.frozen, mesh), []
-  update = loop.make_update(objective, optimizer, CONFIG, mesh)
+  update = make_update(objective, optimizer, CONFIG, mesh)
   for step in range(STEPS):
     start = step * BATCH % len(ROWS)
     tokens = parallel.shard(ROWS[None, start : start + BATCH], mesh, axis=1)
@@ -173,7 +174,7 @@ def _steps(objective, mesh):
 
 @pytest.fixture(scope="module")
 def target_objective():
-  return decoder_objective.TargetObjective(TASK, CONFIG, ROWS)
+  return target_objective.TargetObjective(TASK, CONFIG, ROWS)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Parameters sharded over "model", optimizer state over "data", and a step that is the same wherever they live."""
+"""Sharding of parameters over "model" and optimizer state over "data", and a training step that does not depend on it."""
 
 import dataclasses
 
@@ -14,7 +14,8 @@ from inversionview_jax.devices import parallel, sharding
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import storage
 from inversionview_jax.planning import abstract_programs
-from inversionview_jax.training import checkpoints, decoder_objective, loop, optimizers
+from inversionview_jax.training import checkpoints, decoder_objective, identity, loop, model_shapes, optimizers
+from inversionview_jax.training.update import initial_state, make_update, state_shardings, tokens_sharding
 
 TASK = tasks.get("addition")
 ROWS = TASK.tokens(TASK.split("train")[:48])
@@ -76,7 +77,7 @@ def test_optimizer_state_is_spread_over_data_along_another_dimension():
   assert sharding.spec("ln1/scale", (6,), mesh, over_data=True) == PartitionSpec()
 
 
-# A step is the same wherever its numbers live.
+# A step is the same however it is sharded.
 
 VARIANTS = {
   "data": (8, {}),
@@ -92,16 +93,16 @@ def two_steps(small_target, config, mesh):
   """-> (state after two calls of two steps, their losses and norms, the program)."""
   objective = decoder_objective.DecoderObjective(TASK, config, small_target, ROWS, ROWS, mesh)
   optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-  state = loop.initial_state(objective, optimizer, config)
+  state = initial_state(objective, optimizer, config)
   rng = np.random.default_rng(0)  # large enough for every parameter to matter
   params = jax.tree.map(lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32), state.params)
   state = dataclasses.replace(state, params=params, average=jax.tree.map(jnp.copy, params))
-  state = parallel.put(state, loop.state_shardings(state, config, mesh))
+  state = parallel.put(state, state_shardings(state, config, mesh))
   frozen = parallel.put(objective.frozen, sharding.shardings(objective.frozen, mesh))
-  update, seen = loop.make_update(objective, optimizer, config, mesh), []
+  update, seen = make_update(objective, optimizer, config, mesh), []
   for call in range(2):
     tokens = ROWS[: 2 * BATCH].reshape(2, BATCH, -1)[:, ::-1] if call else ROWS[: 2 * BATCH].reshape(2, BATCH, -1)
-    state, losses, norms = update(state, frozen, jax.device_put(tokens.astype(np.int32), loop.tokens_sharding(mesh)))
+    state, losses, norms = update(state, frozen, jax.device_put(tokens.astype(np.int32), tokens_sharding(mesh)))
     seen.append((np.asarray(losses), np.asarray(norms)))
   return state, np.array(seen)
 
@@ -127,7 +128,7 @@ def test_steps_are_those_of_one_device(variant, small_target, one_device):
   for x, y in zip(moments, expected, strict=True):  # moments hold the gradients; Adam hides a factor in them
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5 * np.abs(y).max() + 1e-9)
   assert max(np.abs(x).max() for x in expected) > 1e-2
-  wanted = loop.state_shardings(state, config, mesh)
+  wanted = state_shardings(state, config, mesh)
   for x, where in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
     assert x.sharding.is_equivalent_to(where, x.ndim)
 
@@ -142,8 +143,8 @@ def test_a_device_holds_its_share_only(small_target):
   mesh = mesh_of(config)
   objective = decoder_objective.DecoderObjective(TASK, config, small_target, ROWS, ROWS, mesh)
   optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-  state = loop.initial_state(objective, optimizer, config)
-  placed = parallel.put(state, loop.state_shardings(state, config, mesh))
+  state = initial_state(objective, optimizer, config)
+  placed = parallel.put(state, state_shardings(state, config, mesh))
   first = mesh.devices.flat[0]
   whole = sum(x.nbytes for x in jax.tree.leaves(state.params))
   assert held(placed.params, first) < 0.65 * whole
@@ -165,16 +166,18 @@ def test_state_saved_on_one_mesh_is_restored_on_another(small_target, tmp_path):
     mesh = mesh_of(config, devices)
     objective = decoder_objective.DecoderObjective(TASK, config, small_target, ROWS, ROWS, mesh)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    state = loop.initial_state(objective, optimizer, config)
-    states.append((config, state, loop.state_shardings(state, config, mesh)))
+    state = initial_state(objective, optimizer, config)
+    states.append((config, state, state_shardings(state, config, mesh)))
   (config, state, where), (other, like, there) = states
-  about = checkpoints.described(config, ROWS, {}) | {"evaluated": True}
+  about = identity.describe(config, ROWS, {}) | {"evaluated": True}
   with checkpoints.Checkpoints(tmp_path / "c") as saved:
     saved.save(7, parallel.put(state, where), about)
   with checkpoints.Checkpoints(tmp_path / "c") as saved:
-    found, said = saved.restore(sharding.with_shardings(like, there), checkpoints.described(other, ROWS, {}), other)
-    assert said["step"] == 7 and not saved.notes
-  for x, y, placement in zip(*map(jax.tree.leaves, (found, state, there)), strict=True):
+    restored, description = saved.restore(
+      sharding.with_shardings(like, there), identity.describe(other, ROWS, {}), other
+    )
+    assert description["step"] == 7 and not saved.notes
+  for x, y, placement in zip(*map(jax.tree.leaves, (restored, state, there)), strict=True):
     np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
     assert x.sharding.is_equivalent_to(placement, x.ndim)
 
@@ -191,10 +194,10 @@ def test_optimizer_that_multiplies_matrices_takes_spread_ones(meshes):
   mesh = parallel.make_mesh(model=2)
   spread = sharding.shardings(params, mesh, True)
   state = parallel.put(rule.init(params), sharding.shardings(rule.init(params), mesh, True))
-  found, _ = parallel.jit(rule.update)(
+  updated, _ = parallel.jit(rule.update)(
     parallel.put(grads, spread), state, parallel.put(params, sharding.shardings(params, mesh))
   )
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), found, expected)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), updated, expected)
 
 
 @pytest.mark.slow
@@ -210,7 +213,7 @@ def test_bfloat16_is_computed_in_and_float32_kept(small_target, one_device, tmp_
   assert storage.read_description(tmp_path)["config"]["transformer"]["dtype"] == "float32"
 
 
-# Without the numbers.
+# Compiled without values.
 
 
 def test_step_compiled_ahead_is_the_step_that_trains(small_target, one_device):
@@ -220,13 +223,13 @@ def test_step_compiled_ahead_is_the_step_that_trains(small_target, one_device):
   update, (state, frozen, tokens) = abstract_programs.training_step(
     TASK, config, small_target.config, objective.model, mesh
   )
-  real = loop.initial_state(objective, optimizers.make_optimizer(config.optimizer, config.steps), config)
+  real = initial_state(objective, optimizers.make_optimizer(config.optimizer, config.steps), config)
   assert jax.tree.structure(state) == jax.tree.structure(real)
   assert [(x.shape, x.dtype) for x in jax.tree.leaves(state)] == [(x.shape, x.dtype) for x in jax.tree.leaves(real)]
   compiled = update.lower(state, frozen, tokens).compile()
-  placed = parallel.put(real, loop.state_shardings(real, config, mesh))
+  placed = parallel.put(real, state_shardings(real, config, mesh))
   held_target = parallel.put(objective.frozen, sharding.shardings(objective.frozen, mesh))
-  texts = jax.device_put(ROWS[: 2 * BATCH].reshape(2, BATCH, -1).astype(np.int32), loop.tokens_sharding(mesh))
+  texts = jax.device_put(ROWS[: 2 * BATCH].reshape(2, BATCH, -1).astype(np.int32), tokens_sharding(mesh))
   after, losses, _ = compiled(placed, held_target, texts)
   assert int(after.step) == STEPS and np.isfinite(losses).all()
 
@@ -239,7 +242,7 @@ def test_sampler_compiled_ahead_takes_what_a_reader_gives(small_target, small_de
   assert program.lower(*arguments).compile().memory_analysis().argument_size_in_bytes > 0
 
 
-# What is refused.
+# Refusals.
 
 
 def test_meshes_that_do_not_fit_are_refused_in_one_line(small_target):
@@ -260,7 +263,7 @@ def test_pieces_that_do_not_fit_are_refused(pieces, named):
 
 def test_unknown_type_is_refused(small_target):
   with pytest.raises(InversionViewError, match="compute.dtype 'float16'"):
-    decoder_objective.in_training(small_target.config, ConfigDict({"compute": {"dtype": "float16"}}))
+    model_shapes.in_training(small_target.config, ConfigDict({"compute": {"dtype": "float16"}}))
 
 
 @pytest.mark.parametrize(
@@ -278,5 +281,5 @@ def test_decoders_train_with_quick_products_unless_they_are_asked_not_to_or_cann
 ):
   shape, _ = small_decoder
   shape = dataclasses.replace(shape, transformer=dataclasses.replace(shape.transformer, dropout_attn=dropout))
-  made = decoder_objective.decoder_in_training(shape, ConfigDict({"compute": compute}), parallel.make_mesh(model=model))
+  made = model_shapes.decoder_in_training(shape, ConfigDict({"compute": compute}), parallel.make_mesh(model=model))
   assert made.transformer.quick == quick and not made.transformer.for_use().quick

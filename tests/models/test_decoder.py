@@ -16,7 +16,8 @@ from inversionview_jax.models import decoder
 from inversionview_jax.models.decoder import ActivationEncoder, Decoder, DecoderConfig
 from inversionview_jax.models.transformer import SiteEdit, Transformer, TransformerConfig
 from inversionview_jax.sites import Site
-from inversionview_jax.training import decoder_objective, loop, optimizers
+from inversionview_jax.training import decoder_objective, optimizers
+from inversionview_jax.training.update import State, make_update
 
 TASK = tasks.get("addition")
 PAD, BOS, EOS = TASK.tokenizer.pad_id, TASK.tokenizer.bos_id, TASK.tokenizer.eos_id
@@ -376,8 +377,8 @@ def test_trained_decoder_prefers_the_text_that_an_activation_came_from(small_tar
     "b2": 0.99,
   }
   optimizer = optimizers.make_optimizer(ConfigDict(settings), 180)
-  state = parallel.replicate(loop.State(jnp.int32(0), params, optimizer.init(params), {}, extra), meshes(1))
-  update = loop.make_update(made, optimizer, ConfigDict({"seed": 0, "average": 0.0}), meshes(1))
+  state = parallel.replicate(State(jnp.int32(0), params, optimizer.init(params), {}, extra), meshes(1))
+  update = make_update(made, optimizer, ConfigDict({"seed": 0, "average": 0.0}), meshes(1))
   rng = np.random.default_rng(0)
   for _ in range(6):
     state, _, _ = update(state, made.frozen, ROWS[rng.integers(0, len(ROWS), (30, 64))])

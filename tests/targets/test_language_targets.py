@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from small_models import gpt2_folder
 
+from inversionview_jax import reading as reader
 from inversionview_jax import tasks
 from inversionview_jax.causal import attribution
 from inversionview_jax.cli import main
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.decoder import Decoder, DecoderConfig
-from inversionview_jax.reading import reader
 from inversionview_jax.targets import language_model, load_target
 from inversionview_jax.training import decoder_start
 

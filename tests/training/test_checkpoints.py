@@ -21,7 +21,8 @@ from inversionview_jax import preemption
 from inversionview_jax.devices import parallel, sharding
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import storage
-from inversionview_jax.training import checkpoints, checksum, loop, optimizers
+from inversionview_jax.training import checkpoints, checksum, identity, loop, optimizers
+from inversionview_jax.training.update import initial_state, state_shardings
 
 HERE = pathlib.Path(__file__).parent.parent
 MODEL = "model.safetensors"
@@ -48,7 +49,7 @@ def ended(process, seconds=900) -> tuple[int, str]:
 
 
 def newest(folder) -> int:
-  return max([0, *checkpoints.Checkpoints(checkpoints.place(folder)).steps()])
+  return max([0, *checkpoints.Checkpoints(checkpoints.folder_of(folder)).steps()])
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +168,7 @@ def run(tmp_path_factory):
   """A finished run of 40 steps with checkpoints of steps 32 and 40."""
   folder = tmp_path_factory.mktemp("run") / "run"
   train(folder)
-  assert checkpoints.Checkpoints(checkpoints.place(folder)).steps() == [32, 40]
+  assert checkpoints.Checkpoints(checkpoints.folder_of(folder)).steps() == [32, 40]
   return folder
 
 
@@ -176,13 +177,13 @@ def state_of(n=1):
   mesh = parallel.make_mesh(devices=jax.devices()[:n])
   settings = config()
   optimizer = optimizers.make_optimizer(settings.optimizer, settings.steps)
-  shapes = jax.eval_shape(lambda: loop.initial_state(tiny_run.Slope(), optimizer, settings))
-  like = sharding.with_shardings(shapes, loop.state_shardings(shapes, settings, mesh))
-  return like, checkpoints.described(settings, tiny_run.rows(), {}), settings
+  shapes = jax.eval_shape(lambda: initial_state(tiny_run.Slope(), optimizer, settings))
+  like = sharding.with_shardings(shapes, state_shardings(shapes, settings, mesh))
+  return like, identity.describe(settings, tiny_run.rows(), {}), settings
 
 
 def restored(folder, n=1):
-  with checkpoints.Checkpoints(checkpoints.place(folder)) as saved:
+  with checkpoints.Checkpoints(checkpoints.folder_of(folder)) as saved:
     return saved.restore(*state_of(n)), saved.notes
 
 
@@ -269,7 +270,7 @@ def test_sums_are_the_same_wherever_a_leaf_lives_and_change_with_every_bit():
     "a": rng.normal(size=(16, 8)).astype(np.float32), "b": np.int32(3), "c": rng.normal(size=24).astype(jnp.bfloat16),
     "d": rng.integers(0, 2, size=(3, 5)).astype(bool),
   }  # fmt: skip
-  expected = checkpoints.sums(tree)
+  expected = checksum.sums(tree)
   mesh = parallel.make_mesh(model=2)
   placed = {k: parallel.replicate(v, mesh) for k, v in tree.items()} | {"a": parallel.shard(tree["a"], mesh)}
   found = np.asarray(checksum.on_device()([placed[k] for k in "abcd"])).tolist()
@@ -277,8 +278,8 @@ def test_sums_are_the_same_wherever_a_leaf_lives_and_change_with_every_bit():
   for at in range(0, 16 * 8 * 32, 7):
     other = tree["a"].copy()
     other.view(np.uint32).reshape(-1)[at // 32] ^= np.uint32(1 << at % 32)
-    assert checkpoints.sums({"a": other})["a"] != expected["a"]
-  assert checkpoints.sums({"a": tree["a"][::-1]})["a"] != expected["a"]
+    assert checksum.sums({"a": other})["a"] != expected["a"]
+  assert checksum.sums({"a": tree["a"][::-1]})["a"] != expected["a"]
 
 
 # What is kept.
@@ -286,7 +287,7 @@ def test_sums_are_the_same_wherever_a_leaf_lives_and_change_with_every_bit():
 
 def test_newest_are_kept_and_one_in_every_so_many_steps(tmp_path):
   train(tmp_path, steps=36, save_every=4, keep=2, keep_every=14)
-  assert checkpoints.Checkpoints(checkpoints.place(tmp_path)).steps() == [16, 28, 32, 36]
+  assert checkpoints.Checkpoints(checkpoints.folder_of(tmp_path)).steps() == [16, 28, 32, 36]
 
 
 def test_keep_that_keeps_nothing_is_refused(tmp_path):
@@ -341,7 +342,7 @@ def test_length_of_a_schedule_is_part_of_the_state_once_it_falls(tmp_path):
 
 def test_other_inputs_and_another_target_are_refused(run):
   like, mine, settings = state_of()
-  saved = checkpoints.Checkpoints(checkpoints.place(run))
+  saved = checkpoints.Checkpoints(checkpoints.folder_of(run))
   for name, other in (("data", {"rows": 320, "crc": 0}), ("identity", {"target": "abc"})):
     with pytest.raises(InversionViewError, match="were others"):
       saved.restore(like, mine | {name: other}, settings)
@@ -371,7 +372,7 @@ def test_save_that_fails_is_reported_and_tried_again(tmp_path, monkeypatch):
   notes = [line for line in _lines(tmp_path) if "note" in line]
   assert failed and len(notes) == 1
   assert "the checkpoint of step 8 could not be saved: No space left on device" in notes[0]["note"]
-  assert checkpoints.Checkpoints(checkpoints.place(tmp_path)).steps() == [32, 40]
+  assert checkpoints.Checkpoints(checkpoints.folder_of(tmp_path)).steps() == [32, 40]
 
 
 def test_run_whose_saves_all_fail_ends_with_an_error(tmp_path, monkeypatch):
@@ -409,6 +410,6 @@ def test_full_disk_ends_the_run_in_one_line(small_disk):
   left = newest(small_disk / "run")
   (small_disk / "ballast").unlink()
   like, mine, settings = state_of()
-  with checkpoints.Checkpoints(checkpoints.place(small_disk / "run")) as saved:
+  with checkpoints.Checkpoints(checkpoints.folder_of(small_disk / "run")) as saved:
     found = saved.restore(like, mine, settings)
   assert (found is None) == (left == 0)

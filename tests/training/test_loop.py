@@ -14,7 +14,7 @@ from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import storage
 from inversionview_jax.models.decoder import Decoder
-from inversionview_jax.reading.reader import load_reader
+from inversionview_jax.reading import load_reader
 from inversionview_jax.targets import load_target, save_target
 from inversionview_jax.training import decoder_objective as objectives
 from inversionview_jax.training import loop, optimizers, target_objective
@@ -334,11 +334,13 @@ def test_weak_sites_are_drawn_more_often_if_the_config_asks_for_it(small_target,
     assert (np.abs(moved).max(axis=1) > 0).tolist() == drawn
 
 
-def test_bag_of_tokens_is_learned_by_the_encoder_and_a_run_that_goes_on_knows_it(small_target, tmp_path):
+def test_token_counts_are_learned_by_the_encoder_and_a_run_that_starts_from_it_has_their_head(small_target, tmp_path):
   """With no pairs for the decoder: its transformer stands still but for weight decay, and the loss is that of counting tokens."""
-  objective, config = decoder_objective(small_target, bag=0.5, pairs_per_text=0)
+  objective, config = decoder_objective(small_target, token_count_loss=0.5, pairs_per_text=0)
   params, extra = objective.init(jax.random.key(0))
-  params["bag"] = jax.tree.map(jnp.zeros_like, params["bag"])  # every number of times as likely as any other
+  params["count_head"] = jax.tree.map(
+    jnp.zeros_like, params["count_head"]
+  )  # every number of times as likely as any other
   texts, keys = jnp.asarray(ROWS[:6]), jax.random.split(jax.random.key(1), 6)
   (total, count), grads = jax.value_and_grad(objective.loss, has_aux=True)(
     params, extra, small_target.params, texts, keys
@@ -347,7 +349,7 @@ def test_bag_of_tokens_is_learned_by_the_encoder_and_a_run_that_goes_on_knows_it
   np.testing.assert_allclose(total / count, TASK.tokenizer.vocab_size * np.log(11), rtol=1e-5)
   assert not any(np.any(g) for g in jax.tree.leaves(grads["transformer"]))
   # The bias of a token's number of times: what the uniform guess gave it less how often it was so.
-  said = np.asarray(grads["bag"]["bias"]).reshape(TASK.tokenizer.vocab_size, 11)
+  said = np.asarray(grads["count_head"]["bias"]).reshape(TASK.tokenizer.vocab_size, 11)
   equals = TASK.tokenizer.encode("=")[0]
   np.testing.assert_allclose(said[equals, :3], [18 / 11, 18 / 11 - 18, 18 / 11], rtol=1e-4)  # in every text just once
 
@@ -355,10 +357,10 @@ def test_bag_of_tokens_is_learned_by_the_encoder_and_a_run_that_goes_on_knows_it
   assert np.isfinite(alone["rate"])
   found, _ = storage.load_model(tmp_path)
   assert set(found["params"]) == {"encoder", "transformer"}
-  both, config = decoder_objective(small_target, bag=0.5, init_from=str(tmp_path))
+  both, config = decoder_objective(small_target, token_count_loss=0.5, init_from=str(tmp_path))
   start = jax.tree.map(jnp.asarray, both.start)
-  assert set(start) == set(params) == {"encoder", "transformer", "bag"}
-  jax.tree.map(np.testing.assert_array_equal, start["bag"], found["bag"])
+  assert set(start) == set(params) == {"encoder", "transformer", "count_head"}
+  jax.tree.map(np.testing.assert_array_equal, start["count_head"], found["count_head"])
   args = extra, small_target.params, texts, keys
   without, _ = decoder_objective(small_target, init_from=str(tmp_path))
   assert set(without.start) == {"encoder", "transformer"}  # this one has no use for it
@@ -390,7 +392,7 @@ def test_finished_decoder_is_given_a_matrix_for_each_site_which_then_learns(smal
   [
     ({"site_inputs": True}, "site_inputs needs an encoder_width above 0"),
     ({"pairs_per_text": 0}, "pairs_per_text = 0"),
-    ({"pairs_per_text": 2, "bag": -1.0}, "bag = -1"),
+    ({"pairs_per_text": 2, "token_count_loss": -1.0}, "token_count_loss = -1"),
     ({"eval_queries": 0}, "eval_queries = 0"),
     ({"model": {"n_layers": 1, "n_heads": 3, "d_model": 16, "d_mlp": 32}}, "model.d_model = 16 does not divide into 3"),
     ({"model": {"n_layers": 0, "n_heads": 2, "d_model": 16, "d_mlp": 32}}, "model.n_layers = 0"),

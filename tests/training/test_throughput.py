@@ -13,6 +13,8 @@ from inversionview_jax import tasks
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.training import decoder_objective, loop, optimizers, throughput
+from inversionview_jax.training.batches import Batches
+from inversionview_jax.training.update import initial_state, make_update
 
 TASK = tasks.get("addition")
 ROWS = TASK.tokens(TASK.split("train")[:64])
@@ -148,7 +150,7 @@ class Poisoned(tiny_run.Slope):
 
 def poisoned(*steps):
   rows = tiny_run.rows()
-  batches = loop.Batches(rows, 16, 0)
+  batches = Batches(rows, 16, 0)
   return Poisoned(*(batches[step - 1][3] for step in steps)), rows
 
 
@@ -159,9 +161,9 @@ def test_steps_that_are_not_finite_are_left_out_as_if_they_had_not_been(tmp_path
   notes = [line["note"] for line in lines(tmp_path) if "note" in line]
   assert [note.split(" is left out")[0] for note in notes] == ["step 6", "step 7"]
   assert all(np.isfinite(line["loss"]) for line in lines(tmp_path) if "loss" in line)
-  model = loop.make_update(objective, optimizers.make_optimizer(config.optimizer, 8), config, mesh)
-  state = loop.initial_state(objective, optimizers.make_optimizer(config.optimizer, 8), config)
-  batch = loop.Batches(rows, 16, 0)[5].astype(np.int32)[None]
+  model = make_update(objective, optimizers.make_optimizer(config.optimizer, 8), config, mesh)
+  state = initial_state(objective, optimizers.make_optimizer(config.optimizer, 8), config)
+  batch = Batches(rows, 16, 0)[5].astype(np.int32)[None]
   before = jax.tree.map(np.asarray, state)
   after, losses, _ = model(state, objective.frozen, batch)
   assert np.isnan(losses).all() and int(after.step) == 1

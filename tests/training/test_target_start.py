@@ -6,8 +6,8 @@ from ml_collections import ConfigDict
 
 from inversionview_jax import tasks
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.targets.target import save_target
-from inversionview_jax.training import decoder_objective, restart
+from inversionview_jax.targets import save_target
+from inversionview_jax.training import target_objective, target_start
 
 TASK = tasks.get("addition")
 
@@ -25,31 +25,33 @@ def finished(make_target, tmp_path):
 
 
 def start(target, **changes):
-  return ConfigDict({"target": target, "renew": "", "stir": 0.0} | changes)
+  return ConfigDict({"target": target, "reinit_tokens": "", "qk_noise_std": 0.0} | changes)
 
 
 def test_without_changes_it_is_the_finished_target(finished):
   folder, params, config = finished
-  found = restart.parameters(start(folder), config, TASK, seed=0)
+  found = target_start.parameters(start(folder), config, TASK, seed=0)
   np.testing.assert_array_equal(found["embed"], params["embed"])
   np.testing.assert_array_equal(found["blocks_1"]["attn"]["k"]["kernel"], params["blocks_1"]["attn"]["k"]["kernel"])
 
 
 def test_renewed_token_is_parted_from_the_others_and_nothing_else_moves(finished):
   folder, params, config = finished
-  found = restart.parameters(start(folder, renew="7"), config, TASK, seed=0)
+  found = target_start.parameters(start(folder, reinit_tokens="7"), config, TASK, seed=0)
   new, twin = found["embed"][7], found["embed"][3]
   assert np.linalg.norm(new) == pytest.approx(np.linalg.norm(twin), rel=1e-5)
   assert new @ twin / np.linalg.norm(new) ** 2 < 0.9
   others = np.arange(len(params["embed"])) != 7
   np.testing.assert_array_equal(found["embed"][others], params["embed"][others])
   np.testing.assert_array_equal(found["pos_embed"], params["pos_embed"])
-  assert not np.array_equal(restart.parameters(start(folder, renew="7"), config, TASK, seed=1)["embed"][7], new)
+  assert not np.array_equal(
+    target_start.parameters(start(folder, reinit_tokens="7"), config, TASK, seed=1)["embed"][7], new
+  )
 
 
 def test_stirring_moves_queries_and_keys_by_as_much_as_asked_and_nothing_else(finished):
   folder, params, config = finished
-  found = restart.parameters(start(folder, stir=0.25), config, TASK, seed=0)
+  found = target_start.parameters(start(folder, qk_noise_std=0.25), config, TASK, seed=0)
   for layer in ("blocks_0", "blocks_1"):
     attention, before = found[layer]["attn"], params[layer]["attn"]
     moved = np.concatenate([(attention[name]["kernel"] - before[name]["kernel"]).ravel() for name in ("q", "k")])
@@ -69,7 +71,7 @@ def test_training_starts_from_it(finished):
     "tied": config.tied,
   }
   settings = ConfigDict({"model": model, "eval_examples": 8, "seed": 0, "start": start(folder)})
-  objective = decoder_objective.TargetObjective(TASK, settings, TASK.tokens(np.arange(8)))
+  objective = target_objective.TargetObjective(TASK, settings, TASK.tokens(np.arange(8)))
   np.testing.assert_array_equal(objective.start["embed"], params["embed"])
 
 
@@ -78,8 +80,8 @@ def test_another_shape_no_target_and_unknown_tokens_are_refused(finished):
 
   folder, _, config = finished
   with pytest.raises(InversionViewError, match="has another shape"):
-    restart.parameters(start(folder), dataclasses.replace(config, n_layers=3), TASK, seed=0)
+    target_start.parameters(start(folder), dataclasses.replace(config, n_layers=3), TASK, seed=0)
   with pytest.raises(InversionViewError, match="nowhere"):
-    restart.parameters(start("nowhere"), config, TASK, seed=0)
+    target_start.parameters(start("nowhere"), config, TASK, seed=0)
   with pytest.raises(InversionViewError, match="'x'"):
-    restart.parameters(start(folder, renew="x"), config, TASK, seed=0)
+    target_start.parameters(start(folder, reinit_tokens="x"), config, TASK, seed=0)

@@ -1,0 +1,73 @@
+"""A config's transformer and decoder: their architectures, and how they are computed in training."""
+
+import dataclasses
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.models.decoder import DecoderConfig
+from inversionview_jax.models.transformer import TransformerConfig
+from inversionview_jax.tasks import Task
+
+
+def transformer_config(task: Task, config: ConfigDict) -> TransformerConfig:
+  """The transformer of `config.model`, over the task's texts; raises `InversionViewError` for an impossible shape."""
+  for name in ("n_layers", "n_heads", "d_model", "d_mlp"):
+    if config.model[name] < 1:
+      raise InversionViewError(f"model.{name} = {config.model[name]} must be at least 1")
+  if not config.model.get("head_width", 0) and config.model.d_model % config.model.n_heads:
+    raise InversionViewError(
+      f"model.d_model = {config.model.d_model} does not divide into {config.model.n_heads} heads (model.n_heads); use a multiple of it"
+    )
+  return TransformerConfig(vocab_size=task.tokenizer.vocab_size, n_ctx=task.length, **config.model)
+
+
+def decoder_config(
+  config: ConfigDict,
+  transformer: TransformerConfig,
+  sites: tuple[str, ...],
+  d_activation: int,
+  forbidden: tuple[int, ...],
+) -> DecoderConfig:
+  """The decoder of a config around this transformer; raises `InversionViewError` for an impossible encoder.
+
+  Args:
+    config: encoder_blocks, encoder_width, n_slots, normalize; and, optional, encoder_inner, site_inputs.
+    transformer: its transformer.
+    sites: short names.
+    d_activation: width of the activations.
+    forbidden: ids of tokens that are never sampled.
+  """
+  if config.get("site_inputs", False) and not config.encoder_width:
+    raise InversionViewError("site_inputs needs an encoder_width above 0, the width of each site's own input matrix")
+  return DecoderConfig(
+    transformer=transformer,
+    sites=sites,
+    d_activation=d_activation,
+    encoder_blocks=config.encoder_blocks,
+    encoder_width=config.encoder_width,
+    encoder_inner=config.get("encoder_inner", 0),
+    site_inputs=bool(config.get("site_inputs", False)),
+    n_slots=config.n_slots,
+    normalize=config.normalize,
+    forbidden=forbidden,
+  )
+
+
+def in_training(shape: TransformerConfig, config: ConfigDict) -> TransformerConfig:
+  """The transformer as it is trained: with `compute.dtype` ("": its own) and `compute.remat` of the config, both optional."""
+  compute = config.get("compute") or {}
+  dtype = compute.get("dtype", "") or shape.dtype
+  if dtype not in ("float32", "bfloat16"):
+    raise one_of("compute.dtype", dtype, ("float32", "bfloat16"))
+  return dataclasses.replace(shape, dtype=dtype, remat=bool(compute.get("remat", shape.remat)))
+
+
+def decoder_in_training(shape: DecoderConfig, config: ConfigDict, mesh: Mesh) -> DecoderConfig:
+  """The decoder as it is trained: `in_training`, with bfloat16 matmuls where they are faster.
+
+  Not if `compute.dtype` is float32; nor with dropout, for which each row goes through the model by itself.
+  """
+  shape = dataclasses.replace(shape, transformer=in_training(shape.transformer, config))
+  return shape if shape.transformer.has_dropout else shape.quick(mesh, config)

@@ -89,10 +89,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     charts.rates(folder / "rates.png", found)
     written.append("rates.png")
   if args.completeness:
-    asked = held_out.held_out(reader, args.completeness, args.seed + 2, every_site=False)
+    asked = held_out.held_out_queries(reader, args.completeness, args.seed + 2, every_site=False)
     parts = coverage.completeness(reader, asked, args.inputs, draws=args.draws, seed=args.seed)
     _print_completeness(parts)
-    table = {"format": "inversionview-completeness", "format_version": 1, "draws": args.draws}
+    table = {"format": "inversionview-completeness", "format_version": 2, "draws": args.draws}
     table["queries"] = [one.to_dict() for one in parts]
     write_whole(folder / "completeness.json", json.dumps(table, allow_nan=False) + "\n")
     written.append("completeness.json")
@@ -169,10 +169,10 @@ def _means(own) -> list[str]:
 def _print_completeness(parts) -> None:
   from rich.console import Console
 
-  table = _table("site", "position", "query", "inputs inside", "probability inside", "outside", "order")
+  table = _table("site", "position", "query", "inputs inside", "probability inside", "outside", "AUC")
   for one in parts:
     said = one.to_dict()
-    order = "" if said["order"] is None else f"{said['order']:.4f}"
+    order = "" if said["auc"] is None else f"{said['auc']:.4f}"
     inside, outside = said["inside"], said["outside"]
     table.add_row(
       one.site,
@@ -185,5 +185,5 @@ def _print_completeness(parts) -> None:
     )
   Console(highlight=False).print(table)
   print(
-    "probability: what the decoder gives these inputs in sum; order: P(an input inside is given more than one outside)\n"
+    "probability: what the decoder gives these inputs in sum; AUC: P(an input inside is given more than one outside)\n"
   )

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     check_can_hold(args.json)
   import dataclasses
 
-  from inversionview_jax.measures import readings
+  from inversionview_jax.measures import held_out, readings
   from inversionview_jax.reading import Request, load_reader
   from inversionview_jax.tasks.grammar import expression
 
@@ -77,10 +77,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   donors = None
   if texts:
     asks = [Request(text, args.site, args.position) for text in texts]
-    others = readings.held_out(reader, args.site, args.position, args.controls + len(texts), args.seed)
+    others = held_out.held_out_requests(reader, args.site, args.position, args.controls + len(texts), args.seed)
     donors = [ask for ask in others if ask.text not in texts][: args.controls]
   else:
-    asks = readings.held_out(reader, args.site, args.position, args.queries or 20, args.seed)
+    asks = held_out.held_out_requests(reader, args.site, args.position, args.queries or 20, args.seed)
   how = {"epsilon": args.epsilon, "metric": args.metric, "match": args.match}
   asks = [dataclasses.replace(ask, **how) for ask in asks]
   donors = donors and [dataclasses.replace(ask, **how) for ask in donors]

@@ -1,8 +1,8 @@
-"""What an activation says: which properties of the query its preimage agrees on, next to how often random inputs do.
+"""What an activation encodes: which properties of the query its preimage agrees on, beside how often random inputs do.
 
-The feature consistency rate of a property is the share of the preimage's members that have it as the query has it (InverseScope, arXiv
-2506.07406). It means nothing without the share of random inputs that have it so, the base rate; `FeatureConsistency.certainty` is what is left of
-the one when the other is taken away.
+The feature consistency rate of a property is the share of the preimage's members whose value is the query's (InverseScope, arXiv
+2506.07406). It has to be compared with the base rate, the share of random inputs with that value; `FeatureConsistency.certainty` is the
+rate corrected for it.
 
 Plain data in, plain data out; nothing here needs JAX.
 
@@ -15,16 +15,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from inversionview_jax import tasks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.measures.properties import AROUND, Background, differing, properties
 from inversionview_jax.measures.rates import Rate
 from inversionview_jax.preimage import Preimage, Query
+from inversionview_jax.tables import ShowsTable, Table
 from inversionview_jax.tasks import Task
 
-# A property is said where more than half of what a guess leaves open is settled, and hinted at where more than a tenth is; both by the
-# lower end of the interval.
+# Certainties from which a property is encoded or partly encoded, by the lower end of the interval.
 ENCODES, PARTLY_ENCODES = 0.5, 0.1
-STEPS = (0.25, 0.5, 1.0, 1.5, 2.0)  # of epsilon, for the stability of a reading
+STEPS = (0.25, 0.5, 1.0, 1.5, 2.0)  # multiples of epsilon, for the stability of a reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Members:
   Attributes:
     tokens: int32[N, T], with BOS, EOS and PAD.
     distance: float32[N].
-    position: int32[N], where each is nearest; -1 where nothing could be compared.
-    weight: float64[N]; all 1 for candidates as they were drawn.
+    position: int32[N], of the minimum; -1 where no position could be compared.
+    weight: float64[N]; how often it was drawn, or an importance weight.
   """
 
   tokens: np.ndarray
@@ -45,7 +46,7 @@ class Members:
 
   @classmethod
   def of(cls, preimage: Preimage, task: Task) -> "Members":
-    """The candidates of a preimage, each as often as it was drawn."""
+    """The candidates of a preimage, weighted by how often each was drawn."""
     tokens = np.full((len(preimage.samples), task.length), task.tokenizer.pad_id, np.int32)
     for row, sample in zip(tokens, preimage.samples, strict=True):
       text = sample.tokens[: task.length - 1]
@@ -58,7 +59,7 @@ class Members:
     )
 
   def within(self, epsilon: float) -> "Members":
-    """Those inside epsilon."""
+    """The members inside epsilon."""
     inside = self.distance <= np.float32(epsilon)
     return Members(*(getattr(self, field.name)[inside] for field in dataclasses.fields(self)))
 
@@ -67,25 +68,25 @@ class Members:
 
   @property
   def effective(self) -> float:
-    """How many equally weighted members know as much (Kish, 1965); for counts, how many there are."""
+    """The effective sample size (Kish, 1965); for weights that are counts, their sum."""
     if not len(self):
       return 0.0
-    if (self.weight == np.round(self.weight)).all():  # drawn so often
+    if (self.weight == np.round(self.weight)).all():  # counts
       return float(self.weight.sum())
     return float(self.weight.sum() ** 2 / (self.weight**2).sum())
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureConsistency:
-  """One property, and what the preimage says of it.
+  """How consistently the members of a preimage share one property of the query.
 
   Attributes:
-    feature: its name.
-    value: what the query has; "" over several queries.
-    rate: the feature consistency rate: share of the preimage's members that have the same. Over several queries, its mean.
-    base: share of random inputs that have the same.
-    bits: what the members tell of it: relative entropy of its distribution among them to that among random inputs.
-    queries: how many it was taken over.
+    feature: name of the property.
+    value: the query's; "" over several queries.
+    rate: the feature consistency rate: share of the preimage's members with the query's value. Over several queries, its mean.
+    base: share of random inputs with the query's value.
+    bits: relative entropy of the property's distribution among the members to that among random inputs.
+    queries: how many it was averaged over.
     control: the same rate for activations of other inputs; None where it was not measured.
   """
 
@@ -99,7 +100,7 @@ class FeatureConsistency:
 
   @property
   def certainty(self) -> float:
-    """0 for a guess, 1 for what all members agree on."""
+    """The rate corrected for chance: 0 at the base rate, 1 where all members agree (as Cohen's kappa corrects agreement)."""
     return certainty_of(self.rate.value, self.base)
 
   @property
@@ -109,19 +110,31 @@ class FeatureConsistency:
 
   @property
   def control_verdict(self) -> str | None:
-    """What the control reads; it should be "-"."""
+    """The verdict on the control; it should be "-"."""
     return None if self.control is None else _verdict(self.control, self.base)
 
   def to_dict(self) -> dict:
     """Plain data for JSON."""
-    told = {"feature": self.feature, "value": self.value, "verdict": self.verdict, "certainty": self.certainty}
-    told |= {"rate": self.rate.to_dict(), "base": self.base, "bits": self.bits, "queries": self.queries}
     control = self.control and self.control.to_dict() | {"verdict": self.control_verdict}
-    return told | {"control": control}
+    return {
+      "feature": self.feature,
+      "value": self.value,
+      "verdict": self.verdict,
+      "certainty": self.certainty,
+      "rate": self.rate.to_dict(),
+      "base": self.base,
+      "bits": self.bits,
+      "queries": self.queries,
+      "control": control,
+    }
+
+  def __str__(self) -> str:
+    """Such as "C2 = 0"; the name alone over several queries."""
+    return f"{self.feature} = {self.value}" if self.value else self.feature
 
 
 def certainty_of(rate: float, base: float) -> float:
-  """What of the gap between random inputs and all members agreeing is closed: 0 for a guess, 1 for certainty."""
+  """(rate - base) / (1 - base): 0 at the base rate, 1 where all members agree."""
   return (rate - base) / (1.0 - base)
 
 
@@ -132,12 +145,12 @@ def _verdict(rate: Rate, base: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Diversity:
-  """How different the members are that were drawn.
+  """How different the drawn members are from each other.
 
   Attributes:
     drawn: how many draws fell inside epsilon.
     distinct: how many different texts they are.
-    effective: of how many equally probable texts draws would repeat themselves as often; inf where none was drawn twice.
+    effective: the number of equally probable texts of which draws would have as many duplicates; inf where none was drawn twice.
     differ: share of the tokens in which two of them differ, mean over pairs.
     base: the same of random inputs.
   """
@@ -149,19 +162,20 @@ class Diversity:
   base: float
 
   def to_dict(self) -> dict:
-    told = dataclasses.asdict(self)
+    """Plain data for JSON; numbers that JSON does not have are None."""
     return {
-      name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in told.items()
+      name: None if isinstance(value, float) and not math.isfinite(value) else value
+      for name, value in dataclasses.asdict(self).items()
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class ActivationReading:
-  """What one activation says.
+@dataclasses.dataclass(frozen=True, repr=False)
+class ActivationReading(ShowsTable):
+  """What one activation encodes.
 
   Attributes:
-    query: which.
-    epsilon, metric, match: what the members were held against.
+    query: the activation and its input.
+    epsilon, metric, match: of the preimage.
     rows: every property that the query has, most certain first.
     diversity: of the members.
     stability: epsilon -> {property: its rate}, from the same candidates; epsilons inside which none lie are left out.
@@ -177,7 +191,7 @@ class ActivationReading:
 
   @property
   def encoded(self) -> list[FeatureConsistency]:
-    """The properties that are said, most certain first."""
+    """The properties with the verdict "encodes", most certain first."""
     return [row for row in self.rows if row.verdict == "encodes"]
 
   def to_dict(self) -> dict:
@@ -186,31 +200,48 @@ class ActivationReading:
     return {
       "query": query,
       **{name: getattr(self, name) for name in ("epsilon", "metric", "match")},
-      "says": [row.to_dict() for row in self.rows],
+      "features": [row.to_dict() for row in self.rows],
       "diversity": self.diversity.to_dict(),
       "stability": [{"epsilon": epsilon, "rates": rates} for epsilon, rates in self.stability.items()],
     }
 
+  def _table(self) -> Table:
+    label = self.query.label or self.query.position
+    title = f"{self.query.site} at {label!r} of {self.query.text!r}: {self.diversity.drawn:,} inside epsilon = {self.epsilon:g}"
+    rows = [
+      (str(row), str(row.rate), f"{row.base:.3f}", f"{row.bits:.2f}", row.verdict)
+      for row in self.rows
+      if row.verdict != "-"
+    ]
+    if not rows:
+      note = "encodes none of the task's features" if self.diversity.drawn else "no candidate lies inside epsilon"
+      return Table(title, notes=note)
+    left = len(self.rows) - len(rows)
+    notes = f"{left} more properties: no more consistent than among random inputs" if left else ""
+    return Table(title, ("property", "inside epsilon (95 %)", "random", "bits", ""), tuple(rows), notes)
+
 
 def activation_reading(
   preimage: Preimage,
-  task: Task,
+  task: Task | None = None,
   members: Members | None = None,
   tokens: bool = True,
   expressions: Sequence[str] = (),
 ) -> ActivationReading:
-  """What an activation says, from its candidates alone; another epsilon (`preimage.at`) needs no model.
+  """What an activation encodes, from its candidates alone; another epsilon (`preimage.at`) needs no model.
 
   Args:
     preimage: the query with its candidates.
-    task: whose they are.
-    members: other texts in place of the candidates, such as weighted ones (`information.Found.members`); with distances to the query.
-    tokens: whether plain tokens are looked at besides the task's features.
-    expressions: to be looked at besides, such as "F1 + S1 >= 10" (`grammar.expression`).
+    task: of the preimage; None: found by its name, which a task over the texts of a language model is not.
+    members: other texts in place of the candidates, with distances to the query, such as weighted ones
+      (`information.InformationResult.members`).
+    tokens: whether plain tokens are included besides the task's features.
+    expressions: more properties, such as "F1 + S1 >= 10" (`grammar.expression`).
 
   Raises:
     InversionViewError: a preimage of another task, or an expression that is not understood.
   """
+  task = tasks.get(preimage.task) if task is None else task
   if preimage.task != task.name:
     raise InversionViewError(f"this preimage is of the task {preimage.task!r}, not of {task.name!r}")
   every = Members.of(preimage, task) if members is None else members
@@ -218,8 +249,8 @@ def activation_reading(
   background, query = Background.of(task), preimage.query
   random = background.at(query.label or query.position, expressions)
   has = of_query(query, task, preimage.match, tokens, expressions)
-  found = properties(task, inside.tokens, inside.position, expressions)
-  rows = [_said(name, value, found[name], inside, random[name], task) for name, value in has.items()]
+  values_of = properties(task, inside.tokens, inside.position, expressions)
+  rows = [_consistency(name, value, values_of[name], inside, random[name], task) for name, value in has.items()]
   return ActivationReading(
     query,
     preimage.epsilon,
@@ -234,54 +265,57 @@ def activation_reading(
 def of_query(
   query: Query, task: Task, match: str = "anywhere", tokens: bool = True, expressions: Sequence[str] = ()
 ) -> dict[str, int]:
-  """The properties of a query that are worth asking about: a name -> its value."""
+  """The properties of a query that are not the same for all inputs: name -> value."""
   random = Background.of(task).at(query.label or query.position, expressions)
   row = np.full((1, task.length), task.tokenizer.pad_id, np.int32)
   row[0, : len(query.tokens)] = query.tokens[: task.length]
   own = {*task.features(row), *task.expressions, *expressions}
   has = {}
   for name, values in properties(task, row, np.array([query.position]), expressions).items():
-    wanted = name in own or (tokens and (match == "anywhere" or name not in AROUND))
-    if wanted and values[0] != -1 and name in random:
+    included = name in own or (tokens and (match == "anywhere" or name not in AROUND))
+    if included and values[0] != -1 and name in random:
       has[name] = int(values[0])
   return has
 
 
 def ordered(rows: Sequence[FeatureConsistency]) -> tuple[FeatureConsistency, ...]:
-  """Most certain first; of two that are equally so, the one that random inputs share less."""
+  """The rows by certainty, highest first; of equal ones the one with the lower base rate first."""
   return tuple(sorted(rows, key=lambda row: (-round(certainty_of(row.rate.low, row.base), 6), row.base)))
 
 
-def _said(name: str, value: int, found, inside: Members, random, task: Task) -> FeatureConsistency:
-  same = float(inside.weight[found == value].sum())
+def _consistency(
+  name: str, value: int, values: np.ndarray, inside: Members, random: np.ndarray, task: Task
+) -> FeatureConsistency:
+  """One row: int32[N] values of the members and int32[M] of random inputs against the query's value."""
+  same = float(inside.weight[values == value].sum())
   total, effective = float(inside.weight.sum()), inside.effective
   rate = Rate(effective * same / total, effective) if total else Rate(0, 0)
   plain = name.startswith("token ") or name in AROUND
   shown = task.tokenizer.strings([value])[0] if plain else str(value + 1 if value < 0 else value)
-  bits = _bits(found, inside.weight, effective, random)
+  bits = _bits(values, inside.weight, effective, random)
   return FeatureConsistency(name, shown, rate, float(np.mean(random == value)), bits)
 
 
-def _bits(found: np.ndarray, weight: np.ndarray, effective: float, random: np.ndarray) -> float:
-  """Relative entropy in bits of values among members to those among random inputs, less what it has by chance (Miller, 1955)."""
-  if not len(found):
+def _bits(values: np.ndarray, weight: np.ndarray, effective: float, random: np.ndarray) -> float:
+  """Relative entropy in bits of values among members to those among random inputs, less its bias in small samples (Miller, 1955)."""
+  if not len(values):
     return math.nan
-  values, which = np.unique(found, return_inverse=True)
+  distinct, which = np.unique(values, return_inverse=True)
   inside = np.bincount(which, weight) / weight.sum()
-  outside = np.array([max(np.mean(random == value), 0.5 / len(random)) for value in values])
+  outside = np.array([max(np.mean(random == value), 0.5 / len(random)) for value in distinct])
   used = inside > 0
   plain = float(np.sum(inside[used] * np.log2(inside[used] / outside[used])))
   return max(plain - (int(used.sum()) - 1) / (2 * max(effective, 1.0) * math.log(2)), 0.0)
 
 
 def diversity(inside: Members, background: Background) -> Diversity:
-  """How different the members are; see `Diversity`."""
+  """The diversity of members, beside that of random inputs."""
   if not len(inside):
     return Diversity(0, 0, math.nan, math.nan, background.differ)
   _, which = np.unique(inside.tokens, axis=0, return_inverse=True)
   counts = np.bincount(which.reshape(-1), inside.weight)
   drawn = inside.effective
-  # Two draws are the same with this probability; no draw is compared with itself.
+  # The probability that two different draws are the same text.
   chance = ((counts**2).sum() / counts.sum() ** 2 * drawn - 1.0) / max(drawn - 1.0, 1e-9)
   effective = 1.0 / chance if chance > 1e-9 else math.inf
   differ = differing(inside.tokens, inside.weight, background.varying)
@@ -289,15 +323,16 @@ def diversity(inside: Members, background: Background) -> Diversity:
 
 
 def _stability(
-  every: Members, has: dict[str, int], task: Task, epsilon: float, expressions
+  every: Members, has: dict[str, int], task: Task, epsilon: float, expressions: Sequence[str]
 ) -> dict[float, dict[str, float]]:
+  """The rate of each property at multiples of epsilon."""
   rates = {}
   for step in STEPS:
     inside = every.within(step * epsilon)
     if len(inside):
-      found = properties(task, inside.tokens, inside.position, expressions)
+      values_of = properties(task, inside.tokens, inside.position, expressions)
       share = inside.weight / inside.weight.sum()
       rates[float(f"{step * epsilon:.6g}")] = {
-        name: float(share[found[name] == value].sum()) for name, value in has.items()
+        name: float(share[values_of[name] == value].sum()) for name, value in has.items()
       }
   return rates

@@ -1,112 +1,36 @@
-"""A reader against exact preimages: how much of a preimage it finds, could find, and puts before what lies outside.
+"""A reader against exact preimages: precision and coverage of its candidates, and completeness of its decoder's probabilities.
 
-Shapes: Q queries, N texts, M members of a preimage, T tokens, D width of the activation, K settings of a sampling mixture.
+Shapes: Q queries, N inputs, M members of a preimage, T tokens.
 """
 
 import dataclasses
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from inversionview_jax.devices import parallel
 from inversionview_jax.measures.held_out import HeldOutQueries
-from inversionview_jax.models.decoder import Decoder, token_log_probs
-from inversionview_jax.reading.reader import Reader
+from inversionview_jax.measures.rates import auc
+from inversionview_jax.reading import Reader
+from inversionview_jax.reading.log_prob import mixture_log_prob
 from inversionview_jax.sampling import exact
-from inversionview_jax.tasks import Mixture
+from inversionview_jax.tables import ShowsTable, Table
+from inversionview_jax.tasks import Mixture, Task
 
-_FLOOR = 0.1  # of the uniform share: what a member of the preimage must be given to count as covered
-_TEXTS = 512  # in one call of the decoder
-
-
-def mixture_log_prob(
-  reader: Reader, activation, site: int, tokens, settings, draws: int = 8, seed: int = 0
-) -> np.ndarray:
-  """log of the probability with which one candidate of a sampling mixture is each of these texts.
-
-  The probability at (temperature, eta) is the mean over `draws` of the noise; the mixture's is the mean over its settings.
-
-  Args:
-    activation: float32[D].
-    site: index into the reader's sites.
-    tokens: int32[N, T].
-    settings: K pairs of (temperature, eta).
-    draws: of the noise, for settings that have some.
-    seed: of the noise.
-
-  Returns:
-    float64[N].
-  """
-  terms, weights = [], []
-  rng = np.random.default_rng(seed)
-  activation = np.asarray(activation, np.float32)
-  for eta in sorted({noise for _, noise in settings}):
-    temperatures = [t for t, noise in settings if noise == eta]
-    for _ in range(draws if eta else 1):
-      noisy = activation + eta * activation.std() * rng.standard_normal(activation.shape).astype(np.float32)
-      terms.append(log_probs(reader, noisy, site, tokens, temperatures))
-      weights.append(np.full(len(temperatures), 1.0 / (len(settings) * (draws if eta else 1))))
-  terms, weights = np.concatenate(terms), np.concatenate(weights)
-  top = terms.max(axis=0)
-  with np.errstate(divide="ignore"):
-    return np.where(np.isinf(top), -np.inf, top + np.log(weights @ np.exp(terms - np.where(np.isinf(top), 0.0, top))))
+_FLOOR = 0.1  # share of the uniform probability 1/M from which a member counts as covered
+_INPUTS_AT_ONCE = 32_768  # whose tokens are made at a time
 
 
-def log_probs(reader: Reader, activation, site: int, tokens, temperatures) -> np.ndarray:
-  """log p(text | activation, site) at several temperatures: float32[D], int, int32[N, T], float[K] -> float64[K, N].
-
-  Temperature 0 is greedy decoding: 0 for the most likely text, -inf for all others.
-  """
-  tokens, temperatures = np.asarray(tokens, np.int32), np.asarray(temperatures, np.float32)
-  found = []
-  for start in range(0, len(tokens), _TEXTS):
-    part = tokens[start : start + _TEXTS]
-    # Short parts are filled up to a power of two, so that few shapes are compiled.
-    size = min(_TEXTS, 1 << (len(part) - 1).bit_length())
-    padded = parallel.pad_rows(part, size)
-    out = _log_probs(
-      reader.config.quick(reader.sampler.mesh),
-      reader.variables,
-      padded,
-      activation,
-      np.int32(site),
-      temperatures,
-      reader.task.tokenizer.pad_id,
-    )
-    found.append((out, len(part)))
-  return np.concatenate([np.asarray(out, np.float64)[:, :n] for out, n in found], axis=1)
-
-
-def _tempered(config, variables, tokens, activation, site, temperatures, pad_id):
-  n = len(tokens)
-  z, which = jnp.broadcast_to(activation, (n, len(activation))), jnp.full(n, site)
-  logits = Decoder(config).apply(variables, tokens, z, which)
-  counted = (tokens != pad_id)[:, 1:]
-
-  def at(temperature):
-    warm = jnp.sum(token_log_probs(logits / jnp.where(temperature > 0, temperature, 1.0), tokens) * counted, axis=-1)
-    greedy = jnp.all((jnp.argmax(logits[:, :-1], axis=-1) == tokens[:, 1:]) | ~counted, axis=-1)
-    return jnp.where(temperature > 0, warm, jnp.where(greedy, 0.0, -jnp.inf))
-
-  return jax.lax.map(at, temperatures)
-
-
-_log_probs = parallel.jit(_tempered, static_argnums=(0, 6))
-
-
-@dataclasses.dataclass(frozen=True)
-class ExactComparison:
-  """One query's samples against its exact preimage B.
+@dataclasses.dataclass(frozen=True, repr=False)
+class ExactComparison(ShowsTable):
+  """One query's candidates against its exact preimage B.
 
   Attributes:
     site, label, text: of the query.
     size: |B|.
     precision: share of the candidates inside epsilon.
     distinct: how many different members of B are among the candidates.
-    coverage: share of the members of B to which one candidate of the mixture falls with at least a tenth of their uniform share 1/|B|.
-    members: on how many members, drawn from B without replacement, `coverage` was taken.
+    coverage: share of the members of B that one candidate of the mixture is with at least a tenth of the uniform probability 1/|B|.
+    members: on how many members, drawn from B without replacement, `coverage` was computed.
     features: for each feature of the task, the share of its values occurring in B that occur among the candidates inside epsilon.
   """
 
@@ -120,10 +44,17 @@ class ExactComparison:
   members: int
   features: dict[str, float]
 
+  def _table(self) -> Table:
+    rows = [("precision", f"{self.precision:.3f}"), ("coverage", f"{self.coverage:.3f} of {self.members:,} members")]
+    rows.append(("distinct members", f"{self.distinct:,} of {self.size:,}"))
+    if self.features:
+      rows.append(("feature values", " ".join(f"{name} {share:.2f}" for name, share in self.features.items())))
+    return Table(f"{self.site} at {self.label!r} of {self.text!r} against its exact preimage", (), tuple(rows))
+
 
 def compare_with_exact(
   reader: Reader,
-  asked: HeldOutQueries,
+  held_out: HeldOutQueries,
   mixture: Mixture | None = None,
   members: int = 256,
   draws: int = 8,
@@ -133,7 +64,7 @@ def compare_with_exact(
 
   Args:
     reader: of a task whose inputs can be enumerated.
-    asked: Q queries.
+    held_out: Q queries.
     mixture: how candidates are drawn; None: as the task does.
     members: most members of a preimage whose probability is computed; a larger preimage is sampled.
     draws: of the noise (`mixture_log_prob`).
@@ -142,52 +73,48 @@ def compare_with_exact(
   Raises:
     InversionViewError: a task that cannot enumerate its inputs, or more queries than fit into memory.
   """
-  task = reader.task
+  task, queries = reader.task, held_out.queries
   mixture = mixture or task.mixture
-  found = exact.distances(
-    reader.target, task, reader.sites, asked.queries, exact.every_input(task), reader.sampler.mesh
-  )
-  rng, made = np.random.default_rng(seed), []
-  for q in range(len(asked)):
-    one = jax.tree.map(lambda x, q=q: x[q : q + 1], asked.queries)
-    out, _ = reader.draw_mixture(one, mixture, seed + q)
-    near = out.distance <= np.float32(task.epsilon)
-    candidates = out.tokens[near]
-    preimage = found.members(q, task.epsilon)
+  distances = exact.distances(reader.target, task, reader.sites, queries, exact.every_input(task), reader.sampler.mesh)
+  rng, comparisons = np.random.default_rng(seed), []
+  for q in range(len(held_out)):
+    candidates, _ = reader.draw_mixture(queries.take(q), mixture, seed + q)
+    is_inside = candidates.distance <= np.float32(task.epsilon)
+    texts = candidates.tokens[is_inside]
+    preimage = distances.members(q, task.epsilon)
     some = rng.permutation(preimage)[:members]
-    site = int(asked.queries.site[q])
-    log_p = mixture_log_prob(
-      reader, asked.queries.activation[q], site, task.tokens(some), mixture.settings, draws, seed + q
-    )
-    made.append(
+    site = int(queries.site[q])
+    log_p = mixture_log_prob(reader, queries.activation[q], site, task.tokens(some), mixture.settings, draws, seed + q)
+    comparisons.append(
       ExactComparison(
         site=reader.config.sites[site],
-        label=asked.labels[q],
-        text=task.tokenizer.text(asked.tokens[q]),
+        label=held_out.labels[q],
+        text=task.tokenizer.text(held_out.tokens[q]),
         size=len(preimage),
-        precision=float(near.mean()),
-        distinct=len(np.intersect1d(task.index(candidates), preimage)),
+        precision=float(is_inside.mean()),
+        distinct=len(np.intersect1d(task.index(texts), preimage)),
         coverage=float(np.mean(log_p >= math.log(_FLOOR / len(preimage)))),
         members=len(some),
-        features=_feature_coverage(task, task.tokens(preimage), candidates),
+        features=_feature_coverage(task, task.tokens(preimage), texts),
       )
     )
-  return made
+  return comparisons
 
 
-def _feature_coverage(task, members, candidates) -> dict[str, float]:
-  ours = {name: set(values.tolist()) for name, values in task.features(candidates).items()} if len(candidates) else {}
+def _feature_coverage(task: Task, members: np.ndarray, candidates: np.ndarray) -> dict[str, float]:
+  """Of each feature the share of its values among the members int32[M, T] that occur among the candidates int32[N, T]."""
+  drawn = {name: set(values.tolist()) for name, values in task.features(candidates).items()} if len(candidates) else {}
   covered = {}
   for name, values in task.features(members).items():
-    there = set(np.unique(values).tolist()) - {-1}
-    if there:
-      covered[name] = len(there & ours.get(name, set())) / len(there)
+    present = set(np.unique(values).tolist()) - {-1}
+    if present:
+      covered[name] = len(present & drawn.get(name, set())) / len(present)
   return covered
 
 
-@dataclasses.dataclass(frozen=True)
-class Completeness:
-  """One query: distance of inputs against their log-probability under the decoder (paper, appendix on completeness).
+@dataclasses.dataclass(frozen=True, repr=False)
+class Completeness(ShowsTable):
+  """One query: distances of inputs against their log-probability under the decoder (paper, appendix on completeness).
 
   Attributes:
     site, label, text: of the query.
@@ -203,14 +130,17 @@ class Completeness:
   distance: np.ndarray
   log_prob: np.ndarray
 
-  def to_dict(self, bins: int = 60) -> dict:
-    """Counts of inputs over distance and log-probability, for inside and outside epsilon what they are given, and how well they part.
+  @property
+  def auc(self) -> float | None:
+    """P(a random input inside epsilon has a higher probability than one outside), ties counting half; None where one side is empty."""
+    inside = self.distance <= np.float32(self.epsilon)
+    return auc(self.log_prob[inside], self.log_prob[~inside])
 
-    "order" is the probability that a random input inside is given more than a random one outside; null where there is none of either.
-    """
+  def to_dict(self, bins: int = 60) -> dict:
+    """Histogram of inputs over distance and log-probability, total probability and quantiles inside and outside epsilon, and the AUC."""
     inside = self.distance <= np.float32(self.epsilon)
     finite = np.isfinite(self.distance)
-    counts, far, said = np.histogram2d(self.distance[finite], self.log_prob[finite], bins=bins)
+    counts, distance_edges, log_prob_edges = np.histogram2d(self.distance[finite], self.log_prob[finite], bins=bins)
     sides = {}
     for name, side in (("inside", inside), ("outside", ~inside)):
       values = self.log_prob[side]
@@ -222,25 +152,25 @@ class Completeness:
       "text": self.text,
       "epsilon": self.epsilon,
       **sides,
-      "order": _order(self.log_prob[inside], self.log_prob[~inside]),
-      "distance_edges": far.tolist(),
-      "log_prob_edges": said.tolist(),
+      "auc": self.auc,
+      "distance_edges": distance_edges.tolist(),
+      "log_prob_edges": log_prob_edges.tolist(),
       "counts": counts.astype(int).tolist(),
     }
 
-
-def _order(inside, outside) -> float | None:
-  """P(a random value of the first is larger than one of the second), ties counting half (Mann and Whitney, 1947)."""
-  if not len(inside) or not len(outside):
-    return None
-  ranked = np.sort(outside)
-  below = np.searchsorted(ranked, inside, side="left") + np.searchsorted(ranked, inside, side="right")
-  return float(below.mean() / (2 * len(outside)))
+  def _table(self) -> Table:
+    inside = self.distance <= np.float32(self.epsilon)
+    rows = tuple(
+      (name, f"{side.sum():,}", f"{np.exp(self.log_prob[side]).sum():.4g}")
+      for name, side in (("inside", inside), ("outside", ~inside))
+    )
+    title = f"{self.site} at {self.label!r} of {self.text!r}, epsilon {self.epsilon:g}"
+    return Table(title, ("", "inputs", "probability"), rows, "" if self.auc is None else f"AUC {self.auc:.4f}")
 
 
 def completeness(
   reader: Reader,
-  asked: HeldOutQueries,
+  held_out: HeldOutQueries,
   inputs: int | None = None,
   noise: float = 0.1,
   draws: int = 1,
@@ -250,30 +180,32 @@ def completeness(
 
   Args:
     reader: of a task whose inputs can be enumerated.
-    asked: Q queries.
+    held_out: Q queries.
     inputs: how many random inputs; None: all.
     noise, draws: the probability is the mean over so many draws of noise eta (paper: 500 draws of 0.1); one draw is without noise.
     seed: of inputs and noise.
   """
-  task = reader.task
+  task, queries = reader.task, held_out.queries
   index = exact.every_input(task)
   if inputs is not None and inputs < len(index):
     index = np.sort(np.random.default_rng(seed).choice(index, size=inputs, replace=False))
-  found = exact.distances(reader.target, task, reader.sites, asked.queries, index, reader.sampler.mesh)
-  settings, made = ((1.0, noise if draws > 1 else 0.0),), []
-  for q in range(len(asked)):
-    site, said = int(asked.queries.site[q]), []
-    for start in range(0, len(index), 64 * _TEXTS):
-      tokens = task.tokens(index[start : start + 64 * _TEXTS])
-      said.append(mixture_log_prob(reader, asked.queries.activation[q], site, tokens, settings, draws, seed=seed))
-    made.append(
+  distances = exact.distances(reader.target, task, reader.sites, queries, index, reader.sampler.mesh)
+  settings = ((1.0, noise if draws > 1 else 0.0),)
+  results = []
+  for q in range(len(held_out)):
+    site, activation = int(queries.site[q]), queries.activation[q]
+    log_prob = [
+      mixture_log_prob(reader, activation, site, task.tokens(part), settings, draws, seed=seed)
+      for part in np.split(index, range(_INPUTS_AT_ONCE, len(index), _INPUTS_AT_ONCE))
+    ]
+    results.append(
       Completeness(
         reader.config.sites[site],
-        asked.labels[q],
-        task.tokenizer.text(asked.tokens[q]),
+        held_out.labels[q],
+        task.tokenizer.text(held_out.tokens[q]),
         task.epsilon,
-        found.distance[q],
-        np.concatenate(said),
+        distances.distance[q],
+        np.concatenate(log_prob),
       )
     )
-  return made
+  return results

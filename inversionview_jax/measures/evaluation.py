@@ -1,4 +1,4 @@
-"""`evaluate`: every number that says how far to trust a reader, in one table.
+"""`evaluate`: in-epsilon rates, base rates, precision and coverage of a reader in one table: how far to trust it.
 
 Shapes: Q queries, S sites.
 """
@@ -14,17 +14,19 @@ from inversionview_jax._version import __version__
 from inversionview_jax.files import write_whole
 from inversionview_jax.measures import coverage, held_out
 from inversionview_jax.measures.coverage import ExactComparison
-from inversionview_jax.measures.held_out import HeldOutQueries, Rate
-from inversionview_jax.reading.reader import Reader
+from inversionview_jax.measures.held_out import HeldOutQueries
+from inversionview_jax.measures.rates import Rate
+from inversionview_jax.reading import Reader
 from inversionview_jax.sampling import exact
+from inversionview_jax.tables import ShowsTable, Table
 from inversionview_jax.tasks import Mixture
 
 FORMAT, FORMAT_VERSION = "inversionview-evaluation", 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Site:
-  """One site of an evaluation: its in-epsilon rate, what random inputs reach, and both by label of the position."""
+class SiteRate:
+  """One site of an evaluation: its in-epsilon rate, that of random inputs, and both by label of the position."""
 
   name: str
   rate: Rate
@@ -32,15 +34,15 @@ class Site:
   by_label: dict[str, tuple[Rate, float]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-  """What `evaluate` measured; `to_json` writes it.
+@dataclasses.dataclass(frozen=True, repr=False)
+class Evaluation(ShowsTable):
+  """The measurements of `evaluate`.
 
   Attributes:
     reader, task, target: names; `target` with its fingerprint.
     epsilon, metric, seed: of the measurement.
     sites: one by one.
-    labels: of the positions that were asked, in the order in which they stand in an input.
+    labels: of the queries' positions, in the order in which they stand in an input.
     exact: queries against exact preimages; empty for a task that cannot enumerate its inputs.
     mixture: that the candidates of `exact` were drawn with.
   """
@@ -51,7 +53,7 @@ class Evaluation:
   epsilon: float
   metric: str
   seed: int
-  sites: tuple[Site, ...]
+  sites: tuple[SiteRate, ...]
   labels: tuple[str, ...]
   exact: tuple[ExactComparison, ...]
   mixture: Mixture
@@ -63,20 +65,20 @@ class Evaluation:
 
   @property
   def base(self) -> float:
-    """What random inputs reach, mean over sites."""
+    """The in-epsilon rate of random inputs, mean over sites."""
     return float(np.mean([site.base for site in self.sites]))
 
   def summary(self) -> dict:
     """The means: rate, its standard error, base, and where measured precision, coverage, feature coverage and distinct members."""
-    spread = [site.rate.value * (1 - site.rate.value) / site.rate.count for site in self.sites]
-    told = {
+    variances = [site.rate.value * (1 - site.rate.value) / site.rate.count for site in self.sites]
+    means = {
       "rate": self.rate,
-      "rate_standard_error": math.sqrt(sum(spread)) / len(spread),
+      "rate_standard_error": math.sqrt(sum(variances)) / len(variances),
       "rate_lowest": min(site.rate.value for site in self.sites),
       "base": self.base,
     }
     if self.exact:
-      told |= {
+      means |= {
         "queries": len(self.exact),
         "precision": float(np.mean([one.precision for one in self.exact])),
         "coverage": float(np.mean([one.coverage for one in self.exact])),
@@ -85,7 +87,7 @@ class Evaluation:
         ),
         "distinct": float(np.mean([one.distinct for one in self.exact])),
       }
-    return told
+    return means
 
   def to_json(self, path: "str | os.PathLike | None" = None) -> str:
     """Strict JSON of everything; also written to `path`, whole or not at all."""
@@ -113,6 +115,17 @@ class Evaluation:
       write_whole(path, text + "\n")
     return text
 
+  def _table(self) -> Table:
+    summary = self.summary()
+    rows = [(site.name, str(site.rate), f"{site.base:.3f}") for site in self.sites]
+    rows.append(("mean", f"{self.rate:.3f} ± {summary['rate_standard_error']:.3f}", f"{self.base:.3f}"))
+    notes = ""
+    if self.exact:
+      means = ", ".join(f"{name} {summary[name]:.3f}" for name in ("precision", "coverage", "feature_coverage"))
+      notes = f"{len(self.exact)} queries against exact preimages: {means.replace('_', ' ')}"
+    title = f"Evaluation of the reader {self.reader!r}, epsilon {self.epsilon:g}"
+    return Table(title, ("site", "in-epsilon rate (95 %)", "random inputs"), tuple(rows), notes)
+
 
 def evaluate(
   reader: Reader,
@@ -122,36 +135,36 @@ def evaluate(
   members: int = 256,
   seed: int = 0,
 ) -> Evaluation:
-  """Everything above, for one reader, on inputs that training did not see.
+  """The in-epsilon rate of every site, and candidates against exact preimages, on inputs that training did not see.
 
   Args:
     reader: what is evaluated.
     queries: per site, for the in-epsilon rate.
     exact_queries: in total, the sites in turn, against exact preimages; 0 for a task that cannot enumerate its inputs.
     mixture: how the candidates for `exact_queries` are drawn; None: as the task does.
-    members: see `compare_with_exact`.
-    seed: of all of it.
+    members: see `coverage.compare_with_exact`.
+    seed: of queries, candidates and random inputs.
   """
   task = reader.task
   if exact_queries:
-    exact.every_input(task)  # known now, not after the rest
-  asked = held_out.held_out(reader, queries, seed)
-  hits, base = held_out.inside(reader, asked, seed), held_out.base_rates(reader, asked, seed=seed)
-  labels, order = np.array(asked.labels), _in_order(asked)
+    exact.every_input(task)  # a task that cannot is refused before anything runs
+  held = held_out.held_out_queries(reader, queries, seed)
+  hits, base = held_out.inside(reader, held, seed), held_out.base_rates(reader, held, seed=seed)
+  labels, order = np.array(held.labels), _labels_in_order(held)
 
-  def told(which):
+  def rates(which: np.ndarray) -> tuple[Rate, float]:
     return Rate(int(hits[which].sum()), int(which.sum())), float(base[which].mean())
 
   sites = []
   for s, name in enumerate(reader.config.sites):
-    own = asked.queries.site == s
-    by_label = {label: told(own & (labels == label)) for label in order if (own & (labels == label)).any()}
-    sites.append(Site(name, *told(own), by_label))
+    own = held.queries.site == s
+    by_label = {label: rates(own & (labels == label)) for label in order if (own & (labels == label)).any()}
+    sites.append(SiteRate(name, *rates(own), by_label))
   mixture = mixture or task.mixture
-  against = ()
+  comparisons: list[ExactComparison] = []
   if exact_queries:
-    some = held_out.held_out(reader, exact_queries, seed + 1, every_site=False)
-    against = coverage.compare_with_exact(reader, some, mixture, members, seed=seed)
+    some = held_out.held_out_queries(reader, exact_queries, seed + 1, every_site=False)
+    comparisons = coverage.compare_with_exact(reader, some, mixture, members, seed=seed)
   return Evaluation(
     reader=reader.name,
     task=task.name,
@@ -161,14 +174,14 @@ def evaluate(
     seed=seed,
     sites=tuple(sites),
     labels=tuple(order),
-    exact=tuple(against),
+    exact=tuple(comparisons),
     mixture=mixture,
   )
 
 
-def _in_order(asked: HeldOutQueries) -> list[str]:
+def _labels_in_order(held: HeldOutQueries) -> list[str]:
   """The labels of the queries, in the order in which they stand in an input."""
-  at = {}
-  for label, position in zip(asked.labels, asked.at.tolist(), strict=True):
-    at.setdefault(label, []).append(position)
-  return sorted(at, key=lambda label: (np.mean(at[label]), label))
+  positions: dict[str, list[int]] = {}
+  for label, position in zip(held.labels, held.position.tolist(), strict=True):
+    positions.setdefault(label, []).append(position)
+  return sorted(positions, key=lambda label: (np.mean(positions[label]), label))

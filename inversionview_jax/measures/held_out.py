@@ -1,87 +1,117 @@
-"""How far to trust a reader: how often its samples lie inside epsilon, next to what random inputs reach, and all of it in one evaluation.
+"""Queries on inputs that training did not see, their in-epsilon rate, and the rate that random inputs reach.
 
 Shapes: Q queries, T tokens, D width of the activation, S sites.
 """
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
-import jax
 import numpy as np
 
-from inversionview_jax import distance
 from inversionview_jax.devices import parallel
-from inversionview_jax.measures.rates import Rate
-from inversionview_jax.reading.reader import Reader
-from inversionview_jax.sampling import collect, exact, sampler
-
-__all__ = ["HeldOutQueries", "Rate", "base_rates", "held_out", "inside"]
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.reading import Reader, Request
+from inversionview_jax.sampling import collect, exact, in_epsilon
+from inversionview_jax.sampling.candidates import Queries
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutQueries:
-  """Held-out queries.
+  """Queries on held-out inputs.
 
   Attributes:
     tokens: int32[Q, T], the inputs.
-    at: int32[Q], positions.
+    position: int32[Q].
     labels: the task's names of these positions; "" where it has none.
     queries: their activations, sites and the task's metric; minimum over positions.
   """
 
   tokens: np.ndarray
-  at: np.ndarray
+  position: np.ndarray
   labels: tuple[str, ...]
-  queries: sampler.Queries
+  queries: Queries
 
   def __len__(self) -> int:
-    return len(self.at)
+    return len(self.position)
 
-  def take(self, which) -> "HeldOutQueries":
+  def __repr__(self) -> str:
+    return f"<{len(self)} held-out queries of {len(np.unique(self.queries.site))} sites>"
+
+  def take(self, index: slice | Sequence[int] | np.ndarray) -> "HeldOutQueries":
     """Some of them, by index."""
-    which = np.arange(len(self))[which]
-    queries = jax.tree.map(lambda x: x[which], self.queries)
-    return HeldOutQueries(self.tokens[which], self.at[which], tuple(self.labels[i] for i in which), queries)
+    index = np.arange(len(self))[index]
+    return HeldOutQueries(
+      self.tokens[index], self.position[index], tuple(self.labels[i] for i in index), self.queries.take(index)
+    )
 
 
-def held_out(reader: Reader, count: int, seed: int = 0, every_site: bool = True) -> HeldOutQueries:
+def held_out_queries(reader: Reader, count: int, seed: int = 0, every_site: bool = True) -> HeldOutQueries:
   """Queries on inputs of the task's test split, positions uniform over those where the task takes queries.
 
   Args:
-    reader: whose sites are asked.
+    reader: of the sites.
     count: queries; of each site if `every_site`, else in total, the sites in turn.
     seed: inputs and positions are a function of it.
     every_site: see `count`.
   """
   task, n_sites = reader.task, len(reader.sites)
   rng = np.random.default_rng(seed)
-  index = task.split("test")
-  texts = task.tokens(index[rng.permutation(len(index))[:count]])
+  texts = task.tokens(rng.permutation(task.split("test"))[:count])
   per_text = n_sites if every_site else 1
   mask = np.asarray(task.query_mask(texts))
-  # The position of the largest of random numbers over those allowed is uniform over them.
+  # The argmax of random numbers over the allowed positions is uniform over them.
   draws = np.where(mask[:, None, :], rng.random((len(texts), per_text, mask.shape[1])), -1.0)
-  at = np.argmax(draws, axis=2).astype(np.int32)  # [count, per_text]
+  position = np.argmax(draws, axis=2).astype(np.int32)  # [count, per_text]
   site = np.arange(len(texts) * per_text, dtype=np.int32).reshape(len(texts), per_text) % n_sites
-  activation = _activations(reader.target.module, reader.target.params, texts, at, site, reader.sites)
-  tokens, at, site = np.repeat(texts, per_text, axis=0), at.reshape(-1), site.reshape(-1)
-  metric = np.full(len(at), distance.metric_index(task.metric), np.int32)
-  queries = sampler.Queries(np.asarray(activation).reshape(len(at), -1), site, np.full(len(at), -1, np.int32), metric)
-  named = [task.labels(row)[p] for row, p in zip(tokens, at, strict=True)]
-  return HeldOutQueries(tokens, at, tuple(named), queries)
+  activation = _activations(reader.target.module, reader.target.params, texts, position, site, reader.sites)
+  tokens, position, site = np.repeat(texts, per_text, axis=0), position.reshape(-1), site.reshape(-1)
+  queries = Queries.of(np.asarray(activation).reshape(len(position), -1), site, task.metric)
+  labels = [task.labels(row)[at] for row, at in zip(tokens, position, strict=True)]
+  return HeldOutQueries(tokens, position, tuple(labels), queries)
 
 
 _activations = parallel.jit(collect.activations_at, static_argnums=(0, 5))
 
 
-def inside(reader: Reader, asked: HeldOutQueries, seed: int = 0) -> np.ndarray:
+def held_out_requests(reader: Reader, site: str, position: int | str, count: int, seed: int = 0) -> list[Request]:
+  """Queries at one site and position on random inputs of the task's test split; inputs without such a position are skipped.
+
+  Args:
+    reader: of the task.
+    site, position: as for `Reader.preimage`.
+    count: how many; fewer where only few of 20 times as many inputs have the position.
+    seed: of the inputs.
+
+  Raises:
+    InversionViewError: no input has the position.
+  """
+  task = reader.task
+  order = np.random.default_rng(seed).permutation(task.split("test"))
+  requests: list[Request] = []
+  skipped: InversionViewError | None = None
+  for row in task.tokens(order[: 20 * count]):
+    if len(requests) == count:
+      break
+    try:
+      task.position(row, position)
+    except InversionViewError as error:
+      skipped = error
+      continue
+    requests.append(Request(task.tokenizer.text(row), site, position))
+  if not requests:
+    raise skipped or InversionViewError(f"{count} queries: at least 1 is needed")
+  return requests
+
+
+def inside(reader: Reader, held_out: HeldOutQueries, seed: int = 0) -> np.ndarray:
   """bool[Q]: whether one sample for each query, temperature 1 and no noise, lies within the task's epsilon (paper, section 3)."""
-  out = reader.draw(asked.queries, sampler.one_each(len(asked)), seed)
-  return np.asarray(out.distance) <= np.float32(reader.task.epsilon)
+  return in_epsilon.hits(functools.partial(reader.draw, seed=seed), held_out.queries, reader.task.epsilon)
 
 
-def base_rates(reader: Reader, asked: HeldOutQueries, inputs: int = 1024, seed: int = 0) -> np.ndarray:
-  """float64[Q]: the share of `inputs` random inputs of the task that lie within epsilon of each query; what guessing would reach."""
+def base_rates(reader: Reader, held_out: HeldOutQueries, inputs: int = 1024, seed: int = 0) -> np.ndarray:
+  """float64[Q]: the share of `inputs` random inputs of the task that lie within epsilon of each query, as a guess would."""
   task = reader.task
   index = np.random.default_rng(seed).integers(task.num_inputs, size=inputs)
-  found = exact.distances(reader.target, task, reader.sites, asked.queries, index, reader.sampler.mesh)
-  return np.mean(found.distance <= np.float32(task.epsilon), axis=1)
+  distances = exact.distances(reader.target, task, reader.sites, held_out.queries, index, reader.sampler.mesh)
+  return np.mean(distances.distance <= np.float32(task.epsilon), axis=1)

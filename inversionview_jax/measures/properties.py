@@ -1,4 +1,4 @@
-"""What can be true of a text: the features of its task, expressions over them, its tokens; and how often random inputs have it.
+"""Properties of texts: the features of a task, expressions over them, plain tokens; and how often random inputs have them.
 
 Shapes: N texts, T tokens.
 """
@@ -14,18 +14,18 @@ from inversionview_jax.tasks import Task
 from inversionview_jax.tasks.grammar import expression
 
 _INPUTS = 20_000  # random inputs behind a base rate: its standard error is at most 0.0036
-_INPUTS_AT = 4_000  # of which a place is looked up, one by one
+_INPUTS_AT = 4_000  # of which a position is looked up, one by one
 AROUND = {"matched token": 0, "1 before it": -1, "2 before it": -2, "1 behind it": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Background:
-  """Random inputs of a task: what is true of them anyway.
+  """Random inputs of a task and their properties, for base rates.
 
   Attributes:
-    task: whose.
+    task: of the inputs.
     tokens: int32[N, T].
-    properties: as `properties` gives them, without those that all inputs share.
+    properties: name -> int32[N], as the function `properties` returns them, without those that all inputs share.
   """
 
   task: Task
@@ -34,16 +34,17 @@ class Background:
 
   @classmethod
   def of(cls, task: Task) -> "Background":
-    """The same inputs whenever it is asked."""
+    """The background of a task, computed once; the inputs are always the same."""
     return _background(task)
 
-  def at(self, place: "int | str", expressions: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """`properties`, with those about the matched token taken at one place: an index, or a label of the task.
+  def at(self, position: int | str, expressions: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """`properties` and those of the tokens around one position: an index, or a label of the task.
 
-    An activation of this place says that it is of this place, whatever the input; that is not counted as something it says.
+    An activation at this position encodes that position, whatever the input; taken at the same position of random inputs, properties that
+    follow from it are constant and therefore left out.
     """
-    asked = _asked(self.task, tuple(expressions)) if expressions else {}
-    return self.properties | asked | _around(self.task, place)
+    extra = _expressions(self.task, tuple(expressions)) if expressions else {}
+    return self.properties | extra | _around(self.task, position)
 
   @functools.cached_property
   def varying(self) -> np.ndarray:
@@ -52,83 +53,94 @@ class Background:
 
   @functools.cached_property
   def differ(self) -> float:
+    """Share of the varying columns in which two random inputs differ."""
     return differing(self.tokens, np.ones(len(self.tokens)), self.varying)
 
 
 @functools.lru_cache(maxsize=8)
 def _background(task: Task) -> Background:
   tokens = task.tokens(np.random.default_rng(0).integers(task.num_inputs, size=_INPUTS))
-  found = properties(task, tokens, np.full(len(tokens), -1))
+  values_of = properties(task, tokens, np.full(len(tokens), -1))
   own = [*task.features(tokens[:1]), *task.expressions]
-  # A token that is a feature of the task goes by that name.
+  # A token that equals a feature of the task is listed under the feature's name.
   kept = {
     name: values
-    for name, values in _varied(found).items()
-    if name in own or not any(np.array_equal(values, found[other]) for other in own)
+    for name, values in _varied(values_of).items()
+    if name in own or not any(np.array_equal(values, values_of[other]) for other in own)
   }
   return Background(task, tokens, kept)
 
 
 @functools.lru_cache(maxsize=8)
-def _asked(task: Task, expressions: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _expressions(task: Task, expressions: tuple[str, ...]) -> dict[str, np.ndarray]:
   tokens = _background(task).tokens
-  found = properties(task, tokens, np.full(len(tokens), -1), expressions)
-  return _varied({text: found[text] for text in expressions})
+  values_of = properties(task, tokens, np.full(len(tokens), -1), expressions)
+  return _varied({text: values_of[text] for text in expressions})
 
 
 @functools.lru_cache(maxsize=64)
-def _around(task: Task, place: "int | str") -> dict[str, np.ndarray]:
+def _around(task: Task, position: int | str) -> dict[str, np.ndarray]:
   tokens, at = [], []
   for row in _background(task).tokens[:_INPUTS_AT]:
     try:
-      at.append(task.position(row, place))
-    except InversionViewError:  # an input that has no such place
+      at.append(task.position(row, position))
+    except InversionViewError:  # an input without such a position
       continue
     tokens.append(row)
   if not tokens:
     return {}
-  found = properties(task, np.stack(tokens), np.array(at))
-  return _varied({name: found[name] for name in AROUND})
+  values_of = properties(task, np.stack(tokens), np.array(at))
+  return _varied({name: values_of[name] for name in AROUND})
 
 
-def _varied(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Without what is the same in all inputs, which says nothing."""
-  return {name: values for name, values in found.items() if (values != values[0]).any()}
+def _varied(values_of: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Without properties that all inputs share, which carry no information."""
+  return {name: values for name, values in values_of.items() if (values != values[0]).any()}
 
 
 def properties(
   task: Task, tokens: np.ndarray, at: np.ndarray, expressions: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
-  """The task's features and expressions over them, and plain tokens: by their place in the text, and around the matched one.
+  """The task's features and expressions over them, and plain tokens: by their position, and around the matched one.
 
   Args:
+    task: of the texts.
     tokens: int[N, T].
     at: int[N], the matched positions; -1 for none.
     expressions: besides the task's own (`grammar.expression`).
 
   Returns:
-    A name -> int32[N]; -1 where a text has no such thing. Tokens have their ids.
+    name -> int32[N]; -1 where a text does not have the property. Tokens have their ids.
+
+  Raises:
+    InversionViewError: an expression that is not understood.
   """
   tokens, at = np.asarray(tokens), np.asarray(at)
   special = np.isin(tokens, [task.tokenizer.bos_id, task.tokenizer.eos_id, task.tokenizer.pad_id])
   plain = np.where(special, -1, tokens).astype(np.int32)
   own = task.features(tokens)
-  found = {name: np.asarray(values, np.int32) for name, values in own.items()}
+  values_of = {name: np.asarray(values, np.int32) for name, values in own.items()}
   for text in dict.fromkeys((*task.expressions, *expressions)):
     values, known = expression(text, own, len(tokens))
     # -1 is "none", so that a difference of -1 becomes -2, and so on.
-    found[text] = np.where(known, np.where(values < 0, values - 1, values), -1).astype(np.int32)
-  found |= {f"token {column}": plain[:, column] for column in range(1, tokens.shape[1])}
+    values_of[text] = np.where(known, np.where(values < 0, values - 1, values), -1).astype(np.int32)
+  values_of |= {f"token {column}": plain[:, column] for column in range(1, tokens.shape[1])}
   for name, offset in AROUND.items():
-    place = at + offset
-    inside = (at >= 0) & (place >= 0) & (place < tokens.shape[1])
-    here = np.take_along_axis(plain, np.clip(place, 0, tokens.shape[1] - 1)[:, None], axis=1)[:, 0]
-    found[name] = np.where(inside, here, -1).astype(np.int32)
-  return found
+    position = at + offset
+    exists = (at >= 0) & (position >= 0) & (position < tokens.shape[1])
+    token = np.take_along_axis(plain, np.clip(position, 0, tokens.shape[1] - 1)[:, None], axis=1)[:, 0]
+    values_of[name] = np.where(exists, token, -1).astype(np.int32)
+  return values_of
 
 
 def differing(tokens: np.ndarray, weight: np.ndarray, columns: np.ndarray) -> float:
-  """Share of the columns in which two random rows differ."""
+  """Share of the columns in which two rows drawn by weight differ.
+
+  Args:
+    tokens: int32[N, T].
+    weight: float64[N].
+    columns: bool[T], those that count.
+  """
   alike = []
   for column in np.flatnonzero(columns):
     _, which = np.unique(tokens[:, column], return_inverse=True)

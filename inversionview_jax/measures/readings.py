@@ -1,17 +1,17 @@
-"""What a place says, over a set of queries: the measures of `consistency` and `information`, and a control that must read as nothing.
+"""What a site encodes, over a set of queries: the measures of `consistency` and `information`, and a negative control.
 
-The control asks how often the members of one query's preimage have what another query has. An activation that is not the query's own can
-agree with it by chance only, so a property whose control rises above its base rate is an artefact: of the queries, of the decoder, or of the
+The control is how often the members of one query's preimage have the properties of another query. The activation of another input can agree
+with a query by chance only, so a property whose control rises above its base rate is an artefact: of the queries, of the decoder, or of the
 measure.
 
-Shapes: Q queries, P donors (whose activations stand in for the queries' own).
+Shapes: Q queries, P donors (inputs whose activations replace the queries' own in the control).
 """
 
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,24 +19,29 @@ from inversionview_jax._version import __version__
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import write_whole
 from inversionview_jax.measures import consistency, information
-from inversionview_jax.measures.consistency import Members, FeatureConsistency, ActivationReading
+from inversionview_jax.measures.consistency import ActivationReading, FeatureConsistency, Members
 from inversionview_jax.measures.information import Information
 from inversionview_jax.measures.properties import Background, properties
 from inversionview_jax.measures.rates import Rate
 from inversionview_jax.preimage import Preimage
-from inversionview_jax.reading.reader import Request, Reader
+from inversionview_jax.reading import Reader, Request
+from inversionview_jax.tables import ShowsTable, Table
+from inversionview_jax.tasks import Task
 
-FORMAT, FORMAT_VERSION = "inversionview-readings", 1
+# Version 2: a reading's rows are called "features" ("says" before), verdicts "encodes", "partly encodes", "-", and the information's counts
+# "inputs_inside" and "draws_inside" ("met" and "found" before).
+FORMAT, FORMAT_VERSION = "inversionview-readings", 2
+_AT_ONCE = 8  # queries whose candidates are drawn in one call
 
 
-@dataclasses.dataclass(frozen=True)
-class Readings:
-  """What a set of activations says.
+@dataclasses.dataclass(frozen=True, repr=False)
+class Readings(ShowsTable):
+  """What a set of activations encodes.
 
   Attributes:
     reader, task: names.
-    each: what each query says by itself.
-    information: of each query; None where it was not asked for.
+    each: the reading of each query by itself.
+    information: of each query; None where it was not requested.
     preimages: the candidates behind them.
     rows: the properties over all queries, most certain first, with their control.
     donors: how many other activations the control had for each query.
@@ -52,29 +57,32 @@ class Readings:
 
   @property
   def encoded(self) -> list[FeatureConsistency]:
-    """The properties that are said, most certain first."""
+    """The properties with the verdict "encodes", most certain first."""
     return [row for row in self.rows if row.verdict == "encodes"]
 
   @property
   def control_encoded(self) -> list[FeatureConsistency]:
-    """The properties that the control says; there should be none."""
+    """The properties with the verdict "encodes" in the control; there should be none."""
     return [row for row in self.rows if row.control is not None and row.control_verdict == "encodes"]
 
   def bits(self) -> tuple[float, float] | None:
-    """Mean information over the queries and its standard error, of the estimates and between the queries; None where it is not known."""
-    told = [one for one in self.information or () if one.bits is not None]
-    if not told:
+    """Mean information over the queries and its standard error: that of the estimates or that between queries, whichever is larger.
+
+    None where no query has an estimate.
+    """
+    known = [one for one in self.information or () if one.bits is not None]
+    if not known:
       return None
-    values = np.array([one.bits for one in told])
-    own = math.sqrt(sum(one.error**2 for one in told)) / len(told)
+    values = np.array([one.bits for one in known])
+    own = math.sqrt(sum(one.error**2 for one in known)) / len(known)
     between = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return float(values.mean()), max(own, float(between))
 
   def to_dict(self) -> dict:
     """Plain data for JSON."""
-    each = [saying.to_dict() for saying in self.each]
+    each = [reading.to_dict() for reading in self.each]
     if self.information is not None:
-      each = [one | {"information": told.to_dict()} for one, told in zip(each, self.information, strict=True)]
+      each = [one | {"information": bits.to_dict()} for one, bits in zip(each, self.information, strict=True)]
     bits = self.bits()
     return {
       "format": FORMAT,
@@ -95,33 +103,29 @@ class Readings:
       write_whole(path, text + "\n")
     return text
 
-
-def held_out(reader: Reader, site: str, position: int | str, count: int, seed: int = 0) -> list[Request]:
-  """Queries of one place on random inputs of the task's test split; inputs without such a position are passed over.
-
-  Raises:
-    InversionViewError: no input has the position.
-  """
-  task = reader.task
-  order = np.random.default_rng(seed).permutation(task.split("test"))
-  asks, refused = [], None
-  for row in task.tokens(order[: 20 * count]):
-    if len(asks) == count:
-      break
-    try:
-      task.position(row, position)
-    except InversionViewError as error:
-      refused = error
-      continue
-    asks.append(Request(task.tokenizer.text(row), site, position))
-  if not asks:
-    raise refused or InversionViewError(f"{count} queries: ask for at least 1")
-  return asks
+  def _table(self) -> Table:
+    query, bits = self.each[0].query, self.bits()
+    title = f"{query.site} at {query.label or query.position!r}, {len(self.each)} queries (reader {self.reader})"
+    title += "" if bits is None else f": {bits[0]:.2f} ± {bits[1]:.2f} bits"
+    rows = [
+      (
+        str(row),
+        str(row.rate),
+        f"{row.base:.3f}",
+        "" if row.control is None else f"{row.control.value:.3f}",
+        row.verdict,
+      )
+      for row in self.rows
+      if row.verdict != "-"
+    ]
+    if not rows:
+      return Table(title, notes="encodes none of the task's features")
+    return Table(title, ("property", "inside epsilon (95 %)", "random", "control", ""), tuple(rows))
 
 
 def read(
   reader: Reader,
-  asks: Sequence[Request],
+  requests: Sequence[Request],
   *,
   donors: Sequence[Request] | None = None,
   with_information: bool = True,
@@ -131,80 +135,81 @@ def read(
   inputs: int = 8192,
   draws: int = 768,
   seed: int = 0,
-  progress=lambda what, done, of: None,
+  progress: Callable[[str, int, int], object] = lambda step, done, total: None,
 ) -> Readings:
-  """Measures what a set of activations says.
+  """Measures what a set of activations encodes.
 
   Args:
     reader: of their site.
-    asks: the queries, with one epsilon, metric and match.
+    requests: the queries, with one epsilon, metric and match.
     donors: whose activations the control takes; None: those of the other queries, which must then be random inputs.
-    with_information: whether to estimate bits; members are then weighted as they occur among the task's inputs. Without, candidates count as
-      they were drawn.
-    tokens: whether plain tokens are looked at besides features.
-    expressions: over the features, to be looked at besides (`grammar.expression`).
-    num_samples: candidates per query; None: as the task does.
+    with_information: whether to estimate bits; members are then weighted by their probability among the task's inputs. Without,
+      candidates are weighted by how often they were drawn.
+    tokens: whether plain tokens are included besides features.
+    expressions: over the features, more properties (`grammar.expression`).
+    num_samples: candidates per query; None: the mixture's.
     inputs, draws, seed: see `information.measure`.
-    progress: called with what is done, how much of it and of how much.
+    progress: called with the current step, how many queries are done and of how many.
 
   Raises:
     InversionViewError: no queries, or several epsilons, metrics or kinds of match.
   """
-  if not asks:
+  if not requests:
     raise InversionViewError("no queries: give at least one")
-  if len({(ask.epsilon, ask.metric, ask.match) for ask in asks}) > 1:
+  if len({(request.epsilon, request.metric, request.match) for request in requests}) > 1:
     raise InversionViewError("the queries have several epsilons, metrics or kinds of match: measure them apart")
-  everyone = [*asks, *(donors or ())]
-  preimages, found = [], []
-  for start in range(0, len(everyone), 8):
+  everyone = [*requests, *(donors or ())]
+  preimages: list[Preimage] = []
+  for start in range(0, len(everyone), _AT_ONCE):
     progress("candidates", start, len(everyone))
-    preimages += reader.preimages(everyone[start : start + 8], effects=False, num_samples=num_samples, seed=seed)
-  if with_information:
-    first = preimages[0]
-    for start, preimage in enumerate(preimages):
-      progress("information", start, len(preimages))
-      found += information.measure(
-        reader,
-        [preimage.query],
-        epsilon=first.epsilon,
-        metric=first.metric,
-        match=first.match,
-        inputs=inputs,
-        draws=draws,
-        seed=seed + start,
-      )
+    part = everyone[start : start + _AT_ONCE]
+    preimages += reader.preimages(part, effects=False, num_samples=num_samples, seed=seed)
+  results: list[information.InformationResult] = []
+  first = preimages[0]
+  for number, preimage in enumerate(preimages if with_information else []):
+    progress("information", number, len(preimages))
+    results += information.measure(
+      reader,
+      [preimage.query],
+      epsilon=first.epsilon,
+      metric=first.metric,
+      match=first.match,
+      inputs=inputs,
+      draws=draws,
+      seed=seed + number,
+    )
   progress("", 1, 1)
-  task, n = reader.task, len(asks)
-  members = [one.members for one in found] or [Members.of(preimage, task) for preimage in preimages]
+  task, n = reader.task, len(requests)
+  members = [one.members for one in results] or [Members.of(preimage, task) for preimage in preimages]
   each = []
   for preimage, texts in zip(preimages[:n], members[:n], strict=True):
-    told = consistency.activation_reading(preimage, task, texts, tokens, expressions)
-    # How often candidates repeat themselves is a question about candidates.
+    reading = consistency.activation_reading(preimage, task, texts, tokens, expressions)
+    # Diversity is that of the candidates, also where the members are weighted texts.
     drawn = consistency.diversity(Members.of(preimage, task).within(preimage.epsilon), Background.of(task))
-    each.append(dataclasses.replace(told, diversity=drawn))
+    each.append(dataclasses.replace(reading, diversity=drawn))
   control = _control(task, preimages, members, n, donors is None, tokens, expressions)
   return Readings(
     reader=reader.name,
     task=task.name,
     each=tuple(each),
-    information=tuple(one.information for one in found[:n]) if found else None,
+    information=tuple(one.information for one in results[:n]) if results else None,
     preimages=tuple(preimages[:n]),
-    rows=_over(each, control),
+    rows=_over_queries(each, control),
     donors=(n - 1) if donors is None else len(donors),
   )
 
 
-def _over(each: Sequence[ActivationReading], control: dict[str, Rate]) -> tuple[FeatureConsistency, ...]:
-  """The properties over all queries, in their mean."""
+def _over_queries(each: Sequence[ActivationReading], control: dict[str, Rate]) -> tuple[FeatureConsistency, ...]:
+  """The properties over all queries, with mean rates."""
   by_name: dict[str, list[FeatureConsistency]] = {}
-  for saying in each:
-    for row in saying.rows:
+  for reading in each:
+    for row in reading.rows:
       if row.rate.count:
         by_name.setdefault(row.feature, []).append(row)
   rows = []
   for name, own in by_name.items():
     mean = float(np.mean([row.rate.value for row in own]))
-    # A query's rate lies between 0 and 1, so the mean over queries varies no more than a share of that many trials.
+    # A query's rate lies between 0 and 1, so the variance of the mean is at most that of a share of as many trials.
     rate = own[0].rate if len(own) == 1 else Rate(mean * len(own), len(own))
     rows.append(
       FeatureConsistency(
@@ -220,13 +225,23 @@ def _over(each: Sequence[ActivationReading], control: dict[str, Rate]) -> tuple[
   return consistency.ordered(rows)
 
 
-def _control(task, preimages, members, n: int, among: bool, tokens: bool, expressions=()) -> dict[str, Rate]:
-  """The rate at which members of another activation's preimage have what a query has.
+def _control(
+  task: Task,
+  preimages: Sequence[Preimage],
+  members: Sequence[Members],
+  n: int,
+  among: bool,
+  tokens: bool,
+  expressions: Sequence[str] = (),
+) -> dict[str, Rate]:
+  """The rate at which members of another activation's preimage have a query's properties: name -> rate.
 
   Args:
-    preimages, members: of the queries and the donors behind them.
+    task: of the preimages.
+    preimages, members: of the queries, then of the donors.
     n: Q.
     among: whether the queries are each other's donors.
+    tokens, expressions: see `read`.
   """
   donors = range(n) if among else range(n, len(preimages))
   has = [consistency.of_query(preimage.query, task, preimage.match, tokens, expressions) for preimage in preimages[:n]]
@@ -236,22 +251,23 @@ def _control(task, preimages, members, n: int, among: bool, tokens: bool, expres
     inside = members[donor].within(preimages[donor].epsilon)
     if not len(inside):
       continue
-    found, weight = (
-      properties(task, inside.tokens, inside.position, expressions),
-      inside.weight / inside.weight.sum(),
-    )
+    values_of = properties(task, inside.tokens, inside.position, expressions)
+    weight = inside.weight / inside.weight.sum()
     for q in range(n):
       if among and donor == q:
         continue
       for name, value in has[q].items():
-        shares[name][q, p] = weight[found[name] == value].sum()
-  made = {name: _mean(table, among) for name, table in shares.items()}
-  return {name: rate for name, rate in made.items() if rate is not None}
+        shares[name][q, p] = weight[values_of[name] == value].sum()
+  means = {name: _mean(table, among) for name, table in shares.items()}
+  return {name: rate for name, rate in means.items() if rate is not None}
 
 
 def _mean(table: np.ndarray, among: bool) -> Rate | None:
-  """The mean over pairs of a query and a donor, float[Q, P] with NaN for those that are not looked at; leaving out one activation after the
-  other says how well it is known (Tukey, 1958)."""
+  """The mean over pairs of a query and a donor, float[Q, P] with NaN for pairs that do not count.
+
+  Pairs that share an activation are dependent, so the standard error is the jackknife's over activations (Tukey, 1958); the `count` of the
+  rate is the number of independent trials with that error.
+  """
   known = ~np.isnan(table)
   if not known.any():
     return None
@@ -264,17 +280,16 @@ def _mean(table: np.ndarray, among: bool) -> Rate | None:
       kept[one, :] = False
     if kept.any():
       left_out.append(float(values[kept].mean()))
-  count = float(known.any(axis=0).sum())
-  spread = (
-    (count - 1) / max(count, 1) * float(((np.array(left_out) - np.mean(left_out)) ** 2).sum()) if left_out else 0.0
-  )
-  if spread > 0 and 0 < mean < 1:
-    count = min(max(count, mean * (1 - mean) / spread), float(known.sum()))
+  count, variance = float(known.any(axis=0).sum()), 0.0
+  if left_out:
+    variance = (count - 1) / max(count, 1) * float(((np.array(left_out) - np.mean(left_out)) ** 2).sum())
+  if variance > 0 and 0 < mean < 1:
+    count = min(max(count, mean * (1 - mean) / variance), float(known.sum()))
   return Rate(mean * count, count)
 
 
 def _finite(value):
-  """Numbers that JSON does not have become null."""
+  """The same data with None for numbers that JSON does not have."""
   if isinstance(value, dict):
     return {key: _finite(v) for key, v in value.items()}
   if isinstance(value, (list, tuple)):

@@ -18,8 +18,8 @@ from inversionview_jax.tasks.extension import is_named
 
 if TYPE_CHECKING:  # JAX takes seconds to import, and what only looks at the settings does without
   from inversionview_jax.measures.consistency import ActivationReading
-  from inversionview_jax.measures.information import Found, Information
-  from inversionview_jax.reading.reader import Reader
+  from inversionview_jax.measures.information import InformationResult, Information
+  from inversionview_jax.reading import Reader
 
 _KEPT = 200  # preimages; 2 MB each
 SKETCH = 256  # candidates of each panel where many places are shown at once
@@ -45,7 +45,7 @@ class Service:
     self._drawn: collections.OrderedDict[tuple, Preimage] = collections.OrderedDict()
     self._seen: collections.OrderedDict[tuple, Input] = collections.OrderedDict()
     self._said: collections.OrderedDict[tuple, ActivationReading] = collections.OrderedDict()
-    self._bits: collections.OrderedDict[tuple, Found] = collections.OrderedDict()
+    self._bits: collections.OrderedDict[tuple, InformationResult] = collections.OrderedDict()
     self._lock = threading.Lock()  # of what is kept
     self._work = threading.RLock()  # one thing is computed at a time: two would take longer, each
 
@@ -55,7 +55,7 @@ class Service:
       raise one_of("reader", name, self.names)
     with self._work:
       if name not in self._readers:
-        from inversionview_jax.reading.reader import load_reader
+        from inversionview_jax.reading import load_reader
 
         self._readers[name] = load_reader(self.names[name])
       return self._readers[name]
@@ -253,7 +253,7 @@ def configure(readers: Sequence[str]) -> Service:
 def current() -> Service:
   """The service of this process; that of the shipped readers if nobody said otherwise."""
   if _current is None:
-    from inversionview_jax.reading.reader import shipped_readers
+    from inversionview_jax.reading import shipped_readers
 
     configure(shipped_readers())
   return _current

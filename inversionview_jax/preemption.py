@@ -63,7 +63,7 @@ class Listener:
   def exit_if_requested(self) -> None:
     """Ends the process with `EXIT_AGAIN` if SIGTERM was received and no progress would be lost."""
     if self.stop_requested and self.may_exit_at_once:
-      exit_now("stopped before the first step of this run; the same command goes on", EXIT_AGAIN)
+      exit_now("stopped before the first step of this run; the same command starts it again", EXIT_AGAIN)
 
   def interruptible(self, function: Callable[..., T], *args: object) -> T | None:
     """function(*args), or None as soon as SIGTERM is received; `function` must not leave behind state that matters."""

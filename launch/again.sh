@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs a command again for as long as it exits with 75, which means: preempted, saved, start me again.
+# Runs a command, and again as long as it exits with 75: preempted, saved, to be run again.
 #
 #   bash launch/again.sh [--times N] [--dry_run] [--] COMMAND...
 #
-# --times N: at most N more times (default 1000). Any other exit code is passed on. A SIGTERM or SIGINT to this script goes to the command,
-# which is then not started again: whoever sent it wants the place empty.
+# --times N: at most N more times (default 1000). Any other exit code is passed on. A SIGTERM or SIGINT to this script is passed to the command,
+# which is then not run again: the signal means that the machine is to be free.
 set -uo pipefail
 
 times=1000 dry=
@@ -31,7 +31,7 @@ for ((try = 0; ; try++)); do
   [ -z "$stopped" ] || exit 143
   "$@" &
   child=$!
-  [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null # the signal came while it was being started
+  [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null # the signal came before the command had started
   wait "$child"
   code=$?
   while kill -0 "$child" 2>/dev/null; do # a trapped signal ends `wait` early; the command may still be saving

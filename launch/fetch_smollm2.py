@@ -1,4 +1,4 @@
-"""Fetches SmolLM2-135M-Instruct, a small language model that reads names, and prints where it is:
+"""Downloads SmolLM2-135M-Instruct, a small language model, and prints the path of its GGUF file:
 
   python launch/fetch_smollm2.py
 
@@ -18,7 +18,7 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def fetch() -> pathlib.Path:
-  """The path of the GGUF file, downloaded if it is not there yet; raises `OSError` saying why it cannot be had."""
+  """The path of the GGUF file, downloaded if it is not there yet; raises `OSError` with the reason if that fails."""
   home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   path = pathlib.Path(home) / "inversionview_jax" / FILE
   if path.exists():

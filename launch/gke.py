@@ -24,22 +24,22 @@ _TEMPLATE = pathlib.Path(__file__).parent / "jobset.yaml"
 def render(
   name: str, image: str, topology: str, claim: str, arguments: list[str], account: str = "default", restarts: int = 100
 ) -> str:
-  """The JobSet of a command.
+  """The JobSet that runs a command, as YAML.
 
   Args:
     name: of the JobSet; lower-case letters, digits and dashes.
-    image: with `inversionview` as its program.
+    image: container image with `inversionview` on its PATH.
     topology: such as "v5e:16x16".
     claim: a persistent volume claim that all pods can write to.
     arguments: of `inversionview`.
     account: the Kubernetes service account.
-    restarts: how often the set starts again at most.
+    restarts: maximum number of restarts of the set.
 
   Raises:
-    InversionViewError: a name or topology that cannot be, no command, or a workdir that the pods would lose.
+    InversionViewError: an invalid name or topology, no command, or a workdir on a pod's own disk.
   """
-  place = chips.topology(topology)
-  if place.chip is None:
+  slice_ = chips.topology(topology)
+  if slice_.chip is None:
     raise InversionViewError(f"--topology={topology}: give TPUs, such as v5e:16x16")
   if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):  # the controller appends to it, and 63 are allowed
     raise InversionViewError(f"--name={name}: at most 40 lower-case letters, digits and dashes, a letter first")
@@ -52,10 +52,10 @@ def render(
   return string.Template(_TEMPLATE.read_text()).substitute(
     name=name,
     image=json.dumps(image),
-    accelerator=place.chip.gke,
-    topology=place.grid,
-    hosts=place.hosts,
-    chips=min(place.devices, place.chip.per_host),
+    accelerator=slice_.chip.gke,
+    topology=slice_.grid,
+    hosts=slice_.hosts,
+    chips=min(slice_.devices, slice_.chip.per_host),
     args=json.dumps(arguments),
     claim=claim,
     account=account,

@@ -1,6 +1,6 @@
-"""Sweeps: lists of {flag: value}, one for each work unit.
+"""Hyperparameter sweeps: lists of {flag: value}, one per work unit.
 
-A config file's `get_hyper(hyper)` is given this module and returns such a list:
+A config file's `get_hyper(hyper)` gets this module as its argument and returns such a list:
 
     def get_hyper(hyper):
       return hyper.product([hyper.sweep("config.optimizer.lr", (1e-3, 3e-3)), hyper.sweep("config.seed", range(3))])
@@ -12,8 +12,16 @@ from collections.abc import Iterable, Sequence
 Hyper = list[dict[str, object]]
 
 
-def sweep(name: str, values: Iterable) -> Hyper:
-  """One work unit for each value of one flag, such as "config.seed"."""
+def sweep(name: str, values: Iterable[object]) -> Hyper:
+  """One work unit for each value of one flag.
+
+  Args:
+    name: of the flag, such as "config.seed".
+    values: of the flag.
+
+  Raises:
+    ValueError: a name that is no key of the config, or a string instead of a list of values.
+  """
   if not isinstance(name, str) or name.partition(".")[0] != "config" or not name.partition(".")[2]:
     raise ValueError(f"sweep over {name!r}: name a key of the config, such as 'config.seed'")
   if isinstance(values, str):
@@ -22,12 +30,12 @@ def sweep(name: str, values: Iterable) -> Hyper:
 
 
 def product(sweeps: Sequence[Hyper]) -> Hyper:
-  """Every combination, the last sweep fastest; no sweeps: one unit with nothing set."""
+  """The Cartesian product, the last sweep varying fastest; of no sweeps: one unit that sets nothing."""
   return [_merged(units) for units in itertools.product(*sweeps)]
 
 
 def zipit(sweeps: Sequence[Hyper]) -> Hyper:
-  """The first of each, the second of each, and so on; all must be of one length."""
+  """The first units of all sweeps merged, then the second, and so on; `ValueError` unless all have one length."""
   lengths = [len(units) for units in sweeps]
   if len(set(lengths)) > 1:
     raise ValueError(f"zipit needs sweeps of one length, and these have {', '.join(map(str, lengths))}")
@@ -35,7 +43,7 @@ def zipit(sweeps: Sequence[Hyper]) -> Hyper:
 
 
 def chainit(sweeps: Sequence[Hyper]) -> Hyper:
-  """One sweep after the other."""
+  """The units of one sweep after those of another."""
   return [dict(unit) for units in sweeps for unit in units]
 
 

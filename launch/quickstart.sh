@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# On a fresh machine with Python 3.11 or newer: makes .venv, installs the package, reads what head a0.0 of the shipped addition model
-# knows at "=", and leaves report.html.
+# On a fresh machine with Python 3.11 or newer: makes .venv, installs the package, draws the preimage of head a0.0 of the shipped addition model at
+# "=", and writes report.html.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/venv.sh

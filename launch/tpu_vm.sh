@@ -3,8 +3,8 @@
 #
 #   bash launch/tpu_vm.sh ACTION --name=N --zone=Z --type=v5litepod-256 --nfs=HOST:/SHARE [OPTIONS] [-- train --config=... --workdir=/shared/...]
 #
-# Actions: create, copy (what is committed of this checkout, and installs it), run, delete; all: the first three, again as often as the slice is preempted,
-# then delete.
+# Actions: create, copy (the commit that is checked out, and installs it), run, delete; all: the first three, repeated as often as the slice is
+# preempted, then delete.
 #
 #   --name --zone --type   of the slice, as gcloud names them
 #   --nfs=HOST:/SHARE      a file server (Filestore, for example) that every host mounts at /shared, where the workdir must be: what is
@@ -26,7 +26,7 @@ fail() {
 action=${1:-}
 case $action in
   create | copy | run | delete | all) shift ;;
-  *) fail "action '$action': one of create, copy, run, delete, all; the head of launch/tpu_vm.sh says more" ;;
+  *) fail "action '$action': one of create, copy, run, delete, all; see the head of launch/tpu_vm.sh" ;;
 esac
 name= zone= type= nfs= version= project= spot= times=100 wait=60 dry=
 while [ $# -gt 0 ]; do
@@ -38,7 +38,7 @@ while [ $# -gt 0 ]; do
     --spot) spot=1 ;;
     --dry_run) dry=1 ;;
     --) shift; break ;;
-    *) fail "unknown option $1; options are given as --name=VALUE, and the command of inversionview behind --" ;;
+    *) fail "unknown option $1; options are given as --name=VALUE, and the command of inversionview after --" ;;
   esac
   shift
 done
@@ -80,7 +80,7 @@ on_all() { do_ gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all
 
 copy() {
   local archive=/tmp/inversionview_jax.tar.gz own="${TMPDIR:-/tmp}/inversionview_jax-$name.tar.gz"
-  do_ git archive --format=tar.gz "--output=$own" HEAD || fail "this is no git checkout, and what is committed is what is copied"
+  do_ git archive --format=tar.gz "--output=$own" HEAD || fail "this is no git checkout; the commit that is checked out is what is copied"
   do_ gcloud compute tpus tpu-vm scp "$own" "$name:$archive" "${where[@]}" --worker=all || return
   on_all "sudo mkdir -p /shared && { mountpoint -q /shared || { sudo apt-get -qq install -y nfs-common && sudo mount -t nfs $nfs /shared; }; } \
 && rm -rf inversionview_jax && mkdir inversionview_jax && tar -xzf $archive -C inversionview_jax && cd inversionview_jax \
@@ -90,8 +90,8 @@ copy() {
 run() {
   local line
   printf -v line '%q ' "$@"
-  # Each host starts the same command; JAX finds the others by itself on a TPU slice. A run that was left behind when the connection broke
-  # would hold the chips: it is told to save and end.
+  # Each host starts the same command; JAX detects the others on a TPU slice. A run that was left behind by a broken connection would hold the
+  # chips, so it gets SIGTERM and a minute to save.
   on_all "! pkill -TERM -x inversionview || sleep 60; cd inversionview_jax && .venv/bin/inversionview $line"
 }
 
@@ -113,7 +113,8 @@ everything() {
     copy || continue
     run "$@"
     code=$?
-    # 75: preempted and saved. 255: the connection broke. Otherwise the slice tells whether it was taken away; if not, the error would return.
+    # 75: preempted and saved. 255: the connection broke. Otherwise the state of the slice shows whether it was preempted; if not, the error would
+    # come back.
     if [ $code = 0 ] || { [ $code != 75 ] && [ $code != 255 ] && [ "$(state)" = READY ]; }; then
       delete
       return $code

@@ -1,4 +1,4 @@
-"""Work units: a config, its sweep and a workdir -> the commands to run, each of them tried on the real flag parser first."""
+"""Work units of a sweep: a config, its `get_hyper` and a workdir -> the commands to run, each parsed by the real flag parser first."""
 
 import dataclasses
 import importlib.util
@@ -21,8 +21,8 @@ class Unit:
 
   Attributes:
     wid: its number in the sweep, from 1.
-    hyper: what the sweep sets in it.
-    workdir: where it works, with `{xid}` and `{wid}` filled in.
+    hyper: the flags that the sweep sets, with their values.
+    workdir: with `{xid}` and `{wid}` filled in.
     arguments: of `inversionview`, the command first.
   """
 
@@ -40,15 +40,15 @@ def work_units(
   Args:
     config: a config file and a variant, such as configs/addition.py:tiny.
     command: of `inversionview`: "train" or "train-target".
-    workdir: may hold `{xid}` (the experiment) and `{wid}` (the work unit).
+    workdir: may contain `{xid}` (the experiment) and `{wid}` (the work unit).
     overrides: `--config.key=value`, the same in every unit.
     xid: the experiment's id.
-    swept: whether the config's `get_hyper` is asked for a sweep; without one there is a single unit.
+    swept: whether to run the sweep of the config's `get_hyper`; if not, or without `get_hyper`, there is a single unit.
     only: which units to keep, such as "1,4-6"; "": all.
 
   Raises:
-    InversionViewError: a config, key, value, workdir or unit that there is not, units that would share a workdir, or an override of what
-      the sweep sets.
+    InversionViewError: an unknown config, key, value, workdir or unit, units that would share a workdir, or an override of a key that the sweep
+      sets.
   """
   if command not in COMMANDS:
     raise one_of("command", command, COMMANDS)
@@ -57,7 +57,7 @@ def work_units(
       raise InversionViewError(f"--workdir {workdir}: {{{name}}} is unknown; there are {{xid}} and {{wid}}")
   if "://" in workdir:
     raise InversionViewError(f"--workdir {workdir}: mount the bucket and give its path")
-  configs.load_config(config, list(overrides))  # one line about the config itself, before anything about its sweep
+  configs.load_config(config, list(overrides))  # errors of the config itself come first
   sweep = _sweep(config) if swept else [{}]
   if len(sweep) > 1 and "{wid}" not in workdir:
     raise InversionViewError(
@@ -68,16 +68,16 @@ def work_units(
   for wid, setting in enumerate(sweep, start=1):
     if both := given & setting.keys():
       raise InversionViewError(f"--{min(both)} is set by the sweep of {config}; leave it out, or add --nosweep")
-    where = workdir.replace("{xid}", xid).replace("{wid}", str(wid))
+    folder = workdir.replace("{xid}", xid).replace("{wid}", str(wid))
     flags = [f"--{name}={value}" for name, value in setting.items()]
-    unit = Unit(wid, setting, where, (command, f"--config={config}", f"--workdir={where}", *overrides, *flags))
+    unit = Unit(wid, setting, folder, (command, f"--config={config}", f"--workdir={folder}", *overrides, *flags))
     _check(unit)
     units.append(unit)
   return _kept(units, only)
 
 
 def _sweep(config: str) -> hyper.Hyper:
-  """What the config file's `get_hyper` gives; [{}] if it has none."""
+  """The sweep of the config file's `get_hyper`; [{}] if it has none."""
   path = pathlib.Path(config.split(":")[0])
   spec = importlib.util.spec_from_file_location("swept_config", path)
   module = importlib.util.module_from_spec(spec)
@@ -94,16 +94,16 @@ def _sweep(config: str) -> hyper.Hyper:
 
 
 def _check(unit: Unit) -> None:
-  """Raises `InversionViewError` unless `inversionview` would understand the unit's command as it was meant."""
+  """Raises `InversionViewError` unless `inversionview` parses the unit's command to the values of its sweep."""
   args, rest = cli._parser().parse_known_args(list(unit.arguments))
   config = configs.load_config(args.config, rest)
   for name, value in unit.hyper.items():
-    found = config
+    parsed = config
     for key in name.split(".")[1:]:
-      found = found[key]
-    if found != value:
+      parsed = parsed[key]
+    if parsed != value:
       raise InversionViewError(
-        f"work unit {unit.wid}: --{name}={value} is read as {found!r}; write the value as the config has it"
+        f"work unit {unit.wid}: --{name}={value} is read as {parsed!r}; write the value as the config has it"
       )
 
 

@@ -1,11 +1,11 @@
-"""Launches a config, and the sweep in its `get_hyper`, somewhere.
+"""Launches a config, and the sweep of its `get_hyper`, on this machine, SLURM, TPU slices or GKE.
 
     python launch/xm_launch.py --config=configs/addition.py:tiny --workdir=runs/{xid}/{wid} --dry_run
     python launch/xm_launch.py --config=configs/addition.py:tiny --workdir=runs/{xid}/{wid} --only=1,2 --config.steps=200
     python launch/xm_launch.py --config=configs/addition.py --workdir=/shared/{xid}/{wid} --platform=slurm -- --partition=gpu --nodes=2
 
-Settings of the config are given as everywhere (`--config.optimizer.lr=1e-3`) and hold for every work unit. What stands behind `--` goes to the
-launcher of the platform. Every command is tried on the real flag parser before the first one starts.
+Settings of the config (`--config.optimizer.lr=1e-3`) apply to every work unit. Arguments after `--` go to the launcher of the platform. Every command
+is parsed by the real flag parser before the first one starts.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 from absl import app, flags
 from units import COMMANDS, Unit, work_units
@@ -37,21 +38,21 @@ CONFIG = flags.DEFINE_string("config", None, "a config file and a variant, such 
 WORKDIR = flags.DEFINE_string("workdir", None, "where a unit works; {xid} is the experiment, {wid} the work unit")
 COMMAND = flags.DEFINE_string("command", "train", f"of inversionview: {' or '.join(COMMANDS)}")
 PLATFORM = flags.DEFINE_string("platform", "local", "; ".join(f"{name}: {what}" for name, what in PLATFORMS.items()))
-TAGS = flags.DEFINE_list("tags", [], "words by which the experiment is found again")
-SWEEP = flags.DEFINE_bool("sweep", True, "run what the config's get_hyper gives; --nosweep: the config as it is")
+TAGS = flags.DEFINE_list("tags", [], "words that name the experiment in its records")
+SWEEP = flags.DEFINE_bool("sweep", True, "run the sweep of the config's get_hyper; --nosweep: the config as it is")
 ONLY = flags.DEFINE_string("only", "", "some of the work units, such as 1,4-6")
 PARALLEL = flags.DEFINE_integer("parallel", 1, "work units at a time, on this machine", lower_bound=1)
-XID = flags.DEFINE_string("xid", "", "go on with the experiment of this id instead of beginning a new one")
+XID = flags.DEFINE_string("xid", "", "continue the experiment of this id instead of beginning a new one")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the commands and start nothing")
 
 
 def command_line(unit: Unit, platform: str, name: str, extra: list[str]) -> list[str]:
-  """What starts a work unit on a platform.
+  """The command that starts a work unit on a platform.
 
   Args:
     unit: the work unit.
     platform: one of `PLATFORMS`.
-    name: of the job, for platforms that want one: lower-case letters, digits and dashes.
+    name: of the job, where the platform needs one: lower-case letters, digits and dashes.
     extra: arguments of the platform's launcher.
   """
   if platform == "slurm":
@@ -61,12 +62,23 @@ def command_line(unit: Unit, platform: str, name: str, extra: list[str]) -> list
   if platform == "gke":
     return [sys.executable, str(_HERE / "gke.py"), f"--name={name}", *extra, "--", *unit.arguments]
   if extra:
-    raise InversionViewError(f"--platform={platform} takes nothing behind --, and there is {extra[0]!r}")
+    raise InversionViewError(f"--platform={platform} takes no arguments after --, such as {extra[0]!r}")
   return ["bash", str(_HERE / "again.sh"), sys.executable, "-m", "inversionview_jax.cli", *unit.arguments]
 
 
 def run_processes(commands: dict[int, list[str]], parallel: int) -> dict[int, int]:
-  """Runs the command of each work unit, so many at a time; returns their exit codes."""
+  """Runs commands as plain processes.
+
+  Args:
+    commands: of each work unit.
+    parallel: number of processes at a time.
+
+  Returns:
+    The exit code of each work unit.
+
+  Raises:
+    InversionViewError: the program of a command is not installed.
+  """
 
   def one(wid):
     try:
@@ -80,14 +92,19 @@ def run_processes(commands: dict[int, list[str]], parallel: int) -> dict[int, in
     return dict(pool.map(one, commands))
 
 
-def run_xm_local(make_commands, title: str, xid: str, parallel: int) -> dict[int, int]:
-  """The same through XManager, which keeps a record of the experiment.
+def run_xm_local(
+  make_commands: Callable[[str], dict[int, list[str]]], title: str, xid: str, parallel: int
+) -> dict[int, int]:
+  """Runs commands through XManager, which keeps a record of the experiment.
 
   Args:
     make_commands: experiment id -> {work unit: command}.
     title: of the experiment.
-    xid: an id to go on with, or "" for XManager's new one.
-    parallel: work units at a time.
+    xid: id of an experiment to continue, or "" for a new one of XManager's.
+    parallel: number of work units at a time.
+
+  Returns:
+    The exit code of each work unit.
   """
   from xmanager import xm, xm_local
 
@@ -108,8 +125,8 @@ def run_xm_local(make_commands, title: str, xid: str, parallel: int) -> dict[int
             await unit.wait_until_complete()
             codes[wid] = 0
           except xm.ExperimentUnitError as error:
-            said = re.search(r"non-zero code: (-?\d+)", str(error))
-            codes[wid] = int(said[1]) if said else 1
+            match = re.search(r"non-zero code: (-?\d+)", str(error))
+            codes[wid] = int(match[1]) if match else 1
 
       await asyncio.gather(*map(one, commands))
 
@@ -139,14 +156,13 @@ def main(argv: list[str]) -> int:
 
   def commands(xid: str) -> dict[int, list[str]]:
     name = re.sub("[^a-z0-9]+", "-", f"iv-{xid}".lower())
-    found = units(xid)
-    return {unit.wid: command_line(unit, platform, f"{name}-{unit.wid}", extra) for unit in found}
+    return {unit.wid: command_line(unit, platform, f"{name}-{unit.wid}", extra) for unit in units(xid)}
 
   def units(xid: str) -> list[Unit]:
     return work_units(CONFIG.value, COMMAND.value, WORKDIR.value, overrides, xid, SWEEP.value, ONLY.value)
 
   xid = XID.value or ("XID" if DRY_RUN.value else "")
-  first = units(xid or "XID")  # whatever is wrong is said before anything starts
+  first = units(xid or "XID")  # raises what is wrong before anything starts
   lines = commands(xid or "XID")
   if DRY_RUN.value:
     for unit in first:
@@ -172,7 +188,7 @@ def main(argv: list[str]) -> int:
 
 
 def _announced(commands: dict[int, list[str]], xid: str, title: str) -> dict[int, list[str]]:
-  print(f"experiment {xid}: {title}; {len(commands)} work units. --xid={xid} goes on with it", flush=True)
+  print(f"experiment {xid}: {title}; {len(commands)} work units. --xid={xid} continues it", flush=True)
   return commands
 
 
@@ -185,7 +201,7 @@ def _by_code(codes: dict[int, int]) -> dict[int, list[int]]:
 
 def _has_xmanager() -> bool:
   try:
-    from xmanager import xm_local  # noqa: F401, an import that fails is what is asked
+    from xmanager import xm_local  # noqa: F401, only whether the import succeeds
   except ImportError:
     return False
   return True

@@ -91,7 +91,7 @@ def topology(name: str) -> Topology:
   if kind not in (*CHIPS, "cpu"):
     raise one_of("chip of the topology", kind, [*CHIPS, "cpu"])
   if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", grid):
-    raise InversionViewError(f"topology {name!r}: write a shape behind the colon, such as v5e:16x16 or cpu:8")
+    raise InversionViewError(f"topology {name!r}: write a shape after the colon, such as v5e:16x16 or cpu:8")
   shape = tuple(map(int, grid.split("x")))
   if kind == "cpu":
     if len(shape) > 1:

@@ -283,7 +283,7 @@ _shutting_down = threading.Event()
 
 def exit_host_lost(reason: str) -> None:
   """Ends this process with `EXIT_AGAIN` because another host is lost and their joint computation cannot go on."""
-  exit_now(f"{reason}; the same command, on all hosts, goes on from the newest checkpoint", EXIT_AGAIN)
+  exit_now(f"{reason}; the same command, on all hosts, resumes from the newest checkpoint", EXIT_AGAIN)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The launchers: sweeps, the commands they print, read back by the real flag parser, what they do when a run is preempted, and a sweep that runs."""
+"""The launchers: sweeps, the commands they print (parsed by the real flag parser), what they do after a preemption, and a sweep that runs."""
 
 import importlib.util
 import json
@@ -18,7 +18,6 @@ from inversionview_jax.commands import configs
 from inversionview_jax.devices import chips
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preemption import EXIT_AGAIN
-from inversionview_jax.training import throughput
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 LAUNCH = ROOT / "launch"
@@ -32,8 +31,8 @@ import units
 ONE = ("train", "--config=configs/addition.py:tiny", "--workdir=/shared/a b", "--config.sites=('a0.0', 'm1')")
 
 
-def understood(arguments):
-  """(the parsed arguments, the config) of a command of inversionview, by the parser that runs it."""
+def parse(arguments):
+  """(parsed arguments, config) of a command of inversionview, by the parser that runs it."""
   args, rest = cli._parser().parse_known_args(list(arguments))
   return args, configs.load_config(args.config, rest)
 
@@ -53,7 +52,7 @@ def launch(*command, folder=ROOT, **environment):
 
 @pytest.fixture
 def programs(tmp_path):
-  """A function (name, shell script) that puts a program in front of the PATH; what it is called with is in the list `calls`."""
+  """A function (name, shell script) that puts a stand-in first on the PATH; `calls()` lists the command lines it got."""
   log = tmp_path / "calls"
 
   def make(name, body="exit 0"):
@@ -80,7 +79,7 @@ def test_hyper_combines_sweeps():
 
 
 @pytest.mark.parametrize(
-  ("make", "said"),
+  ("make", "named"),
   [
     (lambda: hyper.sweep("seed", (1,)), "config.seed"),
     (lambda: hyper.sweep("config.name", "adamw"), "one string"),
@@ -88,26 +87,26 @@ def test_hyper_combines_sweeps():
     (lambda: hyper.product([hyper.sweep("config.a", (1,)), hyper.sweep("config.a", (2,))]), "config.a"),
   ],
 )
-def test_hyper_refuses(make, said):
-  with pytest.raises(ValueError, match=re.escape(said)):
+def test_hyper_refuses(make, named):
+  with pytest.raises(ValueError, match=re.escape(named)):
     make()
 
 
 @pytest.mark.parametrize("name", [p.name for p in (ROOT / "configs").glob("*.py") if "def get_hyper" in p.read_text()])
-def test_sweep_of_every_config_is_understood(name):
+def test_sweep_of_every_config_is_parsed(name):
   config = str(ROOT / "configs" / name)
   if not hasattr(configs.load_config(config, []), "data"):
     pytest.skip("not trained from")
-  found = units.work_units(config, "train", "W/{xid}/{wid}", ["--config.steps=7"], "5")
-  assert [unit.workdir for unit in found] == [f"W/5/{i + 1}" for i in range(len(found))]
-  for unit in found:
-    args, config = understood(unit.arguments)
+  made = units.work_units(config, "train", "W/{xid}/{wid}", ["--config.steps=7"], "5")
+  assert [unit.workdir for unit in made] == [f"W/5/{i + 1}" for i in range(len(made))]
+  for unit in made:
+    args, config = parse(unit.arguments)
     assert (args.workdir, config.steps) == (unit.workdir, 7)
     for key, value in unit.hyper.items():
       for part in key.split(".")[1:]:
         config = config[part]
       assert config == value
-      _, config = understood(unit.arguments)
+      _, config = parse(unit.arguments)
 
 
 def test_values_of_every_type_survive_the_command_line(tmp_path):
@@ -122,14 +121,14 @@ def test_values_of_every_type_survive_the_command_line(tmp_path):
           hyper.sweep("config.name", ["", "a b=c'"]), hyper.sweep("config.sites", [(), ("a0.0", "m1")])])
     """)
   )
-  found = units.work_units(str(tmp_path / "typed.py"), "train", "W{wid}", [], "1")
-  assert dict(understood(found[0].arguments)[1]) == {"flag": False, "rate": 1e-7, "count": 0, "name": "", "sites": ()}
-  assert understood(found[1].arguments)[1].name == "a b=c'"
-  assert understood(found[1].arguments)[1].sites == ("a0.0", "m1")
+  made = units.work_units(str(tmp_path / "typed.py"), "train", "W{wid}", [], "1")
+  assert dict(parse(made[0].arguments)[1]) == {"flag": False, "rate": 1e-7, "count": 0, "name": "", "sites": ()}
+  assert parse(made[1].arguments)[1].name == "a b=c'"
+  assert parse(made[1].arguments)[1].sites == ("a0.0", "m1")
 
 
 @pytest.mark.parametrize(
-  ("changes", "said"),
+  ("changes", "named"),
   [
     ({"workdir": "W/{xid}"}, "{wid}"),
     ({"workdir": "W/{wid}/{user}"}, "{user}"),
@@ -142,14 +141,14 @@ def test_values_of_every_type_survive_the_command_line(tmp_path):
     ({"config": "configs/none.py"}, "configs/none.py"),
   ],
 )
-def test_work_units_refuse(changes, said):
+def test_work_units_refuse(changes, named):
   settings = {"config": TINY, "command": "train", "workdir": "W/{wid}", "overrides": [], "xid": "1"} | changes
   with pytest.raises(InversionViewError) as error:
     units.work_units(**settings)
-  assert said in str(error.value) and "\n" not in str(error.value)
+  assert named in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_sweep_of_what_the_config_does_not_have_is_refused(tmp_path):
+def test_a_sweep_over_an_unknown_key_is_refused(tmp_path):
   (tmp_path / "c.py").write_text(
     "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({'seed': 0})\n"
     "def get_hyper(hyper):\n  return hyper.sweep('config.sed', (1, 2))\n"
@@ -158,7 +157,7 @@ def test_a_sweep_of_what_the_config_does_not_have_is_refused(tmp_path):
     units.work_units(str(tmp_path / "c.py"), "train", "W/{wid}", [], "1")
 
 
-# What is printed.
+# The commands that are printed.
 
 
 def printed(*options):
@@ -169,29 +168,29 @@ def printed(*options):
   return [shlex.split(line) for line in out.splitlines() if not line.startswith("#")]
 
 
-def test_printed_commands_are_understood():
+def test_printed_commands_are_parsed():
   lines = printed("--only=2,9", "--config.sites=('a0.0', 'm1')", "--xid=77")
   assert len(lines) == 2
   for line, wid, seed in zip(lines, (2, 9), (1, 2), strict=True):
-    args, config = understood(line[line.index("inversionview_jax.cli") + 1 :])
+    args, config = parse(line[line.index("inversionview_jax.cli") + 1 :])
     assert (args.command, args.workdir, config.seed, config.sites) == ("train", f"W/77/{wid}", seed, ("a0.0", "m1"))
     assert config.data.config == "tiny"
 
 
 def test_nosweep_is_the_config_itself():
   (line,) = printed("--nosweep", "--command=train-target", "--platform=processes")
-  args, config = understood(line[line.index("inversionview_jax.cli") + 1 :])
+  args, config = parse(line[line.index("inversionview_jax.cli") + 1 :])
   assert args.command == "train-target" and config.to_json() == configs.load_config(TINY, []).to_json()
 
 
-def test_printed_commands_of_other_places(programs):
-  """What xm_launch prints for a place is a launcher, and what that prints in turn is a command of inversionview."""
+def test_printed_commands_of_other_platforms(programs):
+  """xm_launch prints the command of a platform's launcher, and that launcher prints a command of inversionview."""
   (line,) = printed("--only=1", "--platform=slurm", "--xid=8", "--", "--nodes=2")
   assert line[:3] == ["sbatch", "--job-name=iv-8-1", "--nodes=2"] and pathlib.Path(line[3]).exists()
   code, out, error = launch("bash", line[3], "--dry_run", *line[4:])
   assert (code, error) == (0, "")
   run = shlex.split(out)
-  assert run[:2] == ["srun", "--kill-on-bad-exit=0"] and understood(run[3:])[0].workdir == "W/8/1"
+  assert run[:2] == ["srun", "--kill-on-bad-exit=0"] and parse(run[3:])[0].workdir == "W/8/1"
 
   code, out, _ = launch(
     sys.executable,
@@ -214,7 +213,7 @@ def test_printed_commands_of_other_places(programs):
   assert create[5:] == ["iv-8-3", "--zone=z", "--accelerator-type=v6e-64", "--version=v2-alpha-tpuv6e"]
   assert delete[4:] == ["delete", "iv-8-3", "--zone=z", "--quiet"]
   remote = run[-1].removeprefix("--command=").partition(".venv/bin/inversionview ")[2]
-  assert understood(shlex.split(remote))[0].workdir == "/shared/8/3"
+  assert parse(shlex.split(remote))[0].workdir == "/shared/8/3"
   assert install[-1].endswith("'.[tpu]'") and "h:/s /shared" in install[-1]
 
 
@@ -226,25 +225,25 @@ def readme_commands(program):
 
 
 @pytest.mark.parametrize("command", readme_commands("python launch/xm_launch.py"), ids=lambda c: " ".join(c[4:]))
-def test_launches_of_the_readme_are_understood(command):
+def test_launches_of_the_readme_are_parsed(command):
   cut = command.index("--") if "--" in command else len(command)
   code, out, error = launch(sys.executable, *command[1:cut], "--dry_run", *command[cut:])
   assert (code, error) == (0, "")
   for line in out.splitlines():
     if not line.startswith("#"):
       line = shlex.split(line)
-      args, config = understood(line[next(i for i, word in enumerate(line) if word in units.COMMANDS) :])
+      args, config = parse(line[next(i for i, word in enumerate(line) if word in units.COMMANDS) :])
       assert args.workdir and config.task == "addition"
 
 
 @pytest.mark.parametrize("command", readme_commands("inversionview plan"), ids=" ".join)
-def test_plans_of_the_readme_are_understood(command, monkeypatch):
+def test_plans_of_the_readme_are_parsed(command, monkeypatch):
   monkeypatch.chdir(ROOT)
-  args, config = understood(command[1:])
+  args, config = parse(command[1:])
   assert all(map(chips.topology, args.topology)) and config.steps
 
 
-def test_printed_jobset_is_understood():
+def test_printed_jobset_is_parsed():
   code, out, error = launch(
     sys.executable,
     LAUNCH / "gke.py",
@@ -268,14 +267,14 @@ def test_printed_jobset_is_understood():
     "cloud.google.com/gke-tpu-topology": "16x16",
   }
   assert tuple(container["args"]) == ONE
-  args, config = understood(container["args"])
+  args, config = parse(container["args"])
   assert (args.workdir, config.sites) == ("/shared/a b", ("a0.0", "m1"))
   (rule,) = job["template"]["spec"]["podFailurePolicy"]["rules"]
   assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2]}
 
 
 @pytest.mark.parametrize(
-  ("changes", "said"),
+  ("changes", "named"),
   [
     ({"topology": "v5e:16"}, "v5e:16x16"),
     ({"topology": "v9:2x2"}, "v5e"),
@@ -285,9 +284,9 @@ def test_printed_jobset_is_understood():
     ({"arguments": ["train", "--workdir=runs/1"]}, "/shared/"),
   ],
 )
-def test_jobset_refuses(changes, said):
+def test_jobset_refuses(changes, named):
   settings = {"name": "a", "image": "i", "topology": "v5e:2x4", "claim": "c", "arguments": list(ONE)} | changes
-  with pytest.raises(InversionViewError, match=re.escape(said)):
+  with pytest.raises(InversionViewError, match=re.escape(named)):
     gke.render(**settings)
 
 
@@ -315,10 +314,10 @@ def test_launchers_refuse_in_one_line(command, programs, tmp_path):
   assert (code, out, error.count("\n"), programs.calls()) == (2, "", 1, [])
 
 
-# What happens when a run is preempted.
+# Preemption.
 
 
-def test_launchers_know_the_exit_code_that_says_again():
+def test_launchers_know_the_exit_code_of_a_preempted_run():
   assert EXIT_AGAIN == 75
   for name in ("again.sh", "tpu_vm.sh", "slurm.sbatch"):
     assert "= 75 ]" in (LAUNCH / name).read_text()
@@ -363,7 +362,7 @@ esac
 
 
 @pytest.mark.parametrize(
-  ("script", "code", "did"),
+  ("script", "code", "actions"),
   [
     ("*) exit 0 ;;", 0, "create run delete"),
     ("1) echo PREEMPTED > {state}; exit 1 ;; *) exit 0 ;;", 0, "create run delete create run delete"),
@@ -373,22 +372,22 @@ esac
     ("*) exit 75 ;;", 75, "create run run run"),
   ],
 )
-def test_tpu_vm_starts_again_after_a_preemption(script, code, did, programs, tmp_path):
+def test_tpu_vm_starts_again_after_a_preemption(script, code, actions, programs, tmp_path):
   state, runs = tmp_path / "state", tmp_path / "runs"
   path = programs("gcloud", GCLOUD.format(state=state, runs=runs, script=script.format(state=state)))
   programs("git")
   command = ["all", "--name=a", "--zone=z", "--type=v5litepod-8", "--nfs=h:/s", "--wait=0", "--times=2", "--", *ONE]
   assert launch("bash", LAUNCH / "tpu_vm.sh", *command, PATH=path)[0] == code
   calls = [call.split()[4] if "inversionview train" not in call else "run" for call in programs.calls()]
-  assert " ".join(call for call in calls if call in ("create", "run", "delete")) == did
-  assert calls.count("scp") == did.count("run")  # every run starts from what was copied to the slice that is there
+  assert " ".join(call for call in calls if call in ("create", "run", "delete")) == actions
+  assert calls.count("scp") == actions.count("run")  # every run starts from what was copied to the slice that is there
 
 
 @pytest.mark.parametrize(
   ("ends", "restarts", "requeued"),
   [(0, 0, False), (75, 50, True), (2, 0, False), (1, 0, False), (137, 0, True), (137, 3, False)],
 )
-def test_slurm_requeues_what_was_preempted(ends, restarts, requeued, programs, tmp_path):
+def test_slurm_requeues_a_preempted_job(ends, restarts, requeued, programs, tmp_path):
   programs("scontrol")
   path = programs("srun", f"exit {ends}")
   code, _, _ = launch(
@@ -404,7 +403,7 @@ def test_slurm_requeues_what_was_preempted(ends, restarts, requeued, programs, t
   assert ("scontrol requeue 42" in programs.calls()) == requeued
 
 
-# The real thing.
+# Sweeps that run.
 
 QUICK = (
   "--config.steps=4", "--config.steps_per_call=2", "--config.batch_size=8", "--config.eval_queries=4", "--config.final_queries=4",
@@ -421,9 +420,9 @@ def swept(tmp_path, platform, command, *more):
   )  # fmt: skip
 
 
-def left(tmp_path, said, part):
-  """Looks at what the two units left; returns the experiment's id."""
-  code, out, error = said
+def check_units(tmp_path, result, part):
+  """Checks the folders that the two units left; returns the experiment's id."""
+  code, out, error = result
   assert code == 0, out + error
   xid = re.search(r"experiment (\d+): .* #test; 2 work units", out)[1]
   folders = {path.name: path / part for path in (tmp_path / xid).iterdir()}
@@ -435,12 +434,12 @@ def left(tmp_path, said, part):
 
 @pytest.mark.slow
 def test_sweep_of_two_work_units_runs(tmp_path):
-  left(tmp_path, swept(tmp_path, "processes", "train-target"), "target")
+  check_units(tmp_path, swept(tmp_path, "processes", "train-target"), "target")
 
 
 @pytest.mark.slow
-def test_sweep_of_two_readers_runs_and_says_what_failed(tmp_path):
-  xid = left(tmp_path, swept(tmp_path, "processes", "train"), "decoder")
+def test_sweep_of_two_readers_runs_and_reports_failed_units(tmp_path):
+  xid = check_units(tmp_path, swept(tmp_path, "processes", "train"), "decoder")
   made = {wid: json.loads((tmp_path / xid / wid / "decoder" / "config.json").read_text()) for wid in "15"}
   assert {wid: c["optimizer"]["lr"] for wid, c in made.items()} == {"1": 1e-3, "5": 3e-3}
   code, out, _ = swept(tmp_path, "processes", "train", "--config.data.config=none")
@@ -450,9 +449,9 @@ def test_sweep_of_two_readers_runs_and_says_what_failed(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("xmanager") is None, reason="needs the extra `launch`")
 def test_sweep_of_two_work_units_runs_through_xmanager(tmp_path):
-  said = swept(tmp_path, "local", "train-target")
-  left(tmp_path, said, "target")
-  assert "through XManager" in said[1] and list((tmp_path / ".xmanager").glob("*.sqlite3"))
+  result = swept(tmp_path, "local", "train-target")
+  check_units(tmp_path, result, "target")
+  assert "through XManager" in result[1] and list((tmp_path / ".xmanager").glob("*.sqlite3"))
   code, out, _ = swept(tmp_path, "xm_local", "train-target", "--config.data.config=none")
   assert code == 2 and "exit code 2: work units 1, 5" in out
 
@@ -467,17 +466,3 @@ def test_exit_codes_of_work_units(tmp_path):
   assert (tmp_path / "ran").read_text().split() == ["3", "4", "5"]
   with pytest.raises(InversionViewError, match="no-such-program"):
     xm_launch.run_processes({1: ["no-such-program"]}, 1)
-
-
-def test_peaks_are_those_that_runs_are_measured_against():
-  for chip in chips.CHIPS.values():
-    assert chip.flops == 1e12 * throughput.PEAK_TFLOPS[chip.kind]
-
-
-def test_topologies():
-  place = chips.topology("v5e:16x16")
-  assert (place.devices, place.hosts, place.grid) == (256, 64, "16x16")
-  assert chips.topology("cpu:8").devices == 8
-  for name in ("v5e", "v5e:0x4", "v5p:4x4", "cpu:2x4", "v4:2x2x1", "v5e:16x16x16", ""):
-    with pytest.raises(InversionViewError):
-      chips.topology(name)

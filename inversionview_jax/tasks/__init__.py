@@ -1,55 +1,84 @@
-"""The tasks a reader can be trained on; `get` finds one by name."""
+"""Tasks: what an input is, from index to tokens, labels, features and contrast pairs; `get` makes one by name."""
 
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks.addition import Addition
 from inversionview_jax.tasks.base import Mixture, Task
 from inversionview_jax.tasks.counting import Counting
+from inversionview_jax.tasks.extension import is_named, load_class
 from inversionview_jax.tasks.factual import Factual
 from inversionview_jax.tasks.ioi import IOI
 from inversionview_jax.tasks.language import LanguageTask
 from inversionview_jax.tasks.text import Text
+from inversionview_jax.tasks.tokenizers import CharTokenizer, HuggingFaceTokenizer, PartTokenizer, Tokenizer
 
 __all__ = [
   "IOI",
   "Addition",
+  "CharTokenizer",
   "Counting",
   "Factual",
+  "HuggingFaceTokenizer",
   "LanguageTask",
   "Mixture",
+  "PartTokenizer",
   "Task",
   "Text",
+  "Tokenizer",
   "get",
   "is_language",
   "names",
 ]
 
 _TASKS = {task.name: task for task in (Addition, Counting, IOI, Factual, Text)}
+_NEEDED = ("tokenizer", "length", "num_inputs")  # attributes without a default
 
 
-def get(name: str, tokenizer=None, settings: dict | None = None) -> Task:
-  """The task called `name`.
+def get(name: str, tokenizer: Tokenizer | None = None, settings: dict | None = None) -> Task:
+  """The task of this name.
 
   Args:
-    name: one of `names()`.
-    tokenizer: that of the model, for tasks over the texts of a language model; the others have their own.
-    settings: of the task, for those that have some.
+    name: one of `names()`, or a `Task` in the user's own module as ``package.module:Name``.
+    tokenizer: of the model, for tasks over the texts of a language model; the others have their own.
+    settings: of a task over the texts of a language model; the others have none.
 
   Raises:
-    InversionViewError: an unknown name (says which are known) or setting, or no tokenizer for a task that needs one.
+    InversionViewError: an unknown name (lists the known ones) or setting, no tokenizer for a task that needs one, or a module or class of the
+      user that cannot be used.
   """
-  if name not in _TASKS:
-    raise one_of("task", name, _TASKS)
-  if is_language(name):
-    return _TASKS[name](tokenizer, settings)
+  task_class = _class(name)
+  if issubclass(task_class, LanguageTask):
+    return _made(name, task_class, tokenizer, settings)
   if settings:
     raise InversionViewError(f"the task {name} has no settings; got {', '.join(sorted(settings))}")
-  return _TASKS[name]()
+  return _made(name, task_class)
 
 
 def is_language(name: str) -> bool:
-  """Whether a task is over the texts of a language model, whose tokenizer it takes."""
-  return name in _TASKS and issubclass(_TASKS[name], LanguageTask)
+  """Whether a task is over the texts of a language model, whose tokenizer it takes; False for a name that no task has."""
+  return (is_named(name) or name in _TASKS) and issubclass(_class(name), LanguageTask)
 
 
 def names() -> tuple[str, ...]:
+  """Names of this package's own tasks."""
   return tuple(_TASKS)
+
+
+def _class(name: str) -> type[Task]:
+  if is_named(name):
+    return load_class(name, Task, "task")
+  if name not in _TASKS:
+    raise one_of("task", name, _TASKS)
+  return _TASKS[name]
+
+
+def _made(name: str, task_class: type[Task], *args) -> Task:
+  """The task, which has its name from where it is; one line for a class of the user that lacks something."""
+  if not is_named(name):
+    return task_class(*args)
+  if task_class.__abstractmethods__:
+    raise InversionViewError(f"task {name!r} lacks {', '.join(sorted(task_class.__abstractmethods__))}")
+  task = task_class(*args)
+  if missing := [attribute for attribute in _NEEDED if not hasattr(task, attribute)]:
+    raise InversionViewError(f"task {name!r} lacks {', '.join(missing)}")
+  task.name = name
+  return task

@@ -4,13 +4,14 @@ import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks import hashing
-from inversionview_jax.tasks.base import Mixture, Task
+from inversionview_jax.tasks.base import MIXTURES, Mixture, Task
 from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
 from inversionview_jax.tasks.grammar import holds
 from inversionview_jax.tasks.tokenizers import BOS, EOS, PAD, CharTokenizer
 
 _SIDE = 900  # numbers from 100 to 999
-_OPERANDS = {"F1": 1, "F2": 2, "F3": 3, "S1": 5, "S2": 6, "S3": 7}  # where they stand
+# Label -> column.
+_OPERANDS = {"F1": 1, "F2": 2, "F3": 3, "S1": 5, "S2": 6, "S3": 7}
 _ANSWERS = {"A1": 9, "A2": 10, "A3": 11, "A4": 12}
 
 
@@ -24,14 +25,11 @@ class Addition(Task):
   enumerable = True
   epsilon = 0.1
   metric = "euclidean"
+  dataset = True
   mixtures = {
     "broad": Mixture(((1.0, 0.0), (1.5, 0.05), (2.0, 0.1), (2.0, 0.3)), stratified=True),
-    "noisy": Mixture(((1.0, 0.0), (1.0, 0.1), (1.0, 0.2), (1.0, 0.3)), stratified=True),
-    "stratified": Mixture(((0.5, 0.0), (1.0, 0.0), (2.0, 0.0), (2.0, 0.1)), stratified=True),
-    "warm": Mixture(((1.0, 0.0), (1.5, 0.0), (1.5, 0.1), (2.0, 0.1)), stratified=True),
-    "paper": Mixture(((0.5, 0.0), (1.0, 0.0), (2.0, 0.0), (2.0, 0.1))),
+    **MIXTURES,
   }
-
   about = (
     'An input is a sum of two three-digit numbers with its answer, such as "615+861=1476". Each character is a token. The digits of the first '
     "number are called F1 F2 F3, those of the second S1 S2 S3, those of the answer A1 A2 A3 A4, from left to right."
@@ -47,9 +45,9 @@ class Addition(Task):
     "A2": "second digit of the answer",
     "A3": "third digit of the answer",
     "A4": "fourth digit of the answer, where it has one",
-    "C1": "what the hundreds carry, 0 or 1",
-    "C2": "what the tens carry, 0 or 1, with the carry of the ones",
-    "C3": "what the ones carry, 0 or 1",
+    "C1": "carry out of the hundreds, 0 or 1",
+    "C2": "carry out of the tens, 0 or 1, with the carry of the ones",
+    "C3": "carry out of the ones, 0 or 1",
     "length": "number of digits of the answer, 3 or 4",
   }
   expressions = ("F1 + S1", "F2 + S2", "F3 + S3")
@@ -67,19 +65,19 @@ class Addition(Task):
     return np.where((self.tokens(near) == tokens).all(axis=1), near, -1)
 
   def tokens_of(self, first, second, answer=None) -> np.ndarray:
-    """int[B], int[B] -> int32[B, 14]: the inputs with these operands; `answer` stands in for the sum where given."""
+    """The inputs with these operands, int[B] and int[B] -> int32[B, 14]; `answer`, int[B], replaces the sum where given."""
     t = self.tokenizer
     first, second = np.asarray(first), np.asarray(second)
     answer = first + second if answer is None else np.asarray(answer)
     out = np.full((len(first), self.length), t.pad_id, np.int32)
     out[:, 0], out[:, 4], out[:, 8] = t.bos_id, t.encode("+")[0], t.encode("=")[0]
-    for place, scale in enumerate((100, 10, 1)):
-      out[:, 1 + place] = first // scale % 10
-      out[:, 5 + place] = second // scale % 10
+    for column, scale in enumerate((100, 10, 1)):
+      out[:, 1 + column] = first // scale % 10
+      out[:, 5 + column] = second // scale % 10
     long = answer >= 1000
     for rows, scales in ((long, (1000, 100, 10, 1)), (~long, (100, 10, 1))):
-      for place, scale in enumerate(scales):
-        out[rows, 9 + place] = answer[rows] // scale % 10
+      for column, scale in enumerate(scales):
+        out[rows, 9 + column] = answer[rows] // scale % 10
       out[rows, 9 + len(scales)] = t.eos_id
     return out
 
@@ -89,33 +87,33 @@ class Addition(Task):
 
   def answer_mask(self, tokens):
     xp = tokens.__array_namespace__()
-    behind = xp.arange(tokens.shape[1]) > 8
-    return behind[None, :] & (tokens != self.tokenizer.pad_id)
+    in_answer = xp.arange(tokens.shape[1]) > 8
+    return in_answer[None, :] & (tokens != self.tokenizer.pad_id)
 
   def groups(self, tokens):
-    # Here the carry into the tens decides the hundreds too, which makes these the hard ones.
+    # The hardest inputs: the carry into the tens decides the hundreds too.
     return {"tens_sum_9": tokens[:, 2] + tokens[:, 6] == 9}
 
   def labels(self, tokens):
     plus, equals = self.tokenizer.encode("+=")
-    labels, part, place = [], "F", 0
+    labels, part, digit = [], "F", 0
     for token in map(int, tokens):
-      place += 1
+      digit += 1
       if token in (plus, equals):
         labels.append("+" if token == plus else "=")
-        part, place = ("S" if token == plus else "A"), 0
+        part, digit = ("S" if token == plus else "A"), 0
       elif token < 10:
-        labels.append(f"{part}{place}")
+        labels.append(f"{part}{digit}")
       else:
         labels.append(self.tokenizer.vocabulary[token])
-        place = 0
+        digit = 0
     return labels
 
   def features(self, tokens):
     """The features of addition, in the paper's names (section 4.2).
 
-    F1 F2 F3, S1 S2 S3 and A1 A2 A3 A4 are digits as they are written, the answer right or not. C1, C2 and C3 are what the operands carry
-    out of the hundreds, tens and ones: 0 or 1. "length" is the number of digits of the written answer, 3 or 4.
+    F1 F2 F3, S1 S2 S3 and A1 A2 A3 A4 are digits as they are written, whether the answer is right or not. C1, C2 and C3 are the operands'
+    carries out of the hundreds, tens and ones: 0 or 1. "length" is the number of digits of the written answer, 3 or 4.
     """
     t = self.tokenizer
     tokens = np.asarray(tokens)
@@ -131,25 +129,25 @@ class Addition(Task):
     expected[:13] = [ord(sign) for sign in "Bddd+ddd=dddd"]
     well = ((form == expected) | (columns >= end)).all(axis=1) & ((rows == t.pad_id) | (columns <= end)).all(axis=1)
     digit = np.where(well[:, None] & (form == ord("d")), rows, -1).astype(np.int32)
-    found = {name: digit[:, column] for name, column in (_OPERANDS | _ANSWERS).items()}
+    features = {name: digit[:, column] for name, column in (_OPERANDS | _ANSWERS).items()}
     both = digit[:, 7] >= 0
     carry = np.zeros(len(rows), np.int32)
     for place in (3, 2, 1):
       carry = (digit[:, place] + digit[:, 4 + place] + carry >= 10).astype(np.int32)
-      found[f"C{place}"] = np.where(both, carry, -1).astype(np.int32)
+      features[f"C{place}"] = np.where(both, carry, -1).astype(np.int32)
     length = (digit[:, 9:13] >= 0).sum(axis=1)
-    found["length"] = np.where(length >= 3, length, -1).astype(np.int32)
-    return found
+    features["length"] = np.where(length >= 3, length, -1).astype(np.int32)
+    return features
 
   def contrast(self, index, seed=0, *, change=("F1", "S1"), predict="A1", where="", contrast_where=""):
     """Pairs that differ in given operand digits and in the predicted token (paper, section 4.2 and its appendix on patching).
 
     Args:
       index: int64[B], inputs of the task.
-      seed: what is drawn is a function of it and of the index.
-      change: the operand digits to redraw, uniformly from 0 to 9 (so that the corrupted input may have a leading zero), until the predicted
-        token differs; the answer is recomputed.
-      predict: the token that must differ: A1, A2, A3, or A4, which stands for the end of the text behind an answer of three digits.
+      seed: of the draws, which are functions of it and of the index.
+      change: the operand digits to redraw, uniformly from 0 to 9 (the corrupted input may have a leading zero), until the predicted token
+        differs; the answer is recomputed.
+      predict: the token that must differ: A1, A2, A3, or A4, which is the end of the text after an answer of three digits.
       where, contrast_where: conditions on the features of the clean and of the corrupted input (`grammar.holds`).
 
     Returns:
@@ -175,10 +173,10 @@ class Addition(Task):
   def contrast_in(self, feature, vary, index, seed=0, *, predict="A1", where=""):
     """Pairs that differ in one feature, or in all but it; see `Task.contrast_in`. All of them are inputs of the task.
 
-    "only": an operand digit alone; or, for a carry (or the length), the two digits whose carry it is, such that the digit of the sum in
-    their own place stays; or, for an answer digit, the two digits of its place, such that every carry stays. The predicted token
-    differs, and the answer in front of it does not. "rest": all operand digits differ (but the one asked about), the feature does not;
-    the predicted token may.
+    "only" changes an operand digit alone; or, for a carry (or the length), the two digits whose carry it is, such that the digit of the sum
+    in their own place stays; or, for an answer digit, the two digits of its place, such that every carry stays. The predicted token
+    changes, and the answer before it does not. "rest" changes all operand digits (except the feature itself) and keeps the feature; the
+    predicted token may change.
     """
     if vary not in VARY:
       raise one_of("kind of pairs", vary, VARY)
@@ -189,7 +187,7 @@ class Addition(Task):
     index, clean = self._where(index, where)
     own = self.features(clean)
     free = np.zeros((len(index), self.length), bool)  # the operand digits to redraw
-    carry = None  # the two that are redrawn for a carry
+    carry = None  # columns of the two digits that are redrawn for a carry
     if vary == "rest":
       free[:, [column for name, column in _OPERANDS.items() if name != feature]] = True
     elif feature in _OPERANDS:
@@ -222,14 +220,14 @@ class Addition(Task):
         return valid & ~changed & ((tokens != clean[rows]) | ~free[rows]).all(axis=1)
       if feature in _ANSWERS:
         valid &= np.logical_and.reduce([now[carry] == before[carry] for carry in ("C1", "C2", "C3")])
-      said = (tokens[:, 9:at] == clean[rows, 9:at]).all(axis=1)
-      return valid & changed & said & (tokens[:, at] != clean[rows, at])
+      same_before = (tokens[:, 9:at] == clean[rows, 9:at]).all(axis=1)
+      return valid & changed & same_before & (tokens[:, at] != clean[rows, at])
 
     return _pairs(index, clean, *redraw(len(index), propose, accept), at)
 
-  def behaviour(self, where):
-    here = {8: "A1", "=": "A1", 9: "A2", "A1": "A2", 10: "A3", "A2": "A3", 11: "A4", "A3": "A4"}
-    return here.get(int(where) if str(where).isdigit() else where, "A1")
+  def behaviour(self, position):
+    predicted = {8: "A1", "=": "A1", 9: "A2", "A1": "A2", 10: "A3", "A2": "A3", 11: "A4", "A3": "A4"}
+    return predicted.get(int(position) if str(position).isdigit() else position, "A1")
 
   def _where(self, index, where):
     """The indices that fulfil a condition, and their tokens."""
@@ -239,7 +237,7 @@ class Addition(Task):
     return index[kept], clean[kept]
 
   def _summed(self, tokens) -> np.ndarray:
-    """int32[B, 14] with any operand digits -> the same with their sum behind."""
+    """Inputs with any operand digits, int32[B, 14] -> the same with the sum of their operands as the answer."""
     first, second = (tokens[:, at : at + 3].astype(np.int64) @ [100, 10, 1] for at in (1, 5))
     return self.tokens_of(first, second)
 
@@ -257,6 +255,6 @@ def _column(columns, name) -> int:
 
 
 def _pairs(index, clean, corrupted, made, at) -> Pairs:
-  """The pairs that could be made; the token at column `at` is predicted from the one in front of it."""
+  """The pairs that could be made; the token at column `at` is predicted from the one before it."""
   before = np.full(int(made.sum()), at - 1, np.int32)
   return Pairs(index[made], clean[made], corrupted[made].astype(np.int32), before, before)

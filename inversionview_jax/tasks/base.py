@@ -1,4 +1,4 @@
-"""What a task is: inputs by index, a tokenizer, positions with names, and the paper's settings for reading it.
+"""The interface of a task: inputs by index, a tokenizer, labels of positions, features, and settings for reading it.
 
 Shapes: B batch, T tokens. Functions of tokens accept NumPy or JAX arrays and return the same kind, so that they also run inside jit.
 """
@@ -22,18 +22,18 @@ TINY = {"train": 20_000, "test": 5_000}  # inputs of a split that the "tiny" dat
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-  """How candidates are drawn: an equal share of them at each (temperature, noise) (paper, appendix "auto" sampling).
+  """Sampling settings: an equal share of the candidates at each (temperature, noise) (paper, appendix "auto" sampling).
 
   Attributes:
     settings: pairs of (temperature, eta); Gaussian noise of eta * std(z) is added to the query activation z.
     num_samples: candidates per query.
-    stratified: whether candidates of one setting share the decoder's distribution out between them instead of being independent; fewer of
-      them are the same (`sampling.Rows`).
-    directions: the second of each setting is not eta but the cosine to z of the directions that are drawn, with the norm of z times
-      exp(U(-1, 1)) (paper, factual recall).
-    rounds: in how many parts the candidates of a query are drawn.
-    repeats: tokens that are rare (`Task.rare`) and that the rounds before have more often than this at a position are not drawn there again;
-      0: they are.
+    stratified: whether the candidates of one setting are a stratified sample of the decoder's distribution instead of independent ones; fewer
+      of them are equal (`sampling.Rows`).
+    directions: the second of each setting is not eta but the cosine to z of random directions, with the norm of z times exp(U(-1, 1))
+      (paper, factual recall).
+    rounds: number of parts in which the candidates of a query are drawn.
+    repeats: a rare token (`Task.rare`) that occurs more often than this at a position in the rounds before is not drawn there again; 0: no
+      limit.
   """
 
   settings: tuple[tuple[float, float], ...]
@@ -47,29 +47,39 @@ class Mixture:
     if self.directions and not all(-1 <= cosine <= 1 for _, cosine in self.settings):
       raise InversionViewError(f"directions are drawn at cosines from -1 to 1, not {[c for _, c in self.settings]}")
     if self.repeats and self.rounds < 2:
-      raise InversionViewError(
-        "tokens that were drawn before can be suppressed from the second round on only: set rounds"
-      )
+      raise InversionViewError("repeats limits tokens of earlier rounds: set rounds to 2 or more")
+
+
+# Mixtures of tasks with characters for tokens. "paper" is the paper's, the others were chosen by measurement (configs/README.md).
+MIXTURES = {
+  "noisy": Mixture(((1.0, 0.0), (1.0, 0.1), (1.0, 0.2), (1.0, 0.3)), stratified=True),
+  "stratified": Mixture(((0.5, 0.0), (1.0, 0.0), (2.0, 0.0), (2.0, 0.1)), stratified=True),
+  "warm": Mixture(((1.0, 0.0), (1.5, 0.0), (1.5, 0.1), (2.0, 0.1)), stratified=True),
+  "paper": Mixture(((0.5, 0.0), (1.0, 0.0), (2.0, 0.0), (2.0, 0.1))),
+}
 
 
 class Task(abc.ABC):
-  """A set of inputs and what is known about them.
+  """A set of inputs, addressed by index, and what is known about them.
+
+  A task can live in the user's own module, named as ``package.module:Name`` in a config or flag. It needs `tokenizer`, `length`,
+  `num_inputs`, `tokens` and `loss_mask`; the rest has defaults.
 
   Attributes:
-    name: how configs, builders and readers call it.
+    name: of the task in configs and saved files; of a class in the user's module that sets none, ``package.module:Name``.
     tokenizer: text to ids and back.
     length: T, tokens of an input including BOS, EOS and PAD.
-    num_inputs: how many inputs there are; they are addressed 0 ... num_inputs - 1.
-    enumerable: whether these are all the inputs of the task, so that preimages can be found exactly.
-    epsilon, metric: the threshold and the distance of the paper's preimages.
-    mixtures: sampling mixtures by name; "paper" is the paper's. The first is the one that is used unless another is asked for.
-    dataset: whether the inputs are kept as a TFDS dataset; else they are made, or read, when they are asked for.
+    num_inputs: number of inputs; their indices are 0 ... num_inputs - 1.
+    enumerable: whether these are all the inputs of the task, so that preimages can be enumerated exactly.
+    epsilon, metric: the threshold and the distance of preimages; of this package's tasks, the paper's.
+    mixtures: sampling mixtures by name; the first is the default.
+    dataset: whether the inputs are kept as the TFDS dataset ``inversionview_NAME``; otherwise they are computed, or read, at every use.
     settings: plain data with which `tasks.get` makes the same task again.
-    bos_attention: None, or which attention of a head to BOS is too much for a training pair (`collect.collect`).
-    rare: None, or bool[V]: tokens of which no more than `Mixture.repeats` are drawn at a position, if the mixture says so.
-    about: what an input is, for someone who has never seen one.
-    feature_names: what each feature is, in words.
-    expressions: over the features (`grammar.expression`), for what a reading names besides them.
+    bos_attention: None, or a head's attention to BOS from which on its activation is no training pair (`sampling.collect`).
+    rare: None, or bool[V]: the tokens to which `Mixture.repeats` applies.
+    about: describes an input to someone who has never seen one.
+    feature_names: describes each feature.
+    expressions: over the features (`grammar.expression`), which a reading checks besides them.
   """
 
   name: str
@@ -77,10 +87,10 @@ class Task(abc.ABC):
   length: int
   num_inputs: int
   enumerable: bool = False
-  epsilon: float
-  metric: str
-  mixtures: dict[str, Mixture]
-  dataset: bool = True
+  epsilon: float = 0.1
+  metric: str = "euclidean"
+  mixtures: dict[str, Mixture] = MIXTURES
+  dataset: bool = False
   settings: dict = {}
   bos_attention: float | None = None
   rare: np.ndarray | None = None
@@ -88,22 +98,27 @@ class Task(abc.ABC):
   feature_names: dict[str, str] = {}
   expressions: tuple[str, ...] = ()
 
+  def __init_subclass__(cls, **kwargs):
+    super().__init_subclass__(**kwargs)
+    if "name" not in vars(cls):
+      cls.name = f"{cls.__module__}:{cls.__qualname__}"
+
   @abc.abstractmethod
   def tokens(self, index: np.ndarray) -> np.ndarray:
-    """int64[B] -> int32[B, T]: the inputs with these indices; a pure function of the index."""
+    """The inputs with these indices, int64[B] -> int32[B, T]: BOS, the text, EOS, PAD; a pure function of the index."""
 
   def index(self, tokens: np.ndarray) -> np.ndarray:
-    """The inverse of `tokens`, where all inputs are enumerable: int[B, T] -> int64[B]; -1 for a text that is no input."""
-    raise NotImplementedError(f"task {self.name!r} does not number its texts")
+    """The inverse of `tokens` of an enumerable task, int[B, T] -> int64[B]; -1 for a text that is no input."""
+    raise NotImplementedError(f"task {self.name!r} has no index of its texts")
 
   def log_prior(self, tokens: np.ndarray) -> np.ndarray:
-    """int[B, T] -> float64[B]: log of the probability that an input drawn from the task is this text; -inf for one that never is.
+    """Log probability of texts under the task's distribution, int[B, T] -> float64[B]; -inf for a text that is no input.
 
-    Of a task whose inputs are a sample of many more, the distribution that they were drawn from.
+    Where the inputs are a sample of many more texts, it is the distribution that they were drawn from.
     """
     if not self.enumerable:
       raise InversionViewError(
-        f"the task {self.name!r} does not say how probable its inputs are, which bits need; --no-bits measures the rest"
+        f"the task {self.name!r} has no log_prior, the probability of its inputs, which bits need; --no-bits measures the rest"
       )
     return np.where(self.index(tokens) >= 0, -math.log(self.num_inputs), -np.inf)
 
@@ -111,28 +126,31 @@ class Task(abc.ABC):
   def loss_mask(self, tokens):
     """int32[B, T] -> bool[B, T]: tokens whose prediction the target model is trained on."""
 
-  @abc.abstractmethod
   def answer_mask(self, tokens):
-    """int32[B, T] -> bool[B, T]: tokens that make up the answer, all of which must be right for the answer to be right."""
+    """int32[B, T] -> bool[B, T]: tokens of the answer, all of which must be right for it to be right; by default those of `loss_mask`."""
+    return self.loss_mask(tokens)
 
-  @abc.abstractmethod
   def labels(self, tokens: Sequence[int]) -> list[str]:
-    """A name for each position of one input ("=", "A1"); "" where the task has none."""
+    """A label for each position of one input ("=", "A1"); "" where the task has none, which is the default."""
+    return [""] * len(tokens)
 
-  @abc.abstractmethod
   def default_sites(self, n_layers: int, n_heads: int) -> tuple[str, ...]:
-    """The sites the paper trains a decoder on, short names."""
+    """Short names of the sites a decoder is trained on by default: the embedding, and heads, MLP and residual stream of every layer."""
+    sites = ["x0.pre"]
+    for layer in range(n_layers):
+      sites += [f"a{layer}.{head}" for head in range(n_heads)] + [f"x{layer}.mid", f"m{layer}", f"x{layer}.post"]
+    return tuple(sites)
 
   @property
   def mixture(self) -> Mixture:
-    """The one that is used unless another is asked for."""
+    """The default mixture, the first of `mixtures`."""
     return next(iter(self.mixtures.values()))
 
   def mixture_named(self, name: str) -> Mixture:
-    """One of `mixtures`, or a `Mixture` of a user's own module named as "package.module:NAME".
+    """The mixture of this name: one of `mixtures`, or a `Mixture` of the user's own module named as ``package.module:NAME``.
 
     Raises:
-      InversionViewError: a name that no mixture has (one that was renamed is answered with the new name), or no such module or object.
+      InversionViewError: a name that no mixture has (of a renamed one, the message has the new name), or no such module or object.
     """
     if name in self.mixtures:
       return self.mixtures[name]
@@ -143,40 +161,40 @@ class Task(abc.ABC):
     raise one_of(f"mixture of task {self.name!r}:", name, tuple(self.mixtures))
 
   def query_mask(self, tokens):
-    """int32[B, T] -> bool[B, T]: positions where query activations are taken; here all that are not special tokens."""
+    """int32[B, T] -> bool[B, T]: positions where query activations are taken; by default all but special tokens."""
     return ~self._special(tokens)
 
   def counted_mask(self, tokens):
-    """int32[B, T] -> bool[B, T]: positions that may match a query: all but padding and end-of-sequence (paper, section 2.1)."""
+    """int32[B, T] -> bool[B, T]: positions of candidates that may match a query: all but EOS and PAD (paper, section 2.1)."""
     return (tokens != self.tokenizer.pad_id) & (tokens != self.tokenizer.eos_id)
 
   def predicted_at(self, tokens):
-    """int32[B, T] -> int32[B, P], the positions where `loss_mask` tokens are predicted, if they are few in each input; else None."""
+    """int32[B, T] -> int32[B, P], the positions where `loss_mask` tokens are predicted, if they are few; None: anywhere."""
     del tokens
     return None
 
   def groups(self, tokens) -> dict:
-    """Named subsets of the inputs whose accuracy is reported by itself: name -> bool[B]."""
+    """Subsets of the inputs whose accuracy is reported separately: name -> bool[B]."""
     del tokens
     return {}
 
   def features(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """What can be said of an input in words: the properties that a reading of an activation names.
+    """The features of texts: properties that an activation may encode.
 
     Args:
-      tokens: int[B, T], as `tokens` makes them or as a decoder writes them; a text may also be the beginning of an input.
+      tokens: int[B, T], inputs of the task or candidates of a decoder; a text may also be the beginning of an input.
 
     Returns:
-      A name for each feature -> int32[B]; -1 where the text is not of the task's form, or does not reach that far.
+      Name of each feature -> int32[B]; -1 where the text is not of the task's form, or is too short to have it.
     """
     del tokens
     return {}
 
   def contrast(self, index: np.ndarray, seed: int = 0, **how) -> Pairs:
-    """Contrast pairs for patching: the inputs with these indices, int64[B], each beside one that differs as asked.
+    """Contrast pairs for patching: the inputs with these indices, int64[B], each with a corrupted input.
 
-    Which questions there are is the task's business, see there. A pair is a function of the index and the seed; inputs without such
-    a contrast are left out.
+    The keywords, which determine how the two differ, are the task's own. A pair is a function of the index and the seed; inputs without such a
+    contrast are left out.
     """
     raise InversionViewError(f"the task {self.name} has no contrast pairs")
 
@@ -186,11 +204,11 @@ class Task(abc.ABC):
     """Contrast pairs that test whether an activation carries a feature.
 
     Args:
-      feature: one of those that `features` names.
-      vary: "only": the pair differs in the feature and, as far as that can be, in nothing else; "rest": in everything but the feature.
+      feature: a name in `features`.
+      vary: "only": the pair differs in the feature and, as far as possible, in nothing else; "rest": in everything but the feature.
       index: int64[B].
-      seed: what is drawn is a function of it and of the index.
-      predict: label of the answer token that is looked at.
+      seed: of the draws, which are functions of it and of the index.
+      predict: label of the answer token whose prediction is compared.
       where: a condition on the features of the clean input.
 
     Raises:
@@ -198,9 +216,9 @@ class Task(abc.ABC):
     """
     raise InversionViewError(f"the task {self.name} has no contrast pairs")
 
-  def behaviour(self, where: "int | str") -> str:
-    """Label of the answer token by which a patch at this position is judged: the one predicted there, else the first."""
-    raise InversionViewError(f"the task {self.name} does not say which answer follows from position {where!r}")
+  def behaviour(self, position: "int | str") -> str:
+    """Label of the answer token that measures the effect of a patch at this position: the one predicted there, else the first."""
+    raise InversionViewError(f"the task {self.name} names no answer that follows from position {position!r}")
 
   def split(self, name: str, seed: int = 0) -> np.ndarray:
     """int64[N]: indices of "train" (75 %) or "test" (25 %), in a random order that depends on `seed` alone."""
@@ -210,12 +228,12 @@ class Task(abc.ABC):
     cut = int(0.75 * self.num_inputs)
     return order[:cut] if name == "train" else order[cut:]
 
-  def position(self, tokens: Sequence[int], where: "int | str") -> int:
-    """The index of a position given as an index (negative ones count from the last token) or as a label.
+  def position(self, tokens: Sequence[int], position: "int | str") -> int:
+    """The index of a position that is given as an index (negative ones count from the last token) or as a label.
 
     Args:
       tokens: int[T], one input with BOS; padding does not count.
-      where: an index (BOS is 0; "-1" and -1 are the last token of the text), or a label such as "=" or "A1".
+      position: an index (BOS is 0; "-1" and -1 are the last token of the text), or a label such as "=" or "A1".
 
     Raises:
       InversionViewError: out of range, or a label this input does not have; lists those it has.
@@ -223,16 +241,16 @@ class Task(abc.ABC):
     used = [int(t) for t in tokens if int(t) not in (self.tokenizer.pad_id, self.tokenizer.eos_id)]
     labels = self.labels(used)
     try:
-      index = int(where) if isinstance(where, str) else operator.index(where)
+      index = int(position) if isinstance(position, str) else operator.index(position)
     except (TypeError, ValueError):
       index = None
-    # A digit can be a label only where the task says so; everywhere else it is an index.
-    if index is None or str(where) in labels:
-      if where in labels:
-        return labels.index(where)
+    # A digit is a label only if the task has it among the labels; otherwise it is an index.
+    if index is None or str(position) in labels:
+      if position in labels:
+        return labels.index(position)
       known = ", ".join(label for label in labels if label)
       raise InversionViewError(
-        f"unknown position {where!r}: "
+        f"unknown position {position!r}: "
         + (
           f"{self.tokenizer.text(used)!r} has the positions {known}"
           if known
@@ -246,9 +264,9 @@ class Task(abc.ABC):
       )
     return index % len(used)
 
-  def positions(self, tokens: np.ndarray, where: "int | str") -> np.ndarray:
-    """int[B, T] -> int32[B]: `position` of every row."""
-    return np.array([self.position(row, where) for row in np.asarray(tokens).tolist()], np.int32)
+  def positions(self, tokens: np.ndarray, position: "int | str") -> np.ndarray:
+    """The index of a position in every row, int[B, T] -> int32[B]; see `position`."""
+    return np.array([self.position(row, position) for row in np.asarray(tokens).tolist()], np.int32)
 
   def _special(self, tokens):
     t = self.tokenizer
@@ -256,11 +274,11 @@ class Task(abc.ABC):
 
 
 def index_or_label(typed: str) -> "int | str":
-  """A position as people type it: "8" -> 8, "-1" -> -1, "=" -> "="."""
+  """A position from a flag: "8" -> 8, "-1" -> -1, "=" -> "="."""
   return int(typed) if typed.lstrip("-").isdigit() else typed
 
 
 def shift_left(array, fill):
-  """array[:, 1:] with a column of `fill` behind it, so that column t tells about token t + 1."""
+  """array[:, 1:] and a last column of `fill`: column t of the result is about token t + 1."""
   xp = array.__array_namespace__()
   return xp.concatenate([array[:, 1:], xp.full_like(array[:, :1], fill)], axis=1)

@@ -43,12 +43,12 @@ class _TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   DEFAULT_BUILDER_CONFIG_NAME = "full"
   TASK: Task
   on_progress: Callable[[int], None] = staticmethod(lambda made: None)
-  # No download, so no checksums; to look for them TFDS 4.9.10 needs a package that it does not install
+  # Nothing is downloaded, so there are no checksums; to look for them TFDS 4.9.10 needs a package that it does not install
   # (https://github.com/tensorflow/datasets/issues/11212).
   url_infos = None
 
   def __init__(self, *, file_format=None, **kwargs):
-    # TFDS would write tfrecord, which only TensorFlow reads.
+    # The default is tfrecord, which only TensorFlow reads.
     super().__init__(file_format=file_format or "array_record", **kwargs)
 
   def indices(self, split: str) -> np.ndarray:
@@ -62,7 +62,7 @@ class _TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       description=self.__doc__,
       features=tfds.features.FeaturesDict(
         {
-          "text": tfds.features.Text(doc="The input as people read it, without BOS, EOS and PAD."),
+          "text": tfds.features.Text(doc="The input as text, without BOS, EOS and PAD."),
           "tokens": tfds.features.Tensor(
             shape=(self.TASK.length,), dtype=np.int32, doc="Its ids with BOS, EOS and PAD."
           ),
@@ -81,19 +81,19 @@ class _TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     indices = self.indices(split)
     for start in range(0, len(indices), _CHUNK):
       rows = self.TASK.tokens(indices[start : start + _CHUNK])
-      for place, (row, ids) in enumerate(zip(rows, rows.tolist())):
-        yield start + place, {"text": self.TASK.tokenizer.text(ids), "tokens": row}
+      for offset, (row, ids) in enumerate(zip(rows, rows.tolist())):
+        yield start + offset, {"text": self.TASK.tokenizer.text(ids), "tokens": row}
       self.on_progress(len(rows))
 
   def is_prepared(self) -> bool:
-    # TFDS warns of a missing dataset_info.json where nothing was written yet.
+    # Asking TFDS first would print a warning of a missing dataset_info.json.
     return self.data_path.exists() and super().is_prepared()
 
   def _log_download_bytes(self) -> None:
-    """TFDS prints "Downloading ..." here, which is not what happens."""
+    """Prints nothing: TFDS would print "Downloading ...", and nothing is downloaded."""
 
   def _log_download_done(self) -> None:
-    """Likewise."""
+    """Prints nothing, for the same reason."""
 
 
 class InversionviewAddition(_TaskBuilder):

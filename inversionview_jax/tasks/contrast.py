@@ -1,4 +1,4 @@
-"""Contrast pairs: two inputs that differ in what is asked for, and what is said behind them.
+"""Contrast pairs: a clean and a corrupted input that differ in a chosen respect, with the tokens predicted from them.
 
 Shapes: B batch, T tokens.
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-# Draws for an input before it counts as one that has no such contrast. Of the questions asked here the rarest accepts one draw in 25, and
+# Draws for an input before it is left out as one without such a contrast. The rarest contrast of these tasks accepts one draw in 25, and
 # .96^300 is 5e-6.
 ROUNDS = 300
 VARY = ("only", "rest")  # what differs in pairs that test a feature: it alone, or everything but it
@@ -19,9 +19,9 @@ class Pairs:
   """Pairs of inputs for activation patching.
 
   Attributes:
-    index: int64[B], which inputs of the task the clean ones are.
+    index: int64[B], indices of the clean inputs.
     clean, corrupted: int32[B, T].
-    clean_at, corrupted_at: int32[B], the position whose next token is the behaviour that is looked at.
+    clean_at, corrupted_at: int32[B], the position from which the answer is predicted.
   """
 
   index: np.ndarray
@@ -48,7 +48,7 @@ class Pairs:
 
 
 def joined(parts: Sequence[Pairs]) -> Pairs:
-  """One after the other."""
+  """The pairs of all parts, concatenated."""
   return Pairs(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(Pairs)})
 
 
@@ -57,15 +57,15 @@ def redraw(
   propose: Callable[[np.ndarray, int], np.ndarray],
   accept: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Draws something for every row until it is accepted, all rows at once.
+  """Rejection sampling: one accepted draw for every row, all rows at once.
 
   Args:
-    count: B, how many rows there are.
+    count: B, the number of rows.
     propose: (rows int64[R], attempt) -> array[R, ...], a draw for each of these rows.
-    accept: (rows, what was proposed) -> bool[R].
+    accept: (rows, proposals) -> bool[R].
 
   Returns:
-    array[B, ...] of what was accepted, and bool[B]: False where nothing was within `ROUNDS` draws.
+    array[B, ...] of the accepted draws, and bool[B]: False where none of `ROUNDS` draws was accepted.
   """
   left = np.arange(count)
   drawn = np.zeros((count, *propose(left[:0], 0).shape[1:]), np.int64)

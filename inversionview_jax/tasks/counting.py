@@ -1,6 +1,6 @@
 """Character counting (paper, section 4.1): how often does a letter occur, such as ``vvzccvczvvvzvcvc|v:8``.
 
-Three different letters of 26 (2,600 triples) x 200 triples of counts (each 1 to 9) x 3 letters to ask for = 1.56 million inputs.
+Three different letters of 26 (2,600 triples) x 200 triples of counts (each 1 to 9) x 3 query letters = 1.56 million inputs.
 """
 
 import functools
@@ -12,52 +12,47 @@ import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks import hashing
-from inversionview_jax.tasks.base import Mixture, Task, shift_left
+from inversionview_jax.tasks.base import Task, shift_left
 from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
 from inversionview_jax.tasks.grammar import holds
 from inversionview_jax.tasks.tokenizers import BOS, EOS, PAD, CharTokenizer
 
-_TRIPLES, _COUNTS, _ASKED = 2600, 200, 3
-_LONGEST = 27
+_TRIPLES, _COUNTS, _QUERIES = 2600, 200, 3
+_LONGEST = 27  # letters of the longest string
 FEATURES = ("count", "query", "length")
 
 
 class Counting(Task):
-  """Inputs "BOS letters|x:n EOS PAD"; positions: "query" (the letter asked for), "|", ":" and "count"."""
+  """Inputs "BOS letters|x:n EOS PAD"; positions: "|", "query" (the query letter), ":" and "count"."""
 
   name = "counting"
   tokenizer = CharTokenizer((*string.ascii_lowercase, *"123456789", "|", ":", BOS, EOS, PAD))
   length = 33
-  num_inputs = _TRIPLES * _COUNTS * _ASKED
+  num_inputs = _TRIPLES * _COUNTS * _QUERIES
   epsilon = 0.1
   metric = "euclidean"
-  mixtures = {
-    "noisy": Mixture(((1.0, 0.0), (1.0, 0.1), (1.0, 0.2), (1.0, 0.3)), stratified=True),
-    "stratified": Mixture(((0.5, 0.0), (1.0, 0.0), (2.0, 0.0), (2.0, 0.1)), stratified=True),
-    "warm": Mixture(((1.0, 0.0), (1.5, 0.0), (1.5, 0.1), (2.0, 0.1)), stratified=True),
-    "paper": Mixture(((0.5, 0.0), (1.0, 0.0), (2.0, 0.0), (2.0, 0.1))),
-  }
+  dataset = True
 
   about = (
-    'An input is a string of letters, "|", a letter that is asked for, ":" and how often that letter occurs in front of "|", such as '
+    'An input is a string of letters, "|", the query letter, ":" and how often that letter occurs before "|", such as '
     '"vvzccvczvvvzvcvc|v:8". Each character is a token.'
   )
   feature_names = {
-    "count": 'how often the letter asked for occurs in front of "|"',
-    "query": "the letter asked for, as a number: a is 0, b is 1, ...",
-    "length": 'number of letters in front of "|"',
+    "count": 'how often the query letter occurs before "|"',
+    "query": "the query letter, as a number: a is 0, b is 1, ...",
+    "length": 'number of letters before "|"',
   }
 
   def tokens(self, index):
     t = self.tokenizer
     index = np.asarray(index, np.int64)
-    triple, count, asked = index // (_COUNTS * _ASKED), index // _ASKED % _COUNTS, index % _ASKED
+    triple, count, query = index // (_COUNTS * _QUERIES), index // _QUERIES % _COUNTS, index % _QUERIES
     letters = _letter_triples()[triple]  # [B, 3]
     counts = _count_triples()[triple, count]  # [B, 3]
     ends = np.cumsum(counts, axis=1)
     column = np.arange(_LONGEST)
-    which = np.sum(column[None, :, None] >= ends[:, None, :], axis=2)  # [B, 27]: 0 1 2 for a letter, 3 behind the last
-    # A random order per input: sort by a hash of (index, column); columns behind the last letter stay behind.
+    which = np.sum(column[None, :, None] >= ends[:, None, :], axis=2)  # [B, 27]: 0 1 2 for a letter, 3 after the last
+    # A random order per input: sort by a hash of (index, column); columns after the last letter stay last.
     keys = np.where(which < 3, hashing.split_mix(index[:, None] * 32 + column), np.uint64(2**64 - 1))
     which = np.take_along_axis(which, np.argsort(keys, axis=1, kind="stable"), axis=1)
     out = np.full((len(index), self.length), t.pad_id, np.int32)
@@ -67,24 +62,24 @@ class Counting(Task):
     )
     rows, total = np.arange(len(index)), ends[:, 2]
     bar, colon = t.encode("|:")
-    tail = (bar, letters[rows, asked], colon, t.encode("1")[0] + counts[rows, asked] - 1, t.eos_id)
-    for place, token in enumerate(tail):
-      out[rows, 1 + total + place] = token
+    tail = (bar, letters[rows, query], colon, t.encode("1")[0] + counts[rows, query] - 1, t.eos_id)
+    for offset, token in enumerate(tail):
+      out[rows, 1 + total + offset] = token
     return out
 
   def log_prior(self, tokens):
-    """Three letters of 26, each 1 to 9 times, in any order, one of them asked for, its count behind: each choice uniform."""
-    tokens, said = np.asarray(tokens), self.features(tokens)
-    rows, length, one = np.arange(len(tokens)), said["length"], self.tokenizer.encode("1")[0]
-    in_front = np.arange(tokens.shape[1]) <= np.maximum(length, 0)[:, None]
-    counts = (in_front[..., None] & (tokens[..., None] == np.arange(26))).sum(axis=1)  # [B, 26]
+    """Log probability float64[B] of texts under uniform choices: three letters of 26, 1 to 9 of each, their order, the query letter."""
+    tokens, features = np.asarray(tokens), self.features(tokens)
+    rows, length, one = np.arange(len(tokens)), features["length"], self.tokenizer.encode("1")[0]
+    before_bar = np.arange(tokens.shape[1]) <= np.maximum(length, 0)[:, None]
+    counts = (before_bar[..., None] & (tokens[..., None] == np.arange(26))).sum(axis=1)  # [B, 26]
     written = tokens[rows, np.minimum(length + 4, tokens.shape[1] - 1)] - one + 1
     end = tokens[rows, np.minimum(length + 5, tokens.shape[1] - 1)] == self.tokenizer.eos_id
-    is_input = (said["count"] > 0) & ((counts > 0).sum(axis=1) == 3) & (counts.max(axis=1) <= 9)
-    is_input &= end & (written == said["count"])
+    is_input = (features["count"] > 0) & ((counts > 0).sum(axis=1) == 3) & (counts.max(axis=1) <= 9)
+    is_input &= end & (written == features["count"])
     factorials = np.cumsum(np.log(np.maximum(np.arange(_LONGEST + 1), 1.0)))
     orders = factorials[np.clip(length, 0, _LONGEST)] - factorials[np.minimum(counts, _LONGEST)].sum(axis=1)
-    return np.where(is_input, -math.log(_TRIPLES * 9**3 * _ASKED) - orders, -np.inf)
+    return np.where(is_input, -math.log(_TRIPLES * 9**3 * _QUERIES) - orders, -np.inf)
 
   def loss_mask(self, tokens):
     return self.answer_mask(tokens)
@@ -99,7 +94,7 @@ class Counting(Task):
     return xp.concatenate([xp.zeros_like(tokens[:, :1], dtype=bool), tokens[:, :-1] == colon], axis=1)
 
   def query_mask(self, tokens):
-    """Only the letter asked for and ":" (paper, appendix on training the decoders)."""
+    """Only the query letter and ":" (paper, appendix on training the decoders)."""
     colon = self.tokenizer.encode(":")[0]
     return (tokens == colon) | (shift_left(tokens, self.tokenizer.pad_id) == colon)
 
@@ -112,8 +107,8 @@ class Counting(Task):
     return labels
 
   def features(self, tokens):
-    """The features of counting: "count" is how often the letter asked for occurs in front of "|" (whatever number is written behind),
-    "query" the letter asked for (a is 0), "length" the number of letters in front of "|".
+    """The features of counting: "count" is how often the query letter occurs before "|" (whatever number is written after ":"), "query" the
+    query letter (a is 0), "length" the number of letters before "|".
     """
     t = self.tokenizer
     tokens = np.asarray(tokens)
@@ -131,22 +126,22 @@ class Counting(Task):
       False,
     )
     well = (form | (columns >= end)).all(axis=1) & ((rows == t.pad_id) | (columns <= end)).all(axis=1)
-    asked = np.take_along_axis(rows, np.minimum(at + 1, len(columns) - 1), axis=1)
-    well &= (at > 1)[:, 0]  # nothing to count is not of the form
+    letter_at_query = np.take_along_axis(rows, np.minimum(at + 1, len(columns) - 1), axis=1)
+    well &= (at > 1)[:, 0]  # at least one letter before "|"
     barred, query = well & (at < end)[:, 0], well & (at + 1 < end)[:, 0]
-    count = ((rows == asked) & (columns < at)).sum(axis=1)
-    found = {"count": (query, count), "query": (query, asked[:, 0]), "length": (barred, at[:, 0] - 1)}
-    return {name: np.where(known, value, -1).astype(np.int32) for name, (known, value) in found.items()}
+    count = ((rows == letter_at_query) & (columns < at)).sum(axis=1)
+    features = {"count": (query, count), "query": (query, letter_at_query[:, 0]), "length": (barred, at[:, 0] - 1)}
+    return {name: np.where(known, value, -1).astype(np.int32) for name, (known, value) in features.items()}
 
   def contrast(self, index, seed=0, *, kind="another", same_length=False, where="", contrast_where=""):
-    """Pairs with another count behind them (paper, section 4.1 and its appendix on activation patching).
+    """Pairs with different counts (paper, section 4.1 and its appendix on activation patching).
 
     Args:
       index: int64[B], inputs of the task.
-      seed: what is drawn is a function of it and of the index.
-      kind: "another": any other input of the task; "flip": one of the letters turned into one of the other two of the input, so that the
-        count of the letter asked for changes by one.
-      same_length: whether "another" has as many letters, so that the position of ":" does not give the count away.
+      seed: of the draws, which are functions of it and of the index.
+      kind: "another": any other input of the task; "flip": one of the letters is replaced by one of the other two of the input, so that the
+        count of the query letter changes by one.
+      same_length: whether "another" has as many letters, so that the position of ":" is no clue to the count.
       where, contrast_where: conditions on the features of the clean and of the corrupted input (`grammar.holds`).
 
     Returns:
@@ -157,13 +152,13 @@ class Counting(Task):
     index = np.asarray(index, np.int64)
     index = index[holds(where, self.features(self.tokens(index)), len(index))]
     clean = self.tokens(index)
-    count, _, length = _said(index)
+    count, _, length = _features_of(index)
 
     def fulfils(rows, tokens):
       return holds(contrast_where, self.features(tokens), len(rows)) if contrast_where else True
 
     if kind == "flip":
-      letters = _letter_triples()[index // (_COUNTS * _ASKED)]
+      letters = _letter_triples()[index // (_COUNTS * _QUERIES)]
 
       def propose(rows, attempt):
         tokens, each = clean[rows].copy(), np.arange(len(rows))
@@ -187,7 +182,7 @@ class Counting(Task):
         return _drawn(("length",) if same_length else (), seed, index[rows], attempt)
 
       def accept_index(rows, other):
-        return (_said(other)[0] != count[rows]) & fulfils(rows, self.tokens(other))
+        return (_features_of(other)[0] != count[rows]) & fulfils(rows, self.tokens(other))
 
       other, made = redraw(len(index), propose_index, accept_index)
       corrupted = self.tokens(other)
@@ -196,9 +191,9 @@ class Counting(Task):
   def contrast_in(self, feature, vary, index, seed=0, *, predict="count", where=""):
     """Pairs that differ in one feature, or in all but it; see `Task.contrast_in`. All of them are inputs of the task, or one flip away.
 
-    "only" count: a letter is flipped. "only" query: another letter is asked for, which occurs another number of times. "only" length: the
-    same letter and the same count among more or fewer other letters, so that the answer stays. "rest": another input in which the
-    feature is the same and the two others differ; with the same count, the answer stays.
+    "only" count: a letter is flipped. "only" query: another query letter, which occurs another number of times. "only" length: the same
+    query letter and count among more or fewer other letters, so that the answer stays. "rest": another input in which the feature is
+    the same and the two others differ; with the same count, the answer stays.
     """
     if vary not in VARY:
       raise one_of("kind of pairs", vary, VARY)
@@ -211,13 +206,13 @@ class Counting(Task):
     index = np.asarray(index, np.int64)
     index = index[holds(where, self.features(self.tokens(index)), len(index))]
     clean = self.tokens(index)
-    own = np.stack(_said(index), axis=1)
+    own = np.stack(_features_of(index), axis=1)
     differ = np.array([(name == feature) == (vary == "only") for name in FEATURES])
     if feature == "query" and vary == "only":
-      differ[0] = True  # the answer must follow
+      differ[0] = True  # the count must be another too
 
-      def propose(rows, attempt):  # of the three inputs that ask about the same letters
-        return index[rows] // _ASKED * _ASKED + hashing.uniform(_ASKED, seed, index[rows], attempt)
+      def propose(rows, attempt):  # of the three inputs with the same letters
+        return index[rows] // _QUERIES * _QUERIES + hashing.uniform(_QUERIES, seed, index[rows], attempt)
 
     else:
       held = tuple(name for name, differs in zip(FEATURES, differ, strict=True) if not differs)
@@ -226,64 +221,60 @@ class Counting(Task):
         return _drawn(held, seed, index[rows], attempt)
 
     other, made = redraw(
-      len(index), propose, lambda rows, o: ((np.stack(_said(o), axis=1) != own[rows]) == differ).all(axis=1)
+      len(index), propose, lambda rows, o: ((np.stack(_features_of(o), axis=1) != own[rows]) == differ).all(axis=1)
     )
     corrupted = self.tokens(other)
     if feature == "query" and vary == "only":
-      # Those three differ in the order of their letters; here only the question may.
-      corrupted, (count, query, length), rows = clean.copy(), _said(other), np.arange(len(index))
+      # Those three differ in the order of their letters; here only query letter and count may.
+      corrupted, (count, query, length), rows = clean.copy(), _features_of(other), np.arange(len(index))
       corrupted[rows, length + 2], corrupted[rows, length + 4] = query, self.tokenizer.encode("1")[0] + count - 1
     return self._pairs(index, clean, corrupted, made)
 
-  def behaviour(self, where):
-    del where  # there is one answer
+  def behaviour(self, position):
+    del position  # there is one answer
     return "count"
 
   def _pairs(self, index, clean, corrupted, made) -> Pairs:
     clean, corrupted = clean[made].astype(np.int32), corrupted[made].astype(np.int32)
     return Pairs(index[made], clean, corrupted, self.predicted_at(clean)[:, 0], self.predicted_at(corrupted)[:, 0])
 
-  def default_sites(self, n_layers, n_heads):
-    sites = ["x0.pre"]
-    for layer in range(n_layers):
-      sites += [f"a{layer}.{head}" for head in range(n_heads)] + [f"x{layer}.mid", f"m{layer}", f"x{layer}.post"]
-    return tuple(sites)
 
-
-def _said(index) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """int64[B] -> count, query and length of these inputs, int64[B] each, without writing them out."""
-  triple, counts, asked = index // (_COUNTS * _ASKED), index // _ASKED % _COUNTS, index % _ASKED
+def _features_of(index) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Count, query and length of the inputs with these indices, int64[B] each, without making their tokens."""
+  triple, counts, query = index // (_COUNTS * _QUERIES), index // _QUERIES % _COUNTS, index % _QUERIES
   numbers = _count_triples()[triple, counts]
   rows = np.arange(len(index))
-  return numbers[rows, asked], _letter_triples()[triple][rows, asked], numbers.sum(axis=1)
+  return numbers[rows, query], _letter_triples()[triple][rows, query], numbers.sum(axis=1)
 
 
 def _drawn(held, seed, index, attempt) -> np.ndarray:
-  """int64[B]: for each index a random input that agrees with it in the features named by `held`."""
+  """int64[B]: for each index a random input with the same values of the features `held`."""
   if not held:
-    return hashing.uniform(_TRIPLES * _COUNTS * _ASKED, seed, index, attempt)
-  order, ends = _alike(held)
+    return hashing.uniform(_TRIPLES * _COUNTS * _QUERIES, seed, index, attempt)
+  order, ends = _by_features(held)
   key = _key(held, index)
   start = np.where(key > 0, ends[key - 1], 0)
   return order[start + hashing.uniform(ends[key] - start, seed, index, attempt)]
 
 
 @functools.cache
-def _alike(held) -> tuple[np.ndarray, np.ndarray]:
-  """All inputs sorted by what they share, and where each class of them ends."""
-  key = _key(held, np.arange(_TRIPLES * _COUNTS * _ASKED))
+def _by_features(held) -> tuple[np.ndarray, np.ndarray]:
+  """All inputs sorted by their values of the features `held`, and the end of each group with the same values."""
+  key = _key(held, np.arange(_TRIPLES * _COUNTS * _QUERIES))
   return np.argsort(key, kind="stable"), np.cumsum(np.bincount(key))
 
 
 def _key(held, index) -> np.ndarray:
+  """int64[B]: one number for the values of the features `held`."""
   key = np.zeros(len(index), np.int64)
-  for values, name, size in zip(_said(index), FEATURES, (10, 26, 28), strict=True):
+  for values, name, size in zip(_features_of(index), FEATURES, (10, 26, 28), strict=True):
     key = key * size + values if name in held else key
   return key
 
 
 @functools.cache
 def _letter_triples() -> np.ndarray:
+  """int[2600, 3]: all triples of different letters."""
   return np.array(list(itertools.combinations(range(26), 3)))
 
 

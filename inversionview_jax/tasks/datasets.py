@@ -1,4 +1,4 @@
-"""A task's rows in memory, from a TFDS dataset that is made when it is first wanted.
+"""A task's inputs in memory, from a TFDS dataset that is made at its first use.
 
 Shapes: N rows, T tokens.
 """
@@ -38,8 +38,8 @@ def load_rows(
     split: "train" or "test".
     config: "full", or "tiny" for the first 20,000 train and 5,000 test inputs.
     data_dir: where datasets are kept; by default ``$TFDS_DATA_DIR``, or else ``~/tensorflow_datasets``.
-    limit: read the first so many rows only.
-    progress: show a bar, on stderr, for what takes more than a second.
+    limit: number of rows to read; None: all.
+    progress: whether a bar is shown, on stderr, for what takes more than a second.
 
   Returns:
     int8[N, T], or int16 or int32 where the vocabulary needs it.
@@ -73,8 +73,6 @@ def _existing(task: Task, config: str, root: str, folder: str, progress: bool):
   """The TFDS builder of a dataset that exists, made first if it does not."""
   import tensorflow_datasets as tfds
 
-  # Importing it makes TFDS know the datasets.
-
   def find():
     with _naming(folder):
       return make_builder(config=config, data_dir=root)
@@ -83,7 +81,7 @@ def _existing(task: Task, config: str, root: str, folder: str, progress: bool):
   builder = find()
   if not builder.data_path.exists():
     with _lock(folder):
-      # Anew: a builder looks for its files once, and another process may have made them while this one waited.
+      # A new builder: it looks for its files once, and another process may have made them while this one waited.
       builder = find()
       if not builder.data_path.exists():
         total = sum(len(builder.indices(split)) for split in ("train", "test"))
@@ -94,7 +92,7 @@ def _existing(task: Task, config: str, root: str, folder: str, progress: bool):
 
 
 def _read(builder, split: str, limit: int | None, progress: bool) -> np.ndarray:
-  """int8[N, T] (or wider): the tokens of the split, compared here and there with what the task makes today."""
+  """The tokens of a split, int8[N, T] or wider; a sample of 100 rows is compared with the task's, and a difference is an error."""
   import grain
   import tensorflow_datasets as tfds
 
@@ -110,13 +108,14 @@ def _read(builder, split: str, limit: int | None, progress: bool) -> np.ndarray:
       rows[start : start + len(chunk)] = chunk
       start += len(chunk)
       advance(len(chunk))
-  some = np.linspace(0, len(rows) - 1, 100, dtype=int)
-  if not np.array_equal(rows[some], task.tokens(indices[some])):
+  sample = np.linspace(0, len(rows) - 1, 100, dtype=int)
+  if not np.array_equal(rows[sample], task.tokens(indices[sample])):
     raise ValueError("it was made by another version of this package")
   return rows
 
 
 def _narrowest(task: Task):
+  """The narrowest integer type that holds the task's token ids."""
   return next(t for t in (np.int8, np.int16, np.int32) if task.tokenizer.vocab_size - 1 <= np.iinfo(t).max)
 
 
@@ -143,7 +142,7 @@ class _Chunks:
 
 @contextlib.contextmanager
 def _naming(folder: str) -> Iterator[None]:
-  """Turns what TFDS, array_record and protobuf each raise for a bad file into one line that names the folder."""
+  """Turns the different exceptions of TFDS, array_record and protobuf for a bad file into one line that names the folder."""
   try:
     yield
   except OSError:
@@ -157,7 +156,7 @@ def _naming(folder: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lock(folder: str) -> Iterator[None]:
-  """One process at a time; the system opens the lock when its holder ends, however that happens."""
+  """A lock that one process holds at a time; the system releases it when the process ends, however that happens."""
   if "://" in folder:
     yield
     return
@@ -171,7 +170,7 @@ def _lock(folder: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_tfds_bars() -> Iterator[None]:
-  """TFDS draws bars that know no total, and would draw them through ours."""
+  """Turns TFDS's progress bars off, which have no total and would overwrite ours."""
   import tensorflow_datasets as tfds
 
   tfds.display_progress_bar(False)

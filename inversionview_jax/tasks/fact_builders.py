@@ -3,7 +3,7 @@
     tfds.builder("inversionview_counterfact").download_and_prepare(
       download_config=tfds.download.DownloadConfig(manual_dir="/where/they/are"))
 
-What goes where is said by `fact_files.WHERE`, and when it is missing. Written to array_record and read without TensorFlow.
+`fact_files.WHERE` and the error for a missing file name the files and their folders. Written to array_record and read without TensorFlow.
 """
 
 import os
@@ -46,10 +46,10 @@ class _ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return self.data_path.exists() and super().is_prepared()
 
   def _log_download_bytes(self) -> None:
-    """TFDS prints "Downloading ..." here, which is not what happens."""
+    """Prints nothing: TFDS would print "Downloading ...", and nothing is downloaded."""
 
   def _log_download_done(self) -> None:
-    """Likewise."""
+    """Prints nothing, for the same reason."""
 
 
 class InversionviewCounterfact(_ManualBuilder):
@@ -92,7 +92,7 @@ def prepare(name: str, data_dir: str, manual_dir: str):
     manual_dir: with the downloaded files; "": `downloads/manual` in TFDS's folder.
 
   Raises:
-    InversionViewError: a file is missing (what to put where is said), or is not of the published format.
+    InversionViewError: a file is missing (names it and where to put it), or is not of the published format.
   """
   builder = tfds.builder_cls(f"inversionview_{name}")(data_dir=data_dir or None)
   if not builder.is_prepared():

@@ -1,7 +1,7 @@
-"""Factual recall (paper, section 4.4): ``The capital of France is Paris``, and sentences in which the same heads may be at work.
+"""Factual recall (paper, section 4.4): ``The capital of France is Paris``, and sentences in which the same heads may be active.
 
-Positions: SUBJ is the last token of the subject, END the last one before the answer. A head is read where it attends to BOS little: of the
-positions asked for the one that attends to BOS least, and only where that is below 0.6 (`collect.attentive`).
+Positions: SUBJ is the last token of the subject, END the last one before the answer. A head is read where it attends little to BOS: of the
+positions in `settings`, at the one with the least attention to BOS, if that is below 0.6 (`collect.attentive`).
 
 Shapes: N texts, B batch, T tokens, V vocabulary.
 """
@@ -16,7 +16,7 @@ from inversionview_jax.tasks import fact_files, hashing, sources
 from inversionview_jax.tasks.base import Mixture
 from inversionview_jax.tasks.contrast import Pairs, redraw
 from inversionview_jax.tasks.language import LanguageTask, base_of
-from inversionview_jax.tasks.text import check_choice, check_length, rows_of, say
+from inversionview_jax.tasks.text import check_choice, check_length, notice, rows_of
 from inversionview_jax.tasks.tokenizers import PartTokenizer
 
 SOURCES = ("bundled", "counterfact", "bear", "minipile", "files")
@@ -34,19 +34,19 @@ _DEFAULTS = {
   "common": None,
 }
 _DIRECTIONS = ((1.0, 0.9), (1.0, 0.85), (1.0, 0.8), (1.0, 0.75))
-_CHUNK = 1024
+_CHUNK = 1024  # texts tokenized at a time
 
 
 class Factual(LanguageTask):
   """Inputs "BOS prompt answer EOS PAD", or a sentence instead of prompt and answer.
 
   Args:
-    tokenizer: of the model; or that of a reader, over whose tokens it is then, and nothing is read until an input is asked for.
+    tokenizer: of the model; or a reader's `PartTokenizer`, whose tokens the task then has, and no file is opened before an input is read.
     settings: "sources": some of `SOURCES`; "files": of the source "files", .jsonl with "prompt", "subject" and "answer" ("prompt" may have {}
       for the subject), or "text"; "length": T; "vocabulary": "all", or "data" for the tokens that occur; "positions": of a fact, "END" and
-      "SUBJ" (of a sentence it is any); "bos_attention": the attention to BOS from which on a head is not read, 1 for always; "rare": a token is
-      rare if its share of all tokens is smaller; "limit": of texts of each source, 0 for all; "data_dir", "manual_dir": see
-      `fact_builders.prepare`; "common": ids of tokens that are not rare, which a reader knows without the data.
+      "SUBJ" (of a sentence any); "bos_attention": the attention to BOS from which on a head is not read, 1 for always; "rare": a token with a
+      smaller share of all tokens is rare; "limit": number of texts of each source, 0 for all; "data_dir", "manual_dir": see
+      `fact_builders.prepare`; "common": ids of the tokens that are not rare, which a reader has stored.
 
   Raises:
     InversionViewError: unknown settings, or (when they are read) files that are not there or not of the published format.
@@ -55,7 +55,7 @@ class Factual(LanguageTask):
   name = "factual"
   epsilon = 0.25
   mixtures = {
-    # The paper's: 64 for each of the four cosines, four times; what is rare and comes again and again is suppressed.
+    # The paper's: 64 for each of the four cosines, four times; rare tokens that repeat are suppressed.
     "paper": Mixture(_DIRECTIONS, num_samples=1024, directions=True, rounds=4, repeats=5),
     "noisy": Mixture(((1.0, 0.0), (1.0, 0.1), (1.0, 0.2), (1.0, 0.3)), stratified=True),
   }
@@ -75,40 +75,41 @@ class Factual(LanguageTask):
 
   @property
   def settings(self):
-    """What was set, and which tokens are common, so that a reader needs no data to tell the rare ones."""
+    """The settings, with the ids of the common tokens, so that a reader needs no data to distinguish the rare ones."""
     return {**self._settings, "common": self._common}
 
   @functools.cached_property
   def _read(self) -> tuple[list[np.ndarray], np.ndarray, list[dict]]:
-    """Token ids of every text (of the model's tokenizer), int64[N, 2] positions SUBJ and END in them (-1: a sentence), and the facts."""
-    texts, places, facts = [], [], []
+    """Token ids of every text (of the model's tokenizer), its positions SUBJ and END int64[N, 2] (-1: a sentence), and the facts."""
+    texts, positions, facts = [], [], []
     for source in self._settings["sources"]:
-      found, long = self._records(source), 0
+      records, long = self._records(source), 0
       if self._settings["limit"]:
-        found = itertools.islice(found, self._settings["limit"])
-      for some in _chunks(found):
-        for record, ids, place in _encoded(self._base, some):
+        records = itertools.islice(records, self._settings["limit"])
+      for chunk in _chunks(records):
+        for record, ids, position in _encoded(self._base, chunk):
           if len(ids) > self.length - 2:
             long += 1
             continue
           texts.append(ids)
-          places.append(place)
-          facts += [record] if place[1] >= 0 else []
+          positions.append(position)
+          facts += [record] if position[1] >= 0 else []
       if long:
-        say(f"{source}: {long:,} texts are longer than {self.length - 2} tokens and were left out")
+        notice(f"{source}: {long:,} texts are longer than {self.length - 2} tokens and were left out")
     if not texts:
       raise InversionViewError(
         f"no text of {', '.join(self._settings['sources'])} has at most {self.length - 2} tokens"
       )
-    return texts, np.array(places), facts
+    return texts, np.array(positions), facts
 
   def _records(self, source: str):
+    """Yields the facts and sentences of a source."""
     s = self._settings
     if source == "bundled":
       yield from fact_files.bundled()
     elif source == "files":
       for where, record in sources.records(s["files"]):
-        yield _own(where, record)
+        yield fact_files.own_record(where, record)
     else:
       from inversionview_jax.tasks import fact_builders
 
@@ -135,6 +136,7 @@ class Factual(LanguageTask):
 
   @functools.cached_property
   def _common(self) -> list[int]:
+    """Ids of the tokens that are not rare."""
     if self._settings["common"] is not None:
       return self._settings["common"]
     t = self.tokenizer
@@ -150,24 +152,24 @@ class Factual(LanguageTask):
 
   @functools.cached_property
   def _known(self) -> dict[tuple, tuple[int, int]]:
-    """Token ids of each prompt, with BOS -> positions SUBJ and END."""
+    """Token ids of each prompt with BOS -> its positions SUBJ and END."""
     try:
-      texts, places, _ = self._read
-    except InversionViewError:  # a reader without the files: its labels are those of any text
+      texts, positions, _ = self._read
+    except InversionViewError:  # a reader on a machine without the files: every text has the labels of a sentence
       return {}
     t, known = self.tokenizer, {}
-    for ids, (subject, end) in zip(texts, places.tolist(), strict=True):
+    for ids, (subject, end) in zip(texts, positions.tolist(), strict=True):
       if end >= 0:
         known[(t.bos_id, *rows_of(t, [ids[:end]], end + 2)[0, 1:-1].tolist())] = subject, end
     return known
 
   def default_sites(self, n_layers, n_heads):
     raise InversionViewError(
-      "which heads recall facts differs between models: find them with `inversionview heads --task factual --known`, and set sites"
+      "which heads recall facts differs between models: rank them with `inversionview heads --task factual --known`, and set sites"
     )
 
   def labels(self, tokens):
-    """SUBJ, END and "answer" of a fact that is known; of any other text its last token is END."""
+    """SUBJ, END and "answer" of a known fact; the last token of any other text is END."""
     t, labels = self.tokenizer, [""] * len(tokens)
     used = tuple(int(x) for x in tokens if x not in (t.eos_id, t.pad_id))
     for length in range(len(used), 1, -1):
@@ -182,18 +184,18 @@ class Factual(LanguageTask):
     return labels
 
   @functools.cached_property
-  def _places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every fact two hashes of its row, uint32[F] each, sorted by the first, and the columns that are asked, int32[F, K]."""
-    rows, places = self._rows, self._read[1]
-    which = np.flatnonzero(places[:, 1] >= 0)
-    one, two = _hashes(rows[which])
+  def _queried(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two hashes of the row of every fact, uint32[F] each, sorted by the first, and its query positions, int32[F, K]."""
+    rows, positions = self._rows, self._read[1]
+    which = np.flatnonzero(positions[:, 1] >= 0)
+    one, two = hashing.rows(rows[which])
     order = np.argsort(one, kind="stable")
-    columns = places[which][:, [("SUBJ", "END").index(label) for label in self._settings["positions"]]]
+    columns = positions[which][:, [("SUBJ", "END").index(label) for label in self._settings["positions"]]]
     return one[order], two[order], columns[order].astype(np.int32)
 
   @functools.cached_property
   def _groups(self) -> tuple[np.ndarray, list[np.ndarray]]:
-    """int64[N]: to which group of facts with the same relation and wording a text belongs (-1: a sentence), and the members of each."""
+    """The group of each text, int64[N], facts of one relation and wording (-1: a sentence), and the members of each group."""
     which, members = {}, []
     of = np.full(self.num_inputs, -1)
     for number, fact in zip(np.flatnonzero(self._read[1][:, 1] >= 0), self.facts, strict=True):
@@ -206,11 +208,11 @@ class Factual(LanguageTask):
     return of, [np.array(group) for group in members]
 
   def contrast(self, index, seed=0, *, where=""):
-    """Facts, each beside one of the same relation in the same words whose answer begins with another token; others are left out.
+    """Pairs of facts with the same relation and wording whose answers begin with different tokens; facts without such a pair are left out.
 
     Args:
       index: int64[B].
-      seed: what is drawn is a function of it and of the index.
+      seed: of the draws, which are functions of it and of the index.
       where: must be "": facts have no features.
     """
     if where:
@@ -224,74 +226,42 @@ class Factual(LanguageTask):
     starts = np.concatenate([[0], np.cumsum([len(group) for group in members])])
     flat = np.concatenate([*members, np.zeros(0, int)]).astype(np.int64)
 
-    def propose(some, attempt):
-      drawn = hashing.uniform(sizes[some], seed, index[some], attempt)
-      return flat[starts[of[index[some]]] + drawn] if len(some) else np.zeros(0, np.int64)
+    def propose(chosen, attempt):
+      drawn = hashing.uniform(sizes[chosen], seed, index[chosen], attempt)
+      return flat[starts[of[index[chosen]]] + drawn] if len(chosen) else np.zeros(0, np.int64)
 
-    other, made = redraw(len(index), propose, lambda some, drawn: answer[drawn] != answer[index[some]])
+    other, made = redraw(len(index), propose, lambda chosen, drawn: answer[drawn] != answer[index[chosen]])
     index, other = index[made], other[made]
     return Pairs(index, rows[index], rows[other], end[index].astype(np.int32), end[other].astype(np.int32))
 
   def query_mask(self, tokens):
-    """Of a fact the positions that are asked for; of a sentence all."""
+    """The positions in `settings` of a fact, all positions of a sentence."""
     xp = tokens.__array_namespace__()
     every = super().query_mask(tokens)
-    first, second, columns = self._places
+    first, second, columns = self._queried
     if not len(first):
       return every
-    one, two = _hashes(tokens)
-    # Facts whose first hashes are equal stand side by side: more than two of 2^32 would be a wonder.
+    one, two = hashing.rows(tokens)
+    # Facts with equal first hashes are neighbours; three of them in 2^32 values are too improbable to look for.
     at = xp.searchsorted(xp.asarray(first), one)
-    asked, known = every, xp.zeros(one.shape, bool)
+    mask, known = every, xp.zeros(one.shape, bool)
     for step in (0, 1):
-      place = xp.minimum(at + step, len(first) - 1)
-      hit = (xp.asarray(first)[place] == one) & (xp.asarray(second)[place] == two) & ~known
-      here = (xp.arange(tokens.shape[1])[None, :, None] == xp.asarray(columns)[place][:, None, :]).any(axis=2)
-      asked, known = xp.where(hit[:, None], here, asked), known | hit
-    return asked
-
-
-def _hashes(tokens):
-  """int[B, T] -> two uint32[B]."""
-  xp = tokens.__array_namespace__()
-  out = []
-  for factor, start in ((0x01000193, 0x811C9DC5), (0x9E3779B1, 0x7F4A7C15)):
-    value = xp.full(tokens.shape[:1], start, dtype=xp.uint32)
-    for column in range(tokens.shape[1]):
-      value = (value ^ tokens[:, column].astype(xp.uint32)) * xp.uint32(factor)
-      value = value ^ (value >> xp.uint32(15))
-    out.append(value)
-  return out
-
-
-def _own(where: str, record) -> dict:
-  """A line of a file of the user."""
-  if not isinstance(record, dict) or not ({"prompt", "subject", "answer"} <= set(record) or "text" in record):
-    raise InversionViewError(f'{where}: a fact needs "prompt", "subject" and "answer", and a sentence "text"')
-  needed = ("text",) if "prompt" not in record else ("prompt", "subject", "answer")
-  if wrong := [name for name in needed if not (isinstance(record[name], str) and record[name].strip())]:
-    raise InversionViewError(f"{where}: {wrong[0]!r} is no text")
-  if needed == ("text",):
-    return {"text": record["text"]}
-  prompt = record["prompt"].replace("{}", record["subject"])
-  if record["subject"] not in prompt:
-    raise InversionViewError(f"{where}: the prompt {prompt!r} does not name its subject {record['subject']!r}")
-  return {
-    "prompt": prompt,
-    "subject": record["subject"],
-    "answer": record["answer"],
-    "relation": record.get("relation", ""),
-  }
+      fact = xp.minimum(at + step, len(first) - 1)
+      hit = (xp.asarray(first)[fact] == one) & (xp.asarray(second)[fact] == two) & ~known
+      here = (xp.arange(tokens.shape[1])[None, :, None] == xp.asarray(columns)[fact][:, None, :]).any(axis=2)
+      mask, known = xp.where(hit[:, None], here, mask), known | hit
+    return mask
 
 
 def _chunks(records):
+  """Yields lists of `_CHUNK` records."""
   records = iter(records)
-  while some := list(itertools.islice(records, _CHUNK)):
-    yield some
+  while chunk := list(itertools.islice(records, _CHUNK)):
+    yield chunk
 
 
 def _encoded(base, records):
-  """(record, token ids, (SUBJ, END) with BOS at 0 or (-1, -1)) of each."""
+  """Yields (record, token ids, (SUBJ, END)), positions that count BOS; (-1, -1) for a sentence."""
   whole = [r["prompt"] if "prompt" in r else r["text"] for r in records]
   answers = [f" {r['answer']}" if "prompt" in r else "" for r in records]
   for record, text, prompt, answer in zip(

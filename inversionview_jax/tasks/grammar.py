@@ -1,7 +1,7 @@
 """Expressions over features, such as ``F1 + S1 >= 10`` or ``(F2 + S2) % 10``; parsed, never evaluated as code.
 
-Comparisons joined by and, or, not; sums, differences, products and remainders of features and whole numbers. Nothing else is
-understood, whoever wrote it.
+Comparisons joined by and, or, not; sums, differences, products and remainders of features and whole numbers. Everything else is refused,
+because a language model may have written it.
 
 Shapes: B texts.
 """
@@ -24,11 +24,11 @@ _COMPARE = {
 }
 _ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Mod: operator.mod}
 _LONGEST, _LARGEST = 300, 10**6  # characters of an expression; a number in it
-_PRODUCTS = 2  # in one another: features are small, and so are their products
+_PRODUCTS = 2  # nested: features are small, and so are their products
 
 
 def holds(text: str, features: Mapping[str, np.ndarray], count: int) -> np.ndarray:
-  """bool[B]: for which texts a condition holds; not for one that lacks a feature which it names. "" always holds.
+  """bool[B]: the texts for which a condition holds; False for a text without a feature that it names. "" always holds.
 
   Args:
     text: such as ``A1 == 1 and F2 + S2 != 9``.
@@ -36,25 +36,27 @@ def holds(text: str, features: Mapping[str, np.ndarray], count: int) -> np.ndarr
     count: B.
 
   Raises:
-    InversionViewError: a feature that is not there (names those that are), or anything else than a condition.
+    InversionViewError: an unknown feature (lists the known ones), or an expression that is no condition.
   """
   if not text.strip():
     return np.ones(count, bool)
-  values, known = _Reader(text, features, count).read(truth=True)
+  values, known = _Parser(text, features, count).read(truth=True)
   return values & known
 
 
 def expression(text: str, features: Mapping[str, np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
-  """A condition or a number: its value int64[B] (1 and 0 for a condition), and bool[B], whether a text has all that it names.
+  """The value of a condition or number, int64[B] (1 and 0 for a condition), and bool[B], whether a text has all features that it names.
 
   Raises:
     InversionViewError: as `holds` does.
   """
-  values, known = _Reader(text, features, count).read(truth=None)
+  values, known = _Parser(text, features, count).read(truth=None)
   return values.astype(np.int64), known
 
 
-class _Reader:
+class _Parser:
+  """Evaluates an expression over features; refuses what is not in the grammar."""
+
   def __init__(self, text: str, features: Mapping[str, np.ndarray], count: int):
     self._text, self._features, self._count = text, features, count
     self._known = np.ones(count, bool)

@@ -1,7 +1,7 @@
 """Indirect object identification (paper, section 4.3): ``Then, Mary and John went to the store. John gave a drink to Mary``.
 
-The templates are our own, in the patterns ABBA (the indirect object is named first) and BABA (the subject is). Names, places and objects
-are single tokens of the tokenizer in use; those that are not are left out.
+The templates are our own, in the orders ABBA (the indirect object is named first) and BABA (the subject is). Names, places and objects that
+are not single tokens of the model's tokenizer are left out.
 
 Shapes: B batch, T tokens, M templates.
 """
@@ -17,36 +17,10 @@ from inversionview_jax.tasks import hashing
 from inversionview_jax.tasks.base import shift_left
 from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
 from inversionview_jax.tasks.grammar import holds
+from inversionview_jax.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES
 from inversionview_jax.tasks.language import LanguageTask, base_of
 from inversionview_jax.tasks.tokenizers import PartTokenizer
 
-# {0} and {1} are the two names in their order, {2} is the one that gives; the other one follows the last word.
-TEMPLATES = (
-  "Then, {0} and {1} went to the {place}. {2} gave a {object} to",
-  "When {0} and {1} went to the {place}, {2} gave a {object} to",
-  "Then, {0} and {1} had a lot of fun at the {place}. {2} gave a {object} to",
-  "Then, {0} and {1} had a long argument at the {place}. Afterwards {2} gave a {object} to",
-  "Then, {0} and {1} were working at the {place}. {2} decided to give a {object} to",
-  "Then, {0} and {1} stayed at the {place} until evening. {2} gave a {object} to",
-  "Yesterday {0} and {1} met at the {place}. In the end {2} gave a {object} to",
-  "While {0} and {1} were waiting at the {place}, {2} handed a {object} to",
-  "When {0} and {1} were sitting in the {place}, {2} gave a {object} to",
-  "Last week {0} and {1} stayed at the {place}. Then {2} gave a {object} to",
-)
-NAMES = (
-  "Mary John Tom James Sarah Anna Peter Paul David Laura Alice Jack Kate Mark Emma Susan Michael Robert William Linda Karen Lisa Nancy "
-  "Daniel Matthew Anthony Steven Andrew Kevin Brian George Edward Jason Jeff Ryan Jacob Gary Eric Jonathan Stephen Larry Justin Scott "
-  "Benjamin Samuel Frank Gregory Raymond Alexander Patrick Dennis Jerry Tyler Aaron Jose Henry Adam Douglas Nathan Walter Ethan Carl "
-  "Keith Roger Sean Arthur Joe Louis Wayne Roy Ralph Elizabeth Jennifer Maria Margaret Dorothy Helen Sandra Carol Ruth Michelle Jessica "
-  "Rebecca Amy Angela Melissa Stephanie Catherine Martha Diana Julia Rachel Victoria Emily Charlotte Lucy Jane Claire Amanda Ben Sam Dan "
-  "Bill Steve Tim Luke Simon Fred Leo Ian Alan Martin Chris Alex"
-).split()
-PLACES = (
-  "store school park office restaurant house hospital library garden station market museum beach church farm airport hotel bank lake"
-).split()
-OBJECTS = (
-  "drink book ring basketball computer kiss necklace bone letter gift phone watch pen key map camera coin flower hat cake ball box card"
-).split()
 NUM_INPUTS = 250_000
 FEATURES = ("IO", "S", "first", "second", "place", "object", "template", "order")
 _SLOTS = ("{0}", "{1}", "{2}", "{place}", "{object}")
@@ -54,12 +28,12 @@ _NAMED = ("IO", "S1", "S1+1", "S2", "END")
 
 
 class IOI(LanguageTask):
-  """Inputs "BOS prompt IO-name EOS PAD"; positions IO, S1, S1+1 (the token behind S1), S2, END (where the answer is predicted), answer.
+  """Inputs "BOS prompt IO-name EOS PAD"; positions IO, S1, S1+1 (the token after S1), S2, END (where the answer is predicted), answer.
 
   Args:
     tokenizer: of the model.
-    settings: "vocabulary": "task" (only tokens that occur in these texts, the default) or "all"; "positions": labels at which queries are
-      taken, such as ("S2", "END"); none (the default): every token (paper).
+    settings: "vocabulary": "task" (only tokens that occur in these texts, the default) or "all"; "positions": labels of the query
+      positions, such as ("S2", "END"); none (the default): every token (paper).
 
   Raises:
     InversionViewError: unknown settings, or a tokenizer in which fewer than two names, or no places or objects, are one token.
@@ -95,9 +69,9 @@ class IOI(LanguageTask):
     self.settings["positions"] = list(self.settings["positions"])
 
     def single(words):
-      """Words that are one token behind a space, with it."""
-      found = [(word, base.encode(f" {word}")) for word in words]
-      return {word: ids[0] for word, ids in found if len(ids) == 1}
+      """Words that are one token after a space -> that token."""
+      encoded = [(word, base.encode(f" {word}")) for word in words]
+      return {word: ids[0] for word, ids in encoded if len(ids) == 1}
 
     words = [single(words) for words in (NAMES, PLACES, OBJECTS)]
     self.names, self.places, self.objects = (tuple(each) for each in words)
@@ -115,7 +89,7 @@ class IOI(LanguageTask):
     self.tokenizer = t = PartTokenizer(base, tuple(sorted(kept)) if self.settings["vocabulary"] == "task" else None)
     self._words = [np.array([t.number(i) for i in each.values()]) for each in words]  # ids of names, places, objects
     self.length = max(map(len, pieces)) + 3  # BOS, the answer, EOS
-    # What each template holds at each position: a token, or -1 - slot for a slot; the answer is slot 5. PAD behind.
+    # The token of each template at each position, or -1 - slot for a slot (the answer is slot 5); then PAD.
     self._forms = np.full((len(TEMPLATES), self.length), t.pad_id)
     for form, template in zip(self._forms, pieces, strict=True):
       inner = [t.number(i) if i >= 0 else i for i in template]
@@ -125,18 +99,18 @@ class IOI(LanguageTask):
     return self._written(*self._drawn(np.asarray(index, np.int64)))
 
   def log_prior(self, tokens):
-    """Template, order, two different names, place and object, each choice uniform; behind them IO and the end."""
+    """Log probability float64[B] under uniform choices of template, order, two different names, place and object."""
     template, columns, held = self._parsed(tokens)
-    rows, said = np.asarray(tokens), self.features(tokens)
+    rows, features = np.asarray(tokens), self.features(tokens)
     ended = (
       np.take_along_axis(rows, np.minimum(columns[:, 5:] + 1, rows.shape[1] - 1), axis=1)[:, 0] == self.tokenizer.eos_id
     )
-    right = held[:, 5] == self._words[0][np.maximum(said["IO"], 0)]
-    is_input = (template >= 0) & (said["IO"] >= 0) & (held >= 0).all(axis=1) & right & ended
+    right = held[:, 5] == self._words[0][np.maximum(features["IO"], 0)]
+    is_input = (template >= 0) & (features["IO"] >= 0) & (held >= 0).all(axis=1) & right & ended
     return np.where(is_input, -math.log(self._combinations), -np.inf)
 
   def _drawn(self, index):
-    """int64[B] -> template, order (0: ABBA), indirect object, subject, place and object, int64[B] each."""
+    """The parts of the inputs with these indices: template, order (0: ABBA), indirect object, subject, place, object, int64[B] each."""
     code = _codes(self._combinations)[index]
     sizes = self._sizes
     parts = []
@@ -148,6 +122,7 @@ class IOI(LanguageTask):
 
   @property
   def _sizes(self):
+    """The number of choices for each part."""
     names = len(self.names)
     return len(TEMPLATES), 2, names, names - 1, len(self.places), len(self.objects)
 
@@ -156,7 +131,7 @@ class IOI(LanguageTask):
     return int(np.prod(self._sizes))
 
   def _written(self, template, order, io, s, place, thing, giver=None):
-    """The texts with these parts, int32[B, T]; `giver`: who is named second time, S unless said otherwise."""
+    """The texts with these parts, int32[B, T]; `giver` is the name that occurs twice, S by default."""
     giver = s if giver is None else giver
     names, places, objects = self._words
     fill = np.stack(
@@ -174,7 +149,7 @@ class IOI(LanguageTask):
     return np.where(form >= 0, form, np.take_along_axis(fill, np.maximum(-1 - form, 0), axis=1)).astype(np.int32)
 
   def _parsed(self, tokens):
-    """int[B, T] -> template int64[B] (-1: none), and the six slots' columns and tokens, int64[B, 6] each; whole texts or their beginnings."""
+    """Template int64[B] (-1: none), and columns and tokens of its six slots, int64[B, 6] each, of texts or beginnings of texts int[B, T]."""
     t = self.tokenizer
     tokens = np.asarray(tokens)
     rows = np.full((len(tokens), self.length), t.pad_id)
@@ -216,7 +191,7 @@ class IOI(LanguageTask):
       put(columns[1 - first], "IO")
       put(columns[2], "S2")
       put(columns[first] + 1, "S1+1")
-    if held[4] >= 0:  # so far that only one template remains
+    if held[4] >= 0:  # long enough that only one template matches
       put(columns[5] - 1, "END")
       put(columns[5], "answer")
     return labels
@@ -245,8 +220,8 @@ class IOI(LanguageTask):
     return functools.reduce(operator.or_, (where[label] for label in self.settings["positions"]))
 
   def features(self, tokens):
-    """The features of IOI, as numbers in `names`, `places`, `objects` and `TEMPLATES`: "IO" and "S" (who is named once and who twice before the
-    last word), "first" and "second" name, "place", "object", "template" (-1 until only one is possible) and "order" (0: ABBA, 1: BABA).
+    """The features of IOI, as indices into `names`, `places`, `objects` and `TEMPLATES`: "IO" and "S" (named once and twice before the last word),
+    "first" and "second" name, "place", "object", "template" (-1 while several match) and "order" (0: ABBA, 1: BABA).
     """
     template, _, held = self._parsed(tokens)
     name, place, thing = (np.full(self.tokenizer.vocab_size + 1, -1) for _ in range(3))
@@ -254,7 +229,7 @@ class IOI(LanguageTask):
       table[ids] = np.arange(len(ids))  # and table[-1] stays -1
     first, second, giver = name[held[:, 0]], name[held[:, 1]], name[held[:, 2]]
     known = (giver >= 0) & (first != second) & ((giver == first) | (giver == second))
-    found = {
+    values = {
       "IO": np.where(known, np.where(giver == first, second, first), -1),
       "S": np.where(known, giver, -1),
       "first": first,
@@ -264,10 +239,10 @@ class IOI(LanguageTask):
       "template": np.where(held[:, 4] >= 0, template, -1),
       "order": np.where(known, giver == first, -1),
     }
-    return {key: value.astype(np.int32) for key, value in found.items()}
+    return {key: value.astype(np.int32) for key, value in values.items()}
 
   def value_name(self, feature: str, value: int) -> str:
-    """What a number of `features` stands for: "Mary", "store", "ABBA"."""
+    """The word for a value of a feature: "Mary", "store", "ABBA"; "?" for -1."""
     if value < 0:
       return "?"
     words = {"place": self.places, "object": self.objects, "template": TEMPLATES, "order": ("ABBA", "BABA")}
@@ -278,9 +253,9 @@ class IOI(LanguageTask):
 
     Args:
       index: int64[B].
-      seed: what is drawn is a function of it and of the index.
-      kind: "S2": the other of the two names is named again, so that the answer is the other one; "names": the two names change places
-        everywhere, so that the positions keep their roles; "others": two other names.
+      seed: of the draws, which are functions of it and of the index.
+      kind: "S2": the other of the two names occurs twice, so that the answer is the other one; "names": the two names are exchanged everywhere,
+        so that the positions keep their roles; "others": two other names.
       where: a condition on the features of the clean input.
     """
     kinds = ("S2", "names", "others")
@@ -301,9 +276,9 @@ class IOI(LanguageTask):
   def contrast_in(self, feature, vary, index, seed=0, *, predict="answer", where=""):
     """Pairs that differ in one feature, or in all but it; see `Task.contrast_in`.
 
-    "only" IO, S: another name in that role (for S in both places); "only" order: the first two names change places; "only" place, object,
-    template: that alone. "rest": a text of another template with other names, place and object, but for the feature. With "first" and
-    "second" a name and its role are inseparable: ask for IO or S, and a `where` such as "order == 0".
+    "only" IO, S: another name in that role (S: twice); "only" order: the first two names are exchanged; "only" place, object, template: that
+    alone. "rest": a text of another template with other names, place and object, except for the feature. For "first" and "second", where
+    name and role are inseparable, use IO or S with a `where` such as "order == 0".
     """
     if vary not in VARY:
       raise one_of("kind of pairs", vary, VARY)
@@ -327,7 +302,7 @@ class IOI(LanguageTask):
     def accept(rows, drawn):
       differs = np.stack([drawn[:, i] != value[rows] for i, value in enumerate(values.values())], axis=1)
       wanted = np.array([name in changed for name in values])
-      # Other people altogether: no name of the clean text in another role.
+      # No name of the clean text in another role.
       apart = np.ones(len(rows), bool)
       for i, name in ((2, "IO"), (3, "S")):
         if name in changed:
@@ -338,8 +313,8 @@ class IOI(LanguageTask):
     corrupted = self._written(*drawn.T)
     return self._pairs(index[made], self._written(*parts)[made], corrupted[made])
 
-  def behaviour(self, where):
-    del where  # there is one answer
+  def behaviour(self, position):
+    del position  # there is one answer
     return "answer"
 
   def _where(self, index, where):
@@ -349,7 +324,7 @@ class IOI(LanguageTask):
     return index, self._drawn(index)
 
   def _other_names(self, seed, index, io, s):
-    """Two different names for each input, neither of them its own."""
+    """Two different names for each input, int64[2, B], neither of them its own."""
 
     def propose(rows, attempt):
       return np.stack([hashing.uniform(len(self.names), seed, index[rows], attempt, salt) for salt in (0, 1)], axis=1)
@@ -369,8 +344,8 @@ def _pieces(base, template: str) -> list[int]:
   """Token ids of a template; -1 - slot where a name, the place or the object goes."""
   out, rest = [], template
   while rest:
-    places = [(rest.find(slot), number) for number, slot in enumerate(_SLOTS) if slot in rest]
-    at, number = min(places, default=(len(rest), None))
+    slots = [(rest.find(slot), number) for number, slot in enumerate(_SLOTS) if slot in rest]
+    at, number = min(slots, default=(len(rest), None))
     fixed = rest[:at]
     if number is None:
       out += base.encode(fixed)
@@ -389,7 +364,7 @@ def _codes(combinations: int) -> np.ndarray:
   drawn = hashing.split_mix(np.arange(int(1.2 * NUM_INPUTS))) % np.uint64(combinations)
   _, first = np.unique(drawn, return_index=True)
   kept = drawn[np.sort(first)].astype(np.int64)
-  if len(kept) < NUM_INPUTS:  # so few words that there are no 250,000 texts
+  if len(kept) < NUM_INPUTS:  # there are fewer texts: too few words are one token
     rest = np.setdiff1d(np.arange(min(combinations, 4 * NUM_INPUTS)), kept)
     kept = np.concatenate([kept, np.random.default_rng(0).permutation(rest)])
     kept = np.resize(kept, NUM_INPUTS)

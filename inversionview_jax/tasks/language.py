@@ -1,4 +1,4 @@
-"""What tasks over the texts of a language model share: their tokens are the model's own, or those of them that the task needs.
+"""The common base of tasks over the texts of a language model, whose tokens are the model's, all or those that the task needs.
 
 Shapes: B batch, T tokens.
 """
@@ -12,14 +12,13 @@ PAPER_MIXTURE = Mixture(((0.5, 0.0), (1.0, 0.0), (1.0, 0.1)), num_samples=768)
 
 
 class LanguageTask(Task):
-  """Texts for a model of other people; made with that model's tokenizer.
+  """A task over the texts of a language model; made with that model's tokenizer.
 
   Attributes:
     tokenizer: a `PartTokenizer` over the model's.
     settings: plain data; `tasks.get(name, base, settings)` makes the same task again.
   """
 
-  dataset = False
   metric = "cosine"
   epsilon = 0.1
   mixtures = {
@@ -32,7 +31,7 @@ class LanguageTask(Task):
     return tokens != self.tokenizer.pad_id
 
   def answer_mask(self, tokens):
-    raise InversionViewError(f"the task {self.name} has no targets of its own to train: give a language model")
+    raise InversionViewError(f"the task {self.name} has no target of its own to train: give a language model")
 
   def labels(self, tokens):
     return [""] * len(tokens)
@@ -46,7 +45,7 @@ class LanguageTask(Task):
 
 
 def base_of(tokenizer, task: str) -> HuggingFaceTokenizer:
-  """The tokenizer of a model, as such a task needs it; raises `InversionViewError` for none or one of characters."""
+  """The model's own tokenizer; raises `InversionViewError` for None or a tokenizer of characters."""
   if isinstance(tokenizer, PartTokenizer):
     return tokenizer.base
   if not isinstance(tokenizer, HuggingFaceTokenizer):

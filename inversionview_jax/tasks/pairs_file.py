@@ -1,4 +1,4 @@
-"""Contrast pairs that people write themselves, for patching: a .jsonl with "clean", "corrupted", "answer" and "foil" on each line.
+"""Contrast pairs of the user's own for patching: a .jsonl with "clean", "corrupted", "answer" and "foil" on each line.
 
     {"clean": "The capital of France is", "corrupted": "The capital of Italy is", "answer": "Paris", "foil": "Rome"}
 
@@ -17,13 +17,13 @@ FIELDS = ("clean", "corrupted", "answer", "foil")
 
 @dataclasses.dataclass(frozen=True)
 class TextPairs:
-  """Pairs of texts, of which the prediction behind the last token is looked at.
+  """Pairs of texts, compared by the prediction from their last token.
 
   Attributes:
     clean, corrupted: int32[N, T].
     clean_at, corrupted_at: int32[N], the last token of each text.
-    answer, foil: int32[N], the first token of each answer, behind a space.
-    where: the line of each pair.
+    answer, foil: int32[N], the first token of each answer after a space.
+    where: file and line of each pair, for error messages.
   """
 
   clean: np.ndarray
@@ -38,12 +38,12 @@ class TextPairs:
     return len(self.clean)
 
   def refuse_unequal(self, what: str) -> None:
-    """Raises `InversionViewError` if the texts of a pair differ in length: then `what` is not the same place in both."""
+    """Raises `InversionViewError` if the texts of a pair differ in length, so that `what` is not the same position in both."""
     unequal = self.clean_at != self.corrupted_at
     if unequal.any():
       i = int(np.argmax(unequal))
       raise InversionViewError(
-        f"{self.where[i]}: clean has {self.clean_at[i]} tokens and corrupted {self.corrupted_at[i]}, so {what} is not the same place in "
+        f"{self.where[i]}: clean has {self.clean_at[i]} tokens and corrupted {self.corrupted_at[i]}, so {what} is not the same position in "
         "both; make them equally long, or count positions from the end (-1 is the last token)"
       )
 
@@ -55,9 +55,9 @@ def read(path: str, target, most: int) -> TextPairs:
     InversionViewError: no such file; a line without one of the four texts, or whose answer and foil begin with the same token; texts longer
       than the context.
   """
-  t, found = target.require_tokenizer(), []
+  t, pairs = target.require_tokenizer(), []
   for where, record in sources.records(path):
-    if len(found) == most:
+    if len(pairs) == most:
       break
     values = [record.get(name) if isinstance(record, dict) else None for name in FIELDS]
     for name, value in zip(FIELDS, values, strict=True):
@@ -73,10 +73,10 @@ def read(path: str, target, most: int) -> TextPairs:
       raise InversionViewError(
         f"{where}: answer {values[2]!r} and foil {values[3]!r} begin with the same token {t.strings(ids[2][:1])[0]!r}: there is no difference"
       )
-    found.append((where, *ids))
-  if not found:
+    pairs.append((where, *ids))
+  if not pairs:
     raise InversionViewError(f"{path} has no pairs")
-  where, clean, corrupted, answer, foil = zip(*found, strict=True)
+  where, clean, corrupted, answer, foil = zip(*pairs, strict=True)
   length = 1 + max(len(one) for one in (*clean, *corrupted))
 
   def rows(texts):

@@ -1,4 +1,4 @@
-"""Makes TensorFlow Datasets (TFDS) know this package's datasets, without importing it for those who do not use it."""
+"""Registers this package's datasets with TensorFlow Datasets (TFDS) without importing TFDS."""
 
 import importlib
 
@@ -8,8 +8,8 @@ import wrapt
 def register_when_imported() -> None:
   """Registers ``inversionview_addition`` and the others once ``tensorflow_datasets`` is imported, now if it already is.
 
-  TFDS finds a dataset by its name as soon as the builder class exists. That class derives from one of TFDS, which takes
-  half a second or more to import, so it has to wait until somebody wants it. Calling this twice does no harm.
+  TFDS finds a dataset by its name as soon as the builder class exists. That class derives from one of TFDS, which takes half a second or
+  more to import, so it is defined when TFDS is imported. May be called more than once.
   """
   wrapt.register_post_import_hook(_import_builders, "tensorflow_datasets")
 

@@ -1,6 +1,6 @@
-"""Texts from where people have them: .txt and .jsonl files, TensorFlow Datasets, Hugging Face datasets saved to disk.
+"""Records and texts of .txt and .jsonl files, TensorFlow Datasets, and Hugging Face datasets saved to disk.
 
-Every record comes with where it was found, so that what is wrong with it can be said by file and line.
+Every record comes with its file and line, for error messages.
 """
 
 import glob
@@ -15,7 +15,7 @@ TFDS = "tfds:"
 
 
 def absolute(files: str | Sequence[str]) -> list[str]:
-  """Paths as they are found from any folder; names of TensorFlow Datasets as they are."""
+  """Absolute paths of files and patterns; names of TensorFlow Datasets ("tfds:name") unchanged."""
   files = [f for f in ([files] if isinstance(files, str | os.PathLike) else files) if str(f)]
   return [str(f) if str(f).startswith(TFDS) else str(pathlib.Path(f).expanduser().absolute()) for f in files]
 
@@ -23,15 +23,15 @@ def absolute(files: str | Sequence[str]) -> list[str]:
 def records(
   files: str | Sequence[str], split: str = "train", data_dir: str = "", empty: str = "refuse"
 ) -> Iterator[tuple[str, dict]]:
-  """All records of some files, each with where it was found ("a.jsonl:12").
+  """Yields (where, record) for all records of some files; `where` is file and line, "a.jsonl:12".
 
   Args:
     files: paths, patterns ("data/*.txt"), "tfds:name" or "tfds:name/config"; one or several. A .txt has a text on each line (its field is
       "text"), a .jsonl an object on each line, a .json a list of objects; a folder is a Hugging Face dataset saved to disk (.arrow) or
       has .parquet files.
     split: of a dataset that has several.
-    data_dir: where TensorFlow Datasets lie; "": where TFDS looks by itself.
-    empty: what becomes of empty lines: "refuse" or "skip".
+    data_dir: folder of TensorFlow Datasets; "": the default of TFDS.
+    empty: treatment of empty lines: "refuse" or "skip".
 
   Raises:
     InversionViewError: nothing there; a file that cannot be read; a line that is empty, not UTF-8 or not JSON (by its number).
@@ -44,17 +44,17 @@ def records(
     if name.startswith(TFDS):
       yield from _tfds(name, split, data_dir)
       continue
-    found = sorted(glob.glob(name, recursive=True)) if any(c in name for c in "*?[") else [name]
-    if not found:
+    paths = sorted(glob.glob(name, recursive=True)) if any(c in name for c in "*?[") else [name]
+    if not paths:
       raise InversionViewError(f"no file matches {name!r}")
-    for path in map(pathlib.Path, found):
+    for path in map(pathlib.Path, paths):
       yield from _of_path(path, split, empty)
 
 
 def texts(
   files: str | Sequence[str], field: str = "text", split: str = "train", data_dir: str = "", empty: str = "refuse"
 ) -> Iterator[tuple[str, str]]:
-  """One field of `records`, which must be text: (where, text)."""
+  """Yields (where, text): one field of `records`, which must be text."""
   for where, record in records(files, split, data_dir, empty):
     value = record.get(field) if isinstance(record, dict) else None
     if not isinstance(value, str):
@@ -73,10 +73,10 @@ def _of_path(path: pathlib.Path, split: str, empty: str):
   elif not path.exists():
     raise InversionViewError(f"no file {str(path)!r} to read texts from")
   elif path.suffix == ".json":
-    said = read_json(path, path.read_bytes(), str(path))
-    if not isinstance(said, list):
+    content = read_json(path, path.read_bytes(), str(path))
+    if not isinstance(content, list):
       raise InversionViewError(f"{path} holds no list of records; a file with one on each line is called .jsonl")
-    yield from ((f"{path}[{i}]", record) for i, record in enumerate(said))
+    yield from ((f"{path}[{i}]", record) for i, record in enumerate(content))
   elif path.suffix in (".jsonl", ".ndjson"):
     for where, line in _lines(path, empty):
       yield where, read_json(path, line.encode(), where)
@@ -141,10 +141,10 @@ def _dataset(folder: pathlib.Path, split: str):
     folder = folder / split
   state = folder / "state.json"
   if state.exists():
-    said = read_json(folder, state.read_bytes(), str(state))
-    if said.get("_indices_files"):
+    content = read_json(folder, state.read_bytes(), str(state))
+    if content.get("_indices_files"):
       raise InversionViewError(f"{folder} keeps the order of its rows apart; save it again after .flatten_indices()")
-    for entry in said.get("_data_files", ()):
+    for entry in content.get("_data_files", ()):
       path = folder / entry["filename"]
       if not path.exists():
         raise InversionViewError(f"{folder} is not whole: {path.name} is missing")
@@ -199,26 +199,26 @@ def _rows(path, batches):
 def _tfds(name: str, split: str, data_dir: str):
   import tensorflow_datasets as tfds
 
-  asked = name.removeprefix(TFDS)
+  dataset = name.removeprefix(TFDS)
   try:
-    builder = tfds.builder(asked, data_dir=data_dir or None)
+    builder = tfds.builder(dataset, data_dir=data_dir or None)
   except Exception as error:  # pylint: disable=broad-except
-    raise InversionViewError(f"no TensorFlow dataset {asked!r}: {_first_line(error)}") from None
+    raise InversionViewError(f"no TensorFlow dataset {dataset!r}: {_first_line(error)}") from None
   if not builder.is_prepared():
     raise InversionViewError(
-      f"the TensorFlow dataset {asked!r} is not in {builder.data_path}; make it with tfds.builder({asked!r}).download_and_prepare()"
+      f"the TensorFlow dataset {dataset!r} is not in {builder.data_path}; make it with tfds.builder({dataset!r}).download_and_prepare()"
     )
   if split not in builder.info.splits:
-    raise InversionViewError(f"{asked} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+    raise InversionViewError(f"{dataset} has no split {split!r}; it has {', '.join(builder.info.splits)}")
   try:
     source = builder.as_data_source(split)
     for number in range(len(source)):
       record = source[number]
-      yield f"{asked}[{number}]", {k: v.decode() if isinstance(v, bytes) else v for k, v in record.items()}
+      yield f"{dataset}[{number}]", {k: v.decode() if isinstance(v, bytes) else v for k, v in record.items()}
   except InversionViewError:
     raise
   except Exception as error:  # pylint: disable=broad-except
-    raise InversionViewError(f"cannot read the TensorFlow dataset {asked!r}: {_first_line(error)}") from None
+    raise InversionViewError(f"cannot read the TensorFlow dataset {dataset!r}: {_first_line(error)}") from None
 
 
 def _first_line(error) -> str:

@@ -1,4 +1,4 @@
-"""Anyone's own texts as a task: inputs "BOS text EOS PAD" from files on disk, no longer than a length.
+"""The user's own texts as a task: inputs "BOS text EOS PAD" of a fixed length from files on disk.
 
 Shapes: N texts, B batch, T tokens.
 """
@@ -14,7 +14,7 @@ from inversionview_jax.tasks.base import shift_left
 from inversionview_jax.tasks.language import LanguageTask, base_of
 from inversionview_jax.tasks.tokenizers import PartTokenizer
 
-_CHUNK = 1024  # texts that are taken apart at a time
+_CHUNK = 1024  # texts tokenized at a time
 _DEFAULTS = {
   "files": (),
   "field": "text",
@@ -32,7 +32,7 @@ class Text(LanguageTask):
   """Texts from files; END is the last token of each.
 
   Args:
-    tokenizer: of the model; or that of a reader, over whose tokens it is then, and no file is looked at until an input is asked for.
+    tokenizer: of the model; or a reader's `PartTokenizer`, whose tokens the task then has, and no file is opened before an input is read.
     settings: "files", "field", "split", "data_dir", "empty": see `sources.texts`; "length": T, with BOS and EOS; "vocabulary": "all", or
       "data" for the tokens that occur in these texts only; "long": a text of more tokens is "cut" into windows of T - 2 or "left" out;
       "positions": () for queries at every token, or ("END",).
@@ -58,7 +58,7 @@ class Text(LanguageTask):
 
   @functools.cached_property
   def _read(self) -> tuple[list[np.ndarray], np.ndarray]:
-    """Windows of the texts, ids of the model's tokenizer without BOS and EOS, and which text each is of; says what was left out."""
+    """Windows of the texts (ids of the model's tokenizer without BOS and EOS), and int64[N], the text of each; prints what was left out."""
     s, room = self.settings, self.length - 2
     windows, document, count, long = [], [], 0, 0
     for ids in _encoded(self._base, sources.texts(s["files"], s["field"], s["split"], s["data_dir"], s["empty"])):
@@ -70,7 +70,7 @@ class Text(LanguageTask):
       count += 1
     what = f"{long:,} of {count:,} texts are longer than {room} tokens and were "
     if long:
-      say(what + (f"cut: {len(windows):,} inputs" if s["long"] == "cut" else f"left out: {len(windows):,} inputs"))
+      notice(what + (f"cut: {len(windows):,} inputs" if s["long"] == "cut" else f"left out: {len(windows):,} inputs"))
     if not windows:
       raise InversionViewError(f"no text is left: all {count:,} are longer than {room} tokens; raise inputs.length")
     return windows, np.array(document)
@@ -84,7 +84,7 @@ class Text(LanguageTask):
     return len(self._read[0])
 
   def split(self, name: str, seed: int = 0):
-    """As for any task; but the windows of one text are all in the same split, where there are several texts."""
+    """Like `Task.split`, except that the windows of one text are all in the same split, if there are several texts."""
     document = self._read[1]
     if name not in ("train", "test") or len(document) == document[-1] + 1 or not document[-1]:
       return super().split(name, seed)
@@ -97,7 +97,7 @@ class Text(LanguageTask):
 
   def labels(self, tokens):
     labels, t = [""] * len(tokens), self.tokenizer
-    used = [place for place, token in enumerate(tokens) if token not in (t.bos_id, t.eos_id, t.pad_id)]
+    used = [i for i, token in enumerate(tokens) if token not in (t.bos_id, t.eos_id, t.pad_id)]
     if used:
       labels[used[-1]] = "END"
     return labels
@@ -125,33 +125,35 @@ def _checked(settings: dict) -> dict:
 
 
 def check_choice(name: str, value, choices) -> None:
+  """Raises `InversionViewError` for a setting that is none of the choices."""
   if value not in choices:
     raise one_of(f"value of inputs.{name}:", value, choices)
 
 
 def check_length(length) -> None:
+  """Raises `InversionViewError` for a length without room for a token."""
   if not isinstance(length, int) or length < 3:
     raise InversionViewError(f"inputs.length = {length!r} must be at least 3: BOS, a token and EOS")
 
 
-def say(what: str) -> None:
-  """Tells what became of texts, on stderr."""
-  print(f"inversionview: {what}", file=sys.stderr)
+def notice(message: str) -> None:
+  """Prints a message to the user on stderr."""
+  print(f"inversionview: {message}", file=sys.stderr)
 
 
-def _encoded(base, found):
-  """Token ids of every text, many at a time; raises `InversionViewError` for one that spells out BOS."""
-  some = []
-  for pair in found:
-    some.append(pair)
-    if len(some) == _CHUNK:
-      yield from _encode(base, some)
-      some = []
-  yield from _encode(base, some)
+def _encoded(base, texts):
+  """Yields the token ids of each (where, text); raises `InversionViewError` for a text that spells out BOS or EOS."""
+  chunk = []
+  for pair in texts:
+    chunk.append(pair)
+    if len(chunk) == _CHUNK:
+      yield from _encode(base, chunk)
+      chunk = []
+  yield from _encode(base, chunk)
 
 
-def _encode(base, some):
-  for (where, _), ids in zip(some, base.encode_many([text for _, text in some]), strict=True):
+def _encode(base, chunk):
+  for (where, _), ids in zip(chunk, base.encode_many([text for _, text in chunk]), strict=True):
     ids = np.array(ids, np.int64)
     if not len(ids):
       raise InversionViewError(f"{where}: the text has no tokens; remove it")
@@ -161,14 +163,18 @@ def _encode(base, some):
 
 
 def rows_of(tokenizer: PartTokenizer, texts, length: int) -> np.ndarray:
-  """int32[N, T]: BOS, the tokens (ids of the model's tokenizer), EOS, PAD; raises `InversionViewError` for a token outside the part."""
+  """Texts in ids of the model's tokenizer -> int32[N, T] in ids of its part: BOS, the text, EOS, PAD.
+
+  Raises:
+    InversionViewError: a token outside the part.
+  """
   rows = np.full((len(texts), length), tokenizer.pad_id, np.int32)
   rows[:, 0] = tokenizer.bos_id
   kept = tokenizer.base_ids
   for row, ids in zip(rows, texts, strict=True):
     numbers = np.minimum(np.searchsorted(kept, ids), len(kept) - 1)
     if (wrong := kept[numbers] != ids).any():
-      tokenizer.number(int(np.asarray(ids)[wrong][0]))  # which says which it is
+      tokenizer.number(int(np.asarray(ids)[wrong][0]))  # raises, naming the token
     row[1 : len(ids) + 1] = numbers
     row[len(ids) + 1] = tokenizer.eos_id
   return rows

@@ -185,7 +185,7 @@ def test_the_longest_strings_can_be_flipped_where_no_letter_comes_to_ten():
   letters = pairs.corrupted[:, 1:28, None] == pairs.clean[:, :1, None] * 0 + np.arange(26)
   assert (
     len(pairs) > 10 and letters.sum(axis=1).max() <= 10
-  )  # of 27 columns, one may be the letter asked for behind "|"
+  )  # of 27 columns, one may be the query letter after "|"
   occurs = COUNTING.features(pairs.corrupted)["count"]
   assert occurs.min() >= 1 and occurs.max() <= 9
 

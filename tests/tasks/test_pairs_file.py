@@ -77,8 +77,8 @@ def test_last_tokens_and_first_tokens_of_answers_are_found(target, tmp_path):
     pairs_file.read(written(tmp_path / "p.jsonl", [*capitals(), uneven]), target, 10).refuse_unequal("position 2")
 
 
-@pytest.mark.parametrize("places, ok", [("a1.0@END", True), ("a1.0@-1", True), ("a1.0@2", False), ("x0.post", False)])
-def test_pairs_of_different_length_are_refused_where_positions_must_match(folder, tmp_path, capsys, places, ok):
+@pytest.mark.parametrize("addresses, ok", [("a1.0@END", True), ("a1.0@-1", True), ("a1.0@2", False), ("x0.post", False)])
+def test_pairs_of_different_length_are_refused_where_positions_must_match(folder, tmp_path, capsys, addresses, ok):
   uneven = {"clean": "The capital of France is", "corrupted": "In Paris is", "answer": "Paris", "foil": "Rome"}
   path = written(tmp_path / "p.jsonl", [uneven, *capitals()])
   argv = [
@@ -89,7 +89,7 @@ def test_pairs_of_different_length_are_refused_where_positions_must_match(folder
     str(folder),
     "--out",
     str(tmp_path / "W"),
-    f"--config.experiments.heads.places={places}",
+    f"--config.experiments.heads.addresses={addresses}",
   ]
   code = main([*argv, f"--config.experiments.heads.contrast.file={path}"])
   said = capsys.readouterr().err

@@ -1,5 +1,7 @@
-"""What the README shows must run as it stands."""
+"""Every README: its commands are parsed, short ones and Python blocks run, and the files it names exist."""
 
+import configparser
+import functools
 import pathlib
 import re
 import shlex
@@ -11,42 +13,157 @@ from inversionview_jax import cli, tasks
 from inversionview_jax.commands import configs
 
 ROOT = pathlib.Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-COMMANDS = [
-  line.split("   #")[0].strip()
-  for language, block in BLOCKS
-  if language == "bash"
-  for line in block.splitlines()
-  if line.startswith("inversionview ")
+PACKAGE = ROOT / "inversionview_jax"
+READMES = (
+  "README.md",
+  "configs/README.md",
+  "launch/README.md",
+  "launch/readers/README.md",
+  "inversionview_jax/benchmarks/README.md",
+  "inversionview_jax/causal/README.md",
+  "inversionview_jax/interpret/README.md",
+  "inversionview_jax/measures/README.md",
+  "inversionview_jax/pretrained/README.md",
+  "inversionview_jax/show/README.md",
+)
+EACH_README = pytest.mark.parametrize("readme", READMES)
+
+
+@functools.cache
+def blocks(readme: str) -> tuple[tuple[str, str], ...]:
+  """(language, text) of every fenced block."""
+  text = (ROOT / readme).read_text()
+  return tuple(re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+
+
+def commands(readme: str) -> list[list[str]]:
+  """Every shell command of a README as words: the lines of bash blocks, and those behind "$" elsewhere."""
+  lines = []
+  for language, block in blocks(readme):
+    joined = block.replace("\\\n", " ").splitlines()
+    if language == "bash":
+      lines += joined
+    elif language != "python":
+      lines += [line.removeprefix("$ ") for line in joined if line.startswith("$ ")]
+  return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def listed(program: str) -> list:
+  """The commands of this program in all READMEs, as test parameters."""
+  return [
+    pytest.param(words, id=f"{readme.removesuffix('README.md')}: {shlex.join(words[1:])}")
+    for readme in READMES
+    for words in commands(readme)
+    if words[0] == program
+  ]
+
+
+def test_every_readme_is_in_the_list():
+  ignored = {".venv", "build", "shared", ".mypy_cache", ".pytest_cache", ".git"}
+  present = {path.relative_to(ROOT) for path in ROOT.rglob("README.md")}
+  assert {str(path) for path in present if not ignored & set(path.parts)} == set(READMES)
+
+
+@pytest.mark.parametrize("words", listed("inversionview"))
+def test_command_lines_are_parsed(words, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  args, rest = cli._parser().parse_known_args(words[1:])
+  if not getattr(args, "config", None):
+    assert not rest
+  else:
+    config = configs.load_config(args.config, rest)
+    assert "plan" in config or "queries" in config or config.get("task", "addition") in tasks.names()
+
+
+# What needs no file or model beyond the package and takes seconds; the other commands are parsed only.
+SHORT = ("view", "measure", "verify")
+FEWER = {
+  "view": ["--num-samples", "64"],
+  "measure": ["--num-samples", "64", "--queries", "2", "--inputs", "1024", "--draws", "64"],
+}
+SHORT_COMMANDS = [
+  param
+  for param in listed("inversionview")
+  if param.values[0][1] in SHORT
+  and (
+    "--reader" not in param.values[0] or param.values[0][param.values[0].index("--reader") + 1] in iv.shipped_readers()
+  )
 ]
 
 
-def test_python_block_runs(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("quick_to_compile")
+def test_short_commands_run(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  (code,) = [block for language, block in BLOCKS if language == "python"]
+  (tmp_path / "P").mkdir()
+  ran = 0
+  for param in SHORT_COMMANDS:
+    words = list(param.values[0][1:])
+    fewer = FEWER.get(words[0], [])
+    for option, value in zip(fewer[::2], fewer[1::2], strict=True):
+      if option in words:
+        words[words.index(option) + 1] = value
+      elif option != "--queries" or words[1].startswith("-"):  # with a text there are no held-out queries
+        words += [option, value]
+    assert cli.main(words) == 0, shlex.join(words)
+    assert capsys.readouterr().out.strip()
+    ran += 1
+  assert ran >= 5
+
+
+def script_commands() -> list:
+  return [param for program in ("python", "bash", "sbatch") for param in listed(program)]
+
+
+@pytest.mark.parametrize("words", script_commands())
+def test_scripts_exist(words):
+  assert any((ROOT / word).is_file() for word in words[1:])
+
+
+@EACH_README
+def test_extras_exist(readme):
+  parser = configparser.ConfigParser()
+  parser.read(ROOT / "setup.cfg")
+  for names in re.findall(r"pip install '?\"?(?:\.|inversionview_jax)\[([\w,]+)\]", (ROOT / readme).read_text()):
+    assert set(names.split(",")) <= set(parser["options.extras_require"])
+
+
+@EACH_README
+def test_links_lead_to_files(readme):
+  for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / readme).read_text()):
+    if not link.startswith("http"):
+      assert (ROOT / readme).parent.joinpath(link).exists(), link
+
+
+@EACH_README
+def test_modules_and_tests_that_are_named_exist(readme):
+  """`name.py` and `folder/` in the first column of a table, and paths from the root in text."""
+  text, folder = (ROOT / readme).read_text(), (ROOT / readme).parent
+  for row in re.findall(r"^\| (`[^|]*)\|", text, re.MULTILINE):
+    for name in re.findall(r"`([\w/]+(?:\.py|/))`", row):
+      assert any((base / name).exists() for base in (folder, PACKAGE, ROOT)), name
+  for name in re.findall(r"`((?:tests|configs|launch|inversionview_jax)/[\w/.]*\w)`", text):
+    assert (ROOT / name).exists(), name
+
+
+def test_python_block_of_the_readme_runs(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (code,) = [block for language, block in blocks("README.md") if language == "python"]
   names = {}
   exec(compile(code, "README.md", "exec"), names)  # the README is ours
   assert names["pre"].query.site == "a0.0"
   assert iv.Preimage.from_json(tmp_path / "preimage.json") == names["pre"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command_lines_are_understood(command, monkeypatch):
-  monkeypatch.chdir(ROOT)
-  args, rest = cli._parser().parse_known_args(shlex.split(command)[1:])
-  if not getattr(args, "config", None):
-    assert not rest
-  else:
-    config = configs.load_config(args.config, rest) if args.config else {"task": "addition"}
-    assert "plan" in config or config.get("task", "addition") in tasks.names()
+@pytest.mark.parametrize("readme", [name for name in READMES[1:] if any(kind == "python" for kind, _ in blocks(name))])
+def test_other_python_blocks_run(readme, tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(tfds, "data_source", functools.partial(tfds.data_source, data_dir=tmp_path))
+  for language, code in blocks(readme):
+    if language == "python":
+      exec(compile(code, readme, "exec"), {})  # the READMEs are ours
 
 
 def test_there_are_commands_to_check():
-  assert len(COMMANDS) >= 5
-
-
-def test_every_module_it_names_is_there():
-  table = re.search(r"^\| module \| what \|$.*?^$", README, re.MULTILINE | re.DOTALL).group()
-  for name in re.findall(r"`([\w/]+(?:\.py|/))`", table):
-    assert (ROOT / "inversionview_jax" / name).exists(), name
+  assert len(commands("README.md")) >= 5 and sum(len(commands(readme)) for readme in READMES) >= 80

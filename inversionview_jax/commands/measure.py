@@ -1,23 +1,31 @@
-"""`inversionview measure`: what an activation says, in numbers."""
+"""`inversionview measure`: what an activation encodes, in numbers."""
 
 import argparse
-import pathlib
-from typing import Any
+import dataclasses
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.commands import flags
-from inversionview_jax.errors import InversionViewError
+from inversionview_jax.commands.inputs import texts_of
 from inversionview_jax.files import check_can_hold
 
+if TYPE_CHECKING:
+  from rich.console import Console
+  from rich.table import Table
+
+  from inversionview_jax.measures.consistency import FeatureConsistency
+  from inversionview_jax.measures.readings import Readings
+
 _DESCRIPTION = """\
-Say what an activation says: the properties that the inputs inside epsilon share with the query, most certain first, next to how often random
-inputs do and to a control in which the activations are those of other inputs; and the information in bits, log2 of 1 over the share of
-inputs inside epsilon.
+Measure what an activation encodes: the properties that the inputs inside epsilon share with the query, most certain first, next to how often
+random inputs have them and to a control with the activations of other inputs; and the information in bits, log2 of 1 over the share of inputs
+inside epsilon.
 
   inversionview measure "615+861=1476" --site a0.0 --position =
   inversionview measure --reader W --site x1.mid --position A1 --queries 50 --json measures.json
   inversionview measure --site a1.1 --position = --texts inputs.txt
 
-Without texts, held-out inputs of the task are asked.
+Without texts, held-out inputs of the task are the queries.
 """
 
 
@@ -64,31 +72,28 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   texts = texts_of(args)
   if args.json:
     check_can_hold(args.json)
-  import dataclasses
-
-  from inversionview_jax.measures import held_out, readings
+  from inversionview_jax.measures import readings
+  from inversionview_jax.measures.held_out import held_out_requests
   from inversionview_jax.reading import Request, load_reader
   from inversionview_jax.tasks.grammar import expression
 
   reader = load_reader(args.reader)
   known = reader.task.features(reader.task.tokens([0]))
   for feature in args.feature:
-    expression(feature, known, 1)  # known now, not after the work
+    expression(feature, known, 1)  # raises for one that cannot be parsed, before the work
   donors = None
   if texts:
-    asks = [Request(text, args.site, args.position) for text in texts]
-    others = held_out.held_out_requests(reader, args.site, args.position, args.controls + len(texts), args.seed)
-    donors = [ask for ask in others if ask.text not in texts][: args.controls]
+    requests = [Request(text, args.site, args.position) for text in texts]
+    others = held_out_requests(reader, args.site, args.position, args.controls + len(texts), args.seed)
+    donors = [other for other in others if other.text not in texts][: args.controls]
   else:
-    asks = held_out.held_out_requests(reader, args.site, args.position, args.queries or 20, args.seed)
-  how = {"epsilon": args.epsilon, "metric": args.metric, "match": args.match}
-  asks = [dataclasses.replace(ask, **how) for ask in asks]
-  donors = donors and [dataclasses.replace(ask, **how) for ask in donors]
-  with _progress() as progress:
-    found = readings.read(
+    requests = held_out_requests(reader, args.site, args.position, args.queries or 20, args.seed)
+  threshold = {"epsilon": args.epsilon, "metric": args.metric, "match": args.match}
+  with _ProgressBars() as progress:
+    result = readings.read(
       reader,
-      asks,
-      donors=donors,
+      [dataclasses.replace(request, **threshold) for request in requests],
+      donors=donors and [dataclasses.replace(donor, **threshold) for donor in donors],
       with_information=not args.no_bits,
       tokens=not args.no_tokens,
       expressions=args.feature,
@@ -99,145 +104,156 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
       progress=progress,
     )
   if args.json:
-    found.to_json(args.json)
-  show(found, args.shown)
+    result.to_json(args.json)
+  print_readings(result, args.shown)
   return 0
 
 
-def texts_of(args) -> list[str]:
-  texts = list(args.text)
-  if args.texts:
-    try:
-      texts += [line for line in pathlib.Path(args.texts).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-      raise InversionViewError(f"cannot read {args.texts}: {error}; give a file with one input on each line") from None
-    if not texts:
-      raise InversionViewError(f"{args.texts} has no inputs; write one on each line")
-  if texts and getattr(args, "queries", None) is not None:
-    raise InversionViewError(f"--queries {args.queries} asks held-out inputs; leave it out when texts are given")
-  if len(set(texts)) < len(texts):
-    twice = next(text for text in texts if texts.count(text) > 1)
-    raise InversionViewError(f"the text {twice!r} is given twice; give each once")
-  return texts
+class _ProgressBars:
+  """A bar for each step on a terminal; nothing elsewhere."""
 
-
-class _progress:
-  """A bar on a terminal; nothing elsewhere."""
-
-  def __enter__(self):
+  def __enter__(self) -> "_ProgressBars":
     from rich.console import Console
     from rich.progress import Progress
 
-    self._bar = Progress(console=Console(stderr=True), transient=True, disable=not Console(stderr=True).is_terminal)
-    self._bar.__enter__()
-    self._tasks = {}
+    console = Console(stderr=True)
+    self._bars = Progress(console=console, transient=True, disable=not console.is_terminal)
+    self._bars.__enter__()
+    self._tasks: dict[str, Any] = {}
     return self
 
-  def __call__(self, what: str, done: int, of: int) -> None:
-    if what and what not in self._tasks:
-      self._tasks[what] = self._bar.add_task(what, total=of)
+  def __call__(self, step: str, done: int, total: int) -> None:
+    if step and step not in self._tasks:
+      self._tasks[step] = self._bars.add_task(step, total=total)
     for name, task in self._tasks.items():
-      self._bar.update(task, completed=done if name == what else of)
+      self._bars.update(task, completed=done if name == step else total)
 
-  def __exit__(self, *error):
-    self._bar.__exit__(*error)
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+  ) -> None:
+    self._bars.__exit__(kind, error, traceback)
 
 
-def show(found, shown: int = 20) -> None:
-  """Prints what was measured."""
+def print_readings(readings: "Readings", shown: int = 20) -> None:
+  """Prints what was measured, with at most `shown` rows of the table."""
   from rich.console import Console
+
+  console = Console(highlight=False)
+  _print_header(console, readings)
+  _print_bits(console, readings)
+  _print_diversity(console, readings)
+  console.print()
+  console.print(_table(readings, shown))
+  if len(readings.rows) > shown:
+    console.print(f"... {len(readings.rows) - shown} more (--shown)")
+  console.print(
+    "[dim]inside ε: share of the preimage that agrees with the query; random: share of random inputs that do; certainty: how much of the gap "
+    "between random and 1 is closed; bits: information about the property; control: inside ε of other inputs' activations[/]\n"
+  )
+  _print_summary(console, readings)
+
+
+def _print_header(console: "Console", readings: "Readings") -> None:
+  """The query or queries, the threshold and the in-epsilon rate."""
   from rich.markup import escape
-  from rich.table import Table
 
   from inversionview_jax.distance import MATCHES, METRICS
 
-  first, n = found.each[0], len(found.each)
+  first, n = readings.each[0], len(readings.each)
   query = first.query
-  place = query.label or query.position
-  of = repr(query.text) if n == 1 else f"{n} inputs"
-  console = Console(highlight=False)
-  console.print(
-    escape(f'{query.site} at "{place}" of {of} (reader {found.reader}, task {found.task})\nepsilon {first.epsilon:g}, ')
-    + f"{METRICS[first.metric]}, {MATCHES[first.match]}"
+  texts = repr(query.text) if n == 1 else f"{n} inputs"
+  title = (
+    f'{query.site} at "{query.label or query.position}" of {texts} (reader {readings.reader}, task {readings.task})'
   )
-  inside = [told.rate for told in found.preimages]
-  console.print(f"in-epsilon rate {100 * sum(inside) / n:.0f} % of candidates")
-  _show_bits(console, found)
-  drawn = [one.diversity for one in found.each if one.diversity.drawn]
-  if drawn:
-    mean = [sum(getattr(one, name) for one in drawn) / len(drawn) for name in ("distinct", "drawn", "differ", "base")]
-    console.print(
-      f"diversity: {mean[0]:.0f} distinct among {mean[1]:.0f} inside; two of them differ in {100 * mean[2]:.0f} % of the tokens "
-      f"(random inputs: {100 * mean[3]:.0f} %)"
-    )
-  else:
-    console.print("no candidate lies inside epsilon: nothing can be said")
-  console.print()
+  console.print(escape(f"{title}\nepsilon {first.epsilon:g}, ") + f"{METRICS[first.metric]}, {MATCHES[first.match]}")
+  rate = sum(preimage.rate for preimage in readings.preimages) / n
+  console.print(f"in-epsilon rate {100 * rate:.0f} % of candidates")
+
+
+def _print_bits(console: "Console", readings: "Readings") -> None:
+  """The information in bits, mean over queries, with its warnings."""
+  if readings.information is None:
+    return
+  bits = readings.bits()
+  if bits is None:
+    console.print(f"information: {readings.information[0].warning}")
+    return
+  known = [one for one in readings.information if one.bits is not None]
+  lowest, highest = min(one.bits for one in known), max(one.bits for one in known)
+  spread = f" (from {lowest:.2f} to {highest:.2f})" if len(known) > 1 else ""
+  share = sum(one.share for one in known) / len(known)
+  console.print(
+    f"information {bits[0]:.2f} ± {bits[1]:.2f} bits{spread}; {100 * share:.3g} % of the task's inputs lie inside"
+  )
+  n = len(readings.information)
+  for warning in sorted({one.warning for one in readings.information} - {""}):
+    count = sum(one.warning == warning for one in readings.information)
+    console.print(f"  {f'{count} of {n}: ' if n > 1 else ''}{warning}")
+
+
+def _print_diversity(console: "Console", readings: "Readings") -> None:
+  """How much the candidates inside epsilon differ, mean over queries."""
+  each = [one.diversity for one in readings.each if one.diversity.drawn]
+  if not each:
+    console.print("no candidate lies inside epsilon: nothing can be measured")
+    return
+  distinct, drawn, differ, base = (
+    sum(getattr(one, name) for one in each) / len(each) for name in ("distinct", "drawn", "differ", "base")
+  )
+  console.print(
+    f"diversity: {distinct:.0f} distinct among {drawn:.0f} inside; two of them differ in {100 * differ:.0f} % of the tokens "
+    f"(random inputs: {100 * base:.0f} %)"
+  )
+
+
+def _table(readings: "Readings", shown: int) -> "Table":
+  """A row for each property, most certain first; the value where there is a single query."""
+  from rich.markup import escape
+  from rich.table import Table
+
+  single = len(readings.each) == 1
   table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
-  for name in ("property", *(["value"] if n == 1 else [])):
+  for name in ("property", *(["value"] if single else [])):
     table.add_column(name, no_wrap=True)
   for name in ("inside ε", "95 %", "random", "certainty", "bits", "control"):
     table.add_column(name, justify="right", no_wrap=True)
   table.add_column("", no_wrap=True)
-  for row in found.rows[:shown]:
-    control = "" if row.control is None else f"{row.control.value:.2f}"
-    if row.control is not None and row.control_verdict != "-":
-      control += "!"
+  for row in readings.rows[:shown]:
     table.add_row(
       escape(row.feature),
-      *([escape(row.value)] if n == 1 else []),
+      *([escape(row.value)] if single else []),
       f"{row.rate.value:.3f}",
       f"{row.rate.low:.2f}-{row.rate.high:.2f}",
       f"{row.base:.3f}",
       f"{row.certainty:.2f}",
       f"{row.bits:.2f}",
-      control,
+      _control(row),
       {"encodes": "[bold]encodes[/]", "-": "[dim]-[/]"}.get(row.verdict, row.verdict),
     )
-  console.print(table)
-  if len(found.rows) > shown:
-    console.print(f"... {len(found.rows) - shown} more (--shown)")
-  console.print(
-    "[dim]inside ε: share of the preimage that agrees with the query; random: of random inputs; certainty: what of the gap between random and 1 "
-    "is closed; bits: what is told of the property; control: inside ε of other inputs' activations[/]\n"
-  )
-  _show_summary(console, found)
+  return table
 
 
-def _show_bits(console, found) -> None:
-  bits = found.bits()
-  if found.information is None:
-    return
-  if bits is None:
-    console.print(f"information: {found.information[0].warning}")
-    return
-  known = [one for one in found.information if one.bits is not None]
-  shares = [one.share for one in known]
-  console.print(
-    f"information {bits[0]:.2f} ± {bits[1]:.2f} bits"
-    + (
-      f" (from {min(one.bits for one in known):.2f} to {max(one.bits for one in known):.2f})" if len(known) > 1 else ""
-    )
-    + f"; {100 * sum(shares) / len(shares):.3g} % of the task's inputs lie inside"
-  )
-  for warning in sorted({one.warning for one in found.information} - {""}):
-    which = sum(one.warning == warning for one in found.information)
-    console.print(f"  {f'{which} of {len(found.information)}: ' if len(found.information) > 1 else ''}{warning}")
+def _control(row: "FeatureConsistency") -> str:
+  """The control's rate; with "!" where the control encodes the property, too."""
+  if row.control is None:
+    return ""
+  return f"{row.control.value:.2f}" + ("" if row.control_verdict == "-" else "!")
 
 
-def _show_summary(console, found) -> None:
+def _print_summary(console: "Console", readings: "Readings") -> None:
+  """The properties that are encoded, those of the control, and how stable the former are over epsilon."""
   from rich.markup import escape
 
-  names = (
-    ", ".join(row.feature + (f" = {row.value}" if row.value else "") for row in found.encoded) or "nothing of these"
-  )
-  console.print(escape(f"says: {names}"))
-  control = ", ".join(row.feature for row in found.control_encoded)
-  if any(row.control is not None for row in found.rows):
-    console.print(escape(f"the control ({found.donors} other activations for each query) says: {control or 'nothing'}"))
-  wide = found.each[0].stability
-  if len(found.each) == 1 and found.encoded:
+  encoded = readings.encoded
+  names = ", ".join(row.feature + (f" = {row.value}" if row.value else "") for row in encoded)
+  console.print(escape(f"encodes: {names}" if names else "encodes none of the task's features"))
+  if any(row.control is not None for row in readings.rows):
+    control = ", ".join(row.feature for row in readings.control_encoded)
+    verdict = f"encodes: {control}" if control else "encodes none of them"
+    console.print(escape(f"the control ({readings.donors} other activations for each query) {verdict}"))
+  if len(readings.each) == 1 and encoded:
     steps = ", ".join(
-      f"ε {epsilon:g}: {min(rates[row.feature] for row in found.encoded):.2f}" for epsilon, rates in wide.items()
+      f"ε {epsilon:g}: {min(rates[row.feature] for row in encoded):.2f}"
+      for epsilon, rates in readings.each[0].stability.items()
     )
-    console.print(f"lowest rate of what is said, over epsilon: {steps}")
+    console.print(f"lowest rate of what is encoded, over epsilon: {steps}")

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from inversionview_jax import distance
+from inversionview_jax.errors import one_of
 
 ANYWHERE = -1  # `Queries.position`: the minimum over positions
 
@@ -51,10 +52,16 @@ class Queries:
       metric: a name of `distance.METRICS`, or Q of them.
       position: int[Q] or int; -1 for the minimum over positions.
       decoder_activation: float[Q, D] or None.
+
+    Raises:
+      InversionViewError: an unknown metric.
     """
     activation = np.asarray(activation, np.float32)
     count = len(activation)
     names = [metric] if isinstance(metric, str) else metric
+    for name in names:
+      if name not in distance.METRICS:
+        raise one_of("metric", name, distance.METRICS)
     index = np.array([distance.metric_index(name) for name in names], np.int32)
 
     def per_query(values) -> np.ndarray:

@@ -1,18 +1,17 @@
-"""Candidates: texts drawn from the decoder, and the distances that the target itself measures on them."""
+"""The sampling program: candidates of a decoder, and the distances that the target itself measures on them."""
 
 import dataclasses
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from inversionview_jax import distance, sites, tasks
 from inversionview_jax.devices import parallel
-from inversionview_jax.models.decoder import Decoder, DecoderConfig
-from inversionview_jax.models.transformer import TransformerConfig
+from inversionview_jax.models.decoder import Decoder
 from inversionview_jax.sampling import sampler as sampling
+from inversionview_jax.sampling.candidates import Queries, mixture_rows
 
 TASK = tasks.get("addition")
 PAD, BOS, EOS = TASK.tokenizer.pad_id, TASK.tokenizer.bos_id, TASK.tokenizer.eos_id
@@ -21,121 +20,10 @@ T = TASK.length
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
-def keys(n, seed=0):
-  return parallel.fold_in_each(jax.random.key(seed), jnp.arange(n))
-
-
-def generator(config, length, bos, eos, pad):
-  """A jitted function (variables, slots, keys, temperature) -> tokens."""
-  return parallel.jit(lambda variables, slots, keys, temperature: sampling.generate(
-      Decoder(config), variables, slots, keys, temperature, length=length, bos_id=bos, eos_id=eos, pad_id=pad
-  ))  # fmt: skip
-
-
-# Generation.
-
-
-@pytest.fixture(scope="module")
-def generate(small_decoder):
-  """A function (temperature float32[R], first row) -> (tokens, slots) of R rows with slots and keys of their own."""
-  config, variables = small_decoder
-  compiled = generator(config, T, BOS, EOS, PAD)
-  shape = (600, config.transformer.n_layers, config.n_slots, config.transformer.d_model)
-  slots = np.random.default_rng(0).normal(scale=5, size=shape).astype(np.float32)
-
-  def run(temperature, start=0):
-    stop = start + len(temperature)
-    return np.asarray(
-      compiled(variables, slots[start:stop], keys(600)[start:stop], jnp.asarray(temperature, jnp.float32))
-    ), slots[start:stop]
-
-  return run
-
-
-def test_texts_are_the_same_whether_or_not_the_cache_grows(small_decoder, monkeypatch):
-  config, variables = small_decoder
-  shape = (20, config.transformer.n_layers, config.n_slots, config.transformer.d_model)
-  slots, drawn = np.random.default_rng(0).normal(scale=5, size=shape).astype(np.float32), []
-  for long in (1, 1_000):
-    monkeypatch.setattr(sampling, "_LONG", long)
-    drawn.append(generator(config, T, BOS, EOS, PAD)(variables, slots, keys(20), jnp.ones(20)))
-  np.testing.assert_array_equal(*drawn)
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e9])
-def test_texts_start_with_bos_end_with_eos_or_at_full_length_and_hold_nothing_forbidden(generate, temperature):
-  tokens, _ = generate(np.full(600, temperature))
-  assert tokens.shape == (600, T) and (tokens[:, 0] == BOS).all()
-  ended = 0
-  for row in tokens.tolist():
-    text = row[1 : row.index(EOS)] if EOS in row else row[1:]
-    assert not {BOS, PAD, EOS} & set(text)
-    assert row[1 + len(text) :] == [EOS] * (EOS in row) + [PAD] * (T - 2 - len(text))
-    ended += EOS in row
-  assert 0 < ended < 600
-  assert len(np.unique(tokens, axis=0)) > (100 if temperature == 0 else 300)
-
-
-def test_temperature_0_takes_the_most_likely_token_each_time(generate, small_decoder):
-  config, variables = small_decoder
-  got, slots = generate(np.zeros(600))
-  score = parallel.jit(lambda tokens: Decoder(config).apply(variables, tokens, slots, method="logits"))
-  tokens, ended = np.full((600, T), PAD, np.int32), np.zeros(600, bool)
-  tokens[:, 0] = BOS
-  for place in range(1, T):
-    best = np.asarray(score(tokens))[:, place - 1].argmax(axis=-1)
-    tokens[:, place] = np.where(ended, PAD, best)
-    ended |= tokens[:, place] == EOS
-  np.testing.assert_array_equal(got, tokens)
-
-
-def test_text_depends_on_its_own_key_slots_and_temperature_alone(generate):
-  temperature = np.random.default_rng(1).choice([0.0, 0.5, 1.0, 2.0], 600)
-  together, _ = generate(temperature)
-  part, _ = generate(temperature[200:500], start=200)
-  np.testing.assert_array_equal(part, together[200:500])
-
-
-@pytest.fixture(scope="module")
-def tiny(random_variables):
-  """A decoder of texts over two letters, and all texts it can write: (config, variables, slots [L, 1, M], int[15, 4])."""
-  a, b, bos, eos, pad = range(5)
-  config = DecoderConfig(TransformerConfig(5, 4, 1, 2, 8, 16), ("x0.pre",), 4, encoder_blocks=0, forbidden=(bos, pad))
-  texts = [[bos, *text, eos] for n in (0, 1, 2) for text in itertools.product((a, b), repeat=n)]
-  texts += [[bos, *text] for text in itertools.product((a, b), repeat=3)]
-  texts = np.array([text + [pad] * (4 - len(text)) for text in texts], np.int32)
-  variables = random_variables(0.25, 5, Decoder(config), texts, jnp.ones((15, 4)), jnp.zeros(15, jnp.int32))
-  return config, variables, np.ones((1, 1, 8), np.float32), texts
-
-
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
-def test_samples_follow_the_decoders_distribution(tiny, temperature):
-  config, variables, slot, texts = tiny
-  _, _, bos, eos, pad = range(5)
-  count = 4000
-  slots = np.broadcast_to(slot, (count, *slot.shape))
-  tokens = generator(config, 4, bos, eos, pad)(variables, slots, keys(count, seed=5), jnp.full(count, temperature))
-  counts = np.array([(np.asarray(tokens) == text).all(axis=1).sum() for text in texts])
-  assert counts.sum() == count
-
-  score = parallel.jit(lambda variables, slots: Decoder(config).apply(variables, texts, slots, method="logits"))
-
-  def chi_square(temperature):
-    logits = score(variables, slots[:15])
-    log_p = np.asarray(jax.nn.log_softmax(logits / temperature))[:, :-1]
-    log_p = np.take_along_axis(log_p, texts[:, 1:, None], axis=2)[..., 0] * (texts[:, 1:] != pad)
-    p = np.exp(log_p.sum(axis=1))
-    assert p.sum() == pytest.approx(1, abs=1e-5) and count * p.min() > 5
-    return np.sum((counts - count * p) ** 2 / (count * p))
-
-  assert chi_square(temperature) < 36.1  # 15 outcomes: exceeded once in a thousand seeds
-  assert chi_square(2 * temperature) > 100
-
-
 # Distances.
 
 
-def test_distances_are_taken_at_the_asked_position_or_the_nearest_one_that_counts():
+def test_distances_are_taken_at_the_given_position_or_the_nearest_one_that_counts():
   rng = np.random.default_rng(0)
   activations, query = rng.normal(size=(400, 6, 8)).astype(np.float32), rng.normal(size=(400, 8)).astype(np.float32)
   position, metric = rng.integers(-1, 6, 400).astype(np.int32), rng.integers(0, 2, 400).astype(np.int32)
@@ -148,18 +36,18 @@ def test_distances_are_taken_at_the_asked_position_or_the_nearest_one_that_count
     )
     assert got[row] == pytest.approx(best, rel=1e-5) and where[row] == place
   assert {(p, m) for p, m in zip(position.tolist(), metric.tolist())} == set(itertools.product(range(-1, 6), (0, 1)))
-  assert np.isinf(got).sum() > 50  # nothing counts, or the asked position does not
+  assert np.isinf(got).sum() > 50  # nothing counts, or the given position does not
 
 
 def by_hand(activations, query, position, metric, counted):
   """(distance, position) of one candidate: float[T, D], float[D], ..."""
   best, place = np.inf, -1
   for t in range(len(counted)):
-    z, wide = query.astype(np.float64), activations[t].astype(np.float64)
+    z, other = query.astype(np.float64), activations[t].astype(np.float64)
     if metric == "euclidean":
-      d = np.linalg.norm(wide - z) / np.linalg.norm(z)
+      d = np.linalg.norm(other - z) / np.linalg.norm(z)
     else:
-      d = 1 - wide @ z / np.linalg.norm(wide) / np.linalg.norm(z)
+      d = 1 - other @ z / np.linalg.norm(other) / np.linalg.norm(z)
     if counted[t] and position in (-1, t) and d < best:
       best, place = d, t
   return best, place
@@ -176,7 +64,7 @@ EACH = 9  # candidates per query: 36 rows, which 8 devices do not divide
 
 @pytest.fixture(scope="module")
 def rows():
-  return sampling.mixture_rows(SETTINGS, EACH, queries=len(QUERIES))
+  return mixture_rows(SETTINGS, EACH, queries=len(QUERIES))
 
 
 @pytest.fixture(scope="module")
@@ -184,12 +72,8 @@ def queries(small_target, small_decoder):
   names = small_decoder[0].sites
   run = small_target.run(TASK.tokens_of([615], [861]), capture=names)
   site, taken, compared, metric = zip(*QUERIES)
-  return sampling.Queries(
-    np.stack([np.asarray(run[names[s]])[0, t] for s, t in zip(site, taken)]),
-    np.array(site, np.int32),
-    np.array(compared, np.int32),
-    np.array([distance.metric_index(m) for m in metric], np.int32),
-  )
+  activation = np.stack([np.asarray(run[names[s]])[0, t] for s, t in zip(site, taken)])
+  return Queries.of(activation, site, metric, compared)
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +109,7 @@ def test_mixture_gives_each_query_an_equal_share_of_each_setting(rows):
   np.testing.assert_array_equal(rows.number, np.tile(np.arange(9), 4))
   pairs = list(zip(rows.temperature.tolist(), rows.noise.tolist()))
   assert [pairs.count(tuple(map(float, np.float32(setting)))) for setting in SETTINGS] == [12, 12, 12]
-  uneven = sampling.mixture_rows(SETTINGS, 8)
+  uneven = mixture_rows(SETTINGS, 8)
   assert [np.sum(uneven.temperature == temperature) for temperature in (0.5, 1.0, 2.0)] == [3, 3, 2]
 
 
@@ -247,19 +131,19 @@ def test_distances_and_positions_are_those_of_rerunning_the_target_on_the_tokens
     best, place = by_hand(activations, queries.activation[query], compared, metric, counted[row])
     assert found.distance[row] == pytest.approx(best, rel=1e-4, abs=1e-5) and found.position[row] == place
   assert (~counted).any(axis=1).sum() > 10 and len(set(found.position.tolist())) > 5
-  assert np.isinf(found.distance).any()  # a candidate that ended before the asked position
+  assert np.isinf(found.distance).any()  # a candidate that ended before the compared position
 
 
 def test_effects_are_the_difference_that_the_activation_makes_to_each_token(found, queries, rows, z0, small_decoder):
   config, variables = small_decoder
   score = parallel.jit(lambda z, site: jax.nn.softmax(Decoder(config).apply(variables, found.tokens, z, site)))
   site = queries.site[rows.query]
-  told, untold = np.asarray(score(queries.activation[rows.query], site)), np.asarray(score(z0[site], site))
+  with_z, with_z0 = np.asarray(score(queries.activation[rows.query], site)), np.asarray(score(z0[site], site))
   largest = 0
   for row, tokens in enumerate(found.tokens.tolist()):
     assert found.effect[row, 0] == 0
     for t in range(1, T):
-      by_hand = told[row, t - 1, tokens[t]] - untold[row, t - 1, tokens[t]] if tokens[t] != PAD else 0
+      by_hand = with_z[row, t - 1, tokens[t]] - with_z0[row, t - 1, tokens[t]] if tokens[t] != PAD else 0
       assert found.effect[row, t] == pytest.approx(by_hand, abs=1e-5)
       largest = max(largest, abs(by_hand))
   assert largest > 0.1
@@ -273,7 +157,7 @@ def test_candidates_are_the_same_on_one_and_on_eight_devices(draw, found, querie
   np.testing.assert_allclose(one.effect, found.effect, atol=1e-6)
 
 
-def test_candidates_are_the_same_whether_they_run_at_once_or_in_parts(
+def test_candidates_are_the_same_whether_they_run_at_once_or_in_chunks(
   found, queries, rows, small_target, small_decoder, z0, meshes, monkeypatch
 ):
   """A large target is re-run on some of the rows at a time; here on 16 of 36."""
@@ -292,8 +176,8 @@ def test_same_seed_draws_the_same_candidates_and_another_draws_others(draw, foun
   assert (other.tokens != found.tokens).any(axis=1).mean() > 0.9
 
 
-def test_candidates_of_a_query_do_not_depend_on_what_else_is_asked(draw, found, queries):
-  alone = sampling.mixture_rows(SETTINGS, 4 * EACH)
+def test_candidates_of_a_query_do_not_depend_on_the_other_queries(draw, found, queries):
+  alone = mixture_rows(SETTINGS, 4 * EACH)
   for query in range(4):
     got = draw(queries, dataclasses.replace(alone, query=np.full(4 * EACH, query, np.int32)))
     mine = slice(query * EACH, (query + 1) * EACH)
@@ -316,10 +200,10 @@ def test_noise_changes_what_the_decoder_reads_but_not_what_candidates_are_compar
     assert before[text] == pytest.approx(now[text], rel=1e-5)
 
 
-def test_another_question_compiles_nothing(samplers, draw, found, queries, rows):
+def test_another_query_compiles_nothing(samplers, draw, found, queries, rows):
   before = samplers[8].compiled()
   assert before == 1
-  asked = dataclasses.replace(
+  other = dataclasses.replace(
     queries,
     activation=-queries.activation,
     site=(queries.site + 1) % 6,
@@ -327,7 +211,7 @@ def test_another_question_compiles_nothing(samplers, draw, found, queries, rows)
     metric=1 - queries.metric,
   )
   hotter = dataclasses.replace(rows, temperature=rows.temperature * 2, noise=rows.noise + 0.5, number=rows.number + 100)
-  got = draw(asked, hotter, seed=7)
+  got = draw(other, hotter, seed=7)
   assert (got.tokens != found.tokens).any(axis=1).mean() > 0.9
   assert samplers[8].compiled() == before
 
@@ -335,29 +219,9 @@ def test_another_question_compiles_nothing(samplers, draw, found, queries, rows)
 # Strata.
 
 
-def test_strata_share_out_the_distribution(small_decoder):
-  """Of N rows that share the unit interval out, as many begin with a text as it is probable, up to two."""
-  config, variables = small_decoder
-  n, shape = 500, (1, config.transformer.n_layers, config.n_slots, config.transformer.d_model)
-  slots = np.repeat(np.random.default_rng(0).normal(scale=2, size=shape).astype(np.float32), n, axis=0)
-  rows = sampling.mixture_rows(((1.3, 0.0),), n, stratified=True)
-  module, temperature = Decoder(config), jnp.full(n, 1.3)
-  tokens = np.asarray(parallel.jit(lambda v, s, k, t, u: sampling.generate(
-      module, v, s, k, t, u, length=T, bos_id=BOS, eos_id=EOS, pad_id=PAD
-  ))(variables, slots, keys(n), temperature, rows.stratum))  # fmt: skip
-  logits = parallel.jit(lambda v, x, s: module.apply(v, x, s, method="logits"))(variables, tokens, slots)
-  log_p = np.asarray(jax.nn.log_softmax(logits / 1.3))
-  for length in (1, 2, 3):
-    prefixes, first, counts = np.unique(tokens[:, 1 : 1 + length], axis=0, return_index=True, return_counts=True)
-    complete = (prefixes != PAD).all(axis=1)
-    p = np.exp(sum(log_p[first, i, prefixes[:, i]] for i in range(length)))
-    assert np.abs(counts - n * p)[complete].max() < 2.01
-  assert len(counts) > 20
-
-
-def test_strata_repeat_less_and_each_setting_has_its_own(draw, queries):
+def test_strata_have_fewer_duplicates_and_each_setting_has_its_own(draw, queries):
   one = jax.tree.map(lambda x: x[:1], queries)
-  rows = {kind: sampling.mixture_rows(((0.4, 0.0), (0.6, 0.0)), 400, stratified=kind) for kind in (False, True)}
+  rows = {kind: mixture_rows(((0.4, 0.0), (0.6, 0.0)), 400, stratified=kind) for kind in (False, True)}
   for setting in (0.4, 0.6):
     own = rows[True].stratum[rows[True].temperature == np.float32(setting)]
     np.testing.assert_allclose(np.sort(own[:, 0]), np.arange(200) / 200, atol=1e-6)
@@ -367,6 +231,26 @@ def test_strata_repeat_less_and_each_setting_has_its_own(draw, queries):
 
 
 def test_strata_do_not_depend_on_devices(draw, queries):
-  rows = sampling.mixture_rows(SETTINGS, EACH, queries=len(QUERIES), stratified=True)
+  rows = mixture_rows(SETTINGS, EACH, queries=len(QUERIES), stratified=True)
   one, eight = draw(queries, rows, devices=1), draw(queries, rows, devices=8)
   np.testing.assert_array_equal(one.tokens, eight.tokens)
+
+
+def test_decoder_can_read_another_activation_than_distances_are_taken_to(draw, queries):
+  one = queries.take(1)
+  rows = mixture_rows(((1.0, 0.0),), 36)
+  plain, same = draw(one, rows), draw(one.replace(decoder_activation=one.activation), rows)
+  np.testing.assert_array_equal(plain.tokens, same.tokens)
+  np.testing.assert_array_equal(plain.distance, same.distance)
+  elsewhere = draw(one.replace(activation=-one.activation, decoder_activation=one.activation), rows)
+  np.testing.assert_array_equal(elsewhere.tokens, same.tokens)
+  assert not np.allclose(elsewhere.distance, same.distance)
+
+
+def test_progress_counts_every_row_once(samplers, small_target, small_decoder, z0, queries, rows, found):
+  counts = []
+  out = samplers[1].run(
+    small_decoder[1], small_target.params, z0, queries, rows, 0, effects=False, chunk=16, progress=counts.append
+  )
+  assert counts == [16, 16, 4]
+  np.testing.assert_array_equal(out.tokens, found.tokens)

@@ -1,0 +1,53 @@
+"""`inversionview measure`: its table, its JSON, and what it refuses in one line."""
+
+import json
+
+import pytest
+
+from inversionview_jax import cli
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+
+def test_the_command_prints_the_table(capsys, tmp_path):
+  path = tmp_path / "m.json"
+  argv = [
+    "measure",
+    "615+861=1476",
+    "--site",
+    "a0.0",
+    "--position",
+    "=",
+    "--controls",
+    "3",
+    "--no-bits",
+    "--num-samples",
+    "128",
+  ]
+  assert cli.main([*argv, "--json", str(path)]) == 0
+  out = capsys.readouterr().out
+  assert (
+    "C2" in out
+    and "encodes: C2 = 0" in out
+    and "the control (3 other activations for each query) encodes: nothing" in out
+  )
+  assert json.loads(path.read_text())["rows"][0]["feature"] == "C2"
+
+
+@pytest.mark.parametrize(
+  ("argv", "message"),
+  [
+    (["615+861=1476", "--queries", "3"], "--queries 3 asks held-out inputs; leave it out when texts are given"),
+    (["615+861=1476", "615+861=1476"], "given twice"),
+    (["--texts", "nowhere.txt"], "cannot read nowhere.txt"),
+    (["--queries", "1"], "--queries 1 must be at least 2"),
+    (["615+861=1476", "--json", "nowhere/m.json"], "does not exist"),
+    (["6x5", "--controls", "2"], "character 'x'"),
+    (["--feature", "F1 **"], "is not understood"),
+    (["--feature", "F9 > 1"], "unknown feature in the condition 'F9 > 1'"),
+  ],
+)
+def test_bad_input_is_one_line(argv, message, capsys):
+  assert cli.main(["measure", *argv, "--site", "a0.0", "--position", "="]) == 2
+  err = capsys.readouterr().err
+  assert message in err and err.count("\n") == 1

@@ -67,6 +67,8 @@ class Run(ShowsTable):
     return [site.short for site in self._captured]
 
   def _table(self) -> Table:
+    if not all(hasattr(x, "dtype") for x in jax.tree.leaves(self)):  # a pytree may hold anything in place of its arrays
+      return Table("Run")
     arrays = [("logits", self._logits)] if self._logits is not None else []
     arrays += [(site.short, x) for site, x in self._captured.items()]
     notes = ", ".join(f"{name} {shape_of(x)}" for name, x in arrays)

@@ -63,3 +63,40 @@ def test_attribution_refuses_what_is_not_there(small_target):
   ):
     with pytest.raises(InversionViewError, match=message):
       attribution.attribute(small_target, CLEAN, **wrong)
+
+
+def test_the_parts_of_a_mistral_sum_to_its_logits():
+  target = iv.load_target("tests/golden/mistral")
+  tokens = np.random.default_rng(0).integers(1, target.config.vocab_size, (3, 6))
+  found = attribution.attribute(target, tokens)
+  assert set(found.components) == {
+    "embed",
+    "m0",
+    "m1",
+    *(f"a{l}.{h}" for l in range(2) for h in range(target.config.n_heads)),
+  }
+  np.testing.assert_allclose(found.values.sum(axis=1), target.run(tokens).logits[:, -1], rtol=0, atol=1e-4)
+
+
+def test_a_model_whose_logits_are_no_sum_is_refused():
+  target = iv.load_target("tests/golden/gemma2")
+  with pytest.raises(InversionViewError, match="its logits are not the sum of what its parts write"):
+    attribution.attribute(target, np.array([[1, 2, 3]]))
+
+
+def test_an_attribution_shows_its_largest_parts(small_target):
+  parts = iv.attribute(small_target, CLEAN, "=", tokens=["3", "7"], components=["a0.0", "m0", "embed"])
+  lines = repr(parts).splitlines()
+  assert parts.token_names == ("3", "7") and "'3'" in lines[1] and "'7'" in lines[1]
+  assert [line.split()[0] for line in lines[2:]] == ["a0.0", "m0", "embed", "logit"]
+  assert f"{parts['m0'][:, 0].mean():.3f} ±" in lines[3]
+  assert parts._repr_html_().count("<tr>") == 5
+  whole = iv.attribute(small_target, CLEAN, "=")
+  assert "most probable token" in repr(whole) and "logit" in repr(whole)
+  each = iv.attribute(small_target, CLEAN, "=", tokens=[[3, 7]] * 4 + [[7, 3]])
+  assert each.token_names == () and "token 0" in repr(each)
+
+
+def test_ranks_show_contributions_and_ranks(small_target):
+  found = attribution.ranks(small_target, CLEAN, "=", ["3", "7"])
+  assert "a0.0" in repr(found) and "rank" in repr(found) and "<table>" in found._repr_html_()

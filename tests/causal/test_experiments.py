@@ -158,7 +158,7 @@ def test_conditions_of_the_addition_experiments_are_those_of_their_names():
       assert (clean["F1"] + clean["S1"] < 10).all() and (clean["C2"] != corrupted["C2"]).all()
     if name == "A4_F1S1":
       assert (clean["length"] != corrupted["length"]).all()
-    assert np.all(prepared.reading.clean_at == {"A1": 8, "A2": 9, "A3": 10, "A4": 11}[predict])
+    assert np.all(prepared.readout.clean_at == {"A1": 8, "A2": 9, "A3": 10, "A4": 11}[predict])
 
 
 # verify.

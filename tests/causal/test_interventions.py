@@ -298,3 +298,34 @@ def test_a_target_without_task_or_tokenizer_takes_indices_and_ids(small_target):
 def test_the_example_in_the_docstring_runs():
   effects = doctest.testmod(interventions)
   assert effects.failed == 0 and effects.attempted >= 5
+
+
+# What effects show.
+
+
+def test_effects_show_a_row_for_each_step_with_its_error(small_target):
+  effects = iv.patch(small_target, CLEAN, CORRUPTED, THREE, "=", order="each", **SETTINGS)
+  lines = repr(effects).splitlines()
+  assert lines[0] == "Effects (n = 5)" and "loss of logit difference" in lines[1] and "share of everything" in lines[1]
+  for line, step, one in zip(lines[2:], effects.steps, effects.estimates, strict=False):
+    assert line.split()[0] == step and f"{one.mean:.3f} ± {one.se:.3f}" in line
+  assert lines[5].split()[0] == "everything"
+  page = effects._repr_html_()
+  assert page.count("<tr>") == 5 and "src=" not in page and "href=" not in page
+  ablated = iv.ablate(small_target, CLEAN, "m0", "+", **SETTINGS)
+  assert "everything" not in repr(ablated) and "KL" in repr(ablated)
+
+
+def test_names_of_steps_are_escaped_in_html():
+  effects = interventions.Effects(("<b>a0.0@=</b>",), "kl", np.ones((1, 3)), np.zeros(3), None)
+  assert "<b>" not in effects._repr_html_() and "&lt;b&gt;a0.0@=&lt;/b&gt;" in effects._repr_html_()
+
+
+# Inputs.
+
+
+def test_texts_and_their_token_ids_are_the_same_inputs(small_target):
+  """EOS and padding behind a text change nothing: the last token of the text is read."""
+  by_texts = iv.patch(small_target, CLEAN, CORRUPTED, THREE, "=", order="each", **SETTINGS)
+  by_ids = iv.patch(small_target, encoded(CLEAN), encoded(CORRUPTED), THREE, "=", order="each", **SETTINGS)
+  assert_close(by_texts.values, by_ids.values)

@@ -2,9 +2,11 @@
 
 import jax
 import pytest
+from small_models import gpt2_folder
 
 import inversionview_jax as iv
 from inversionview_jax.causal import verification
+from inversionview_jax.cli import main
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 
@@ -57,3 +59,32 @@ def test_verify_refuses_what_it_does_not_know(addition, wrong, message):
   call = {"site": "a0.0", "position": "=", "feature": "C2", "pairs": 8}
   with pytest.raises(InversionViewError, match=message):
     iv.verify(addition, **(call | wrong))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return gpt2_folder(tmp_path_factory.mktemp("models") / "gpt2", layers=3)
+
+
+def refused(capsys, *argv) -> str:
+  capsys.readouterr()
+  assert main(list(argv)) == 2
+  error = capsys.readouterr().err
+  assert error.count("\n") == 1 and "Traceback" not in error
+  return error
+
+
+def test_verify_asks_about_a_feature_of_a_language_task(folder, capsys):
+  argv = ["verify", "--task", "ioi", "--site", "x1.post", "--position", "S2", "--feature", "S", "--pairs", "8"]
+  assert main([*argv, "--target", str(folder)]) == 0
+  assert "S only" in capsys.readouterr().out
+  assert "is about a language model" in refused(capsys, *argv)
+
+
+def test_a_verdict_shows_both_kinds_of_pairs_and_its_sentence(addition):
+  verdict = verification.verify(addition, "a0.0", "=", "C2", pairs=16, mesh=ONE)
+  text = repr(verdict)
+  assert text.splitlines()[0] == "a0.0 at '=', feature C2, judged by A1"
+  assert "C2 only" in text and "everything but C2" in text and str(verdict) in text
+  assert " / ".join(verdict.only.example) in text
+  assert verdict._repr_html_().count("<tr>") == 1 + len(verdict.rows())

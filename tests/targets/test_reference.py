@@ -1,0 +1,114 @@
+"""Readers of language targets name the checkpoint instead of carrying it."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from small_models import gpt2_folder
+
+from inversionview_jax import reading as reader
+from inversionview_jax.cli import main
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.targets import load_target
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+TINY = "configs/ioi_smollm2.py:tiny"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return gpt2_folder(tmp_path_factory.mktemp("models") / "gpt2", layers=3)
+
+
+@pytest.fixture(scope="module")
+def workdir(folder, tmp_path_factory):
+  """A reader trained for four steps by the command line."""
+  workdir = tmp_path_factory.mktemp("reader")
+  assert main(["train", "--config", TINY, "--target", str(folder), "--workdir", str(workdir)]) == 0
+  return workdir
+
+
+def refused(capsys, *argv) -> str:
+  capsys.readouterr()
+  assert main(list(argv)) == 2
+  error = capsys.readouterr().err
+  assert error.count("\n") == 1 and "Traceback" not in error
+  return error
+
+
+def test_a_reader_of_a_language_model_is_trained_and_read(workdir, folder, capsys):
+  assert not (workdir / "target" / "model.safetensors").exists()  # named, not copied
+  assert json.loads((workdir / "target" / "reference.json").read_text())["layers"] == 1
+  loaded = reader.load_reader(workdir)
+  assert loaded.target.config.n_layers == 1
+  text = loaded.task.tokenizer.text(loaded.task.tokens(np.array([5]))[0])
+  found = loaded.preimage(text, "a0.0", "S2", num_samples=16)
+  assert len(found.samples) == 16 and found.metric == "cosine"
+  # Every distance is that of the whole model on the text itself.
+  whole, t = load_target(folder), loaded.task.tokenizer
+  for sample in [s for s in found.samples if s.position >= 0][:5]:
+    run = whole.run(t.to_base([[t.bos_id, *sample.tokens]]), ["a0.0"])["a0.0"]
+    one, other = np.asarray(run)[0, sample.position], np.asarray(found.query.activation)
+    cosine = 1 - one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    assert sample.distance == pytest.approx(cosine, abs=1e-5)
+  assert (
+    main(["view", text, "--reader", str(workdir), "--site", "a0.0", "--position", "END", "--num-samples", "8"]) == 0
+  )
+  assert "a0.0" in capsys.readouterr().out
+
+
+def test_training_goes_on_with_the_target_that_the_workdir_names(workdir, tmp_path, capsys):
+  copy = shutil.copytree(workdir, tmp_path / "w")
+  assert main(["train", "--config", TINY, "--workdir", str(copy)]) == 0
+  other = gpt2_folder(tmp_path / "other", layers=3, seed=1)
+  error = refused(capsys, "train", "--config", TINY, "--workdir", str(copy), "--target", str(other))
+  assert "reads another target or other layers" in error
+
+
+def test_a_reader_says_where_its_checkpoint_was(workdir, folder, tmp_path, capsys):
+  moved = shutil.copytree(workdir, tmp_path / "w")
+  path = moved / "target" / "reference.json"
+  said = json.loads(path.read_text())
+  path.write_text(json.dumps(said | {"path": str(tmp_path / "gone")}))
+  with pytest.raises(
+    InversionViewError, match=f"is not at {re.escape(str(tmp_path / 'gone'))} any more; say where it is with --target"
+  ):
+    reader.load_reader(moved)
+  assert reader.load_reader(moved, folder).target.fingerprint == said["fingerprint"]
+  view = [
+    "view",
+    "Then, Mary and John",
+    "--reader",
+    str(moved),
+    "--site",
+    "a0.0",
+    "--position",
+    "-1",
+    "--num-samples",
+    "4",
+  ]
+  assert "say where it is with --target" in refused(capsys, *view)
+  assert main([*view, "--target", str(folder)]) == 0
+  with pytest.raises(InversionViewError, match="is not the checkpoint that this reader was trained on"):
+    reader.load_reader(moved, gpt2_folder(tmp_path / "other", layers=3, seed=1))
+  path.write_text("{")
+  with pytest.raises(InversionViewError, match="reference.json is damaged"):
+    reader.load_reader(moved)
+
+
+@pytest.mark.parametrize(
+  "argv, message",
+  [
+    ([], "give its Hugging Face folder or .gguf file with --target"),
+    (["--target", "/nowhere"], "no checkpoint '/nowhere'"),
+    (["--target", "FOLDER", "--config.sites=('a7.0',)"], "no site 'a7.0' in a network of 3 layers"),
+    (["--target", "FOLDER", "--config.inputs.positions=('S3',)"], "unknown position of the task ioi: 'S3'"),
+    (["--target", "addition"], "no checkpoint 'addition'"),
+  ],
+)
+def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(argv, message, folder, tmp_path, capsys):
+  argv = [str(folder) if word == "FOLDER" else word for word in argv]
+  assert message in refused(capsys, "train", "--config", TINY, "--workdir", str(tmp_path / "w"), *argv)
+  assert not (tmp_path / "w").exists()

@@ -211,11 +211,11 @@ def test_damaged_reader_is_refused(inversionview, tmp_path, copied, part, file, 
   assert file in message or part in message
 
 
-def test_reader_whose_decoder_says_another_target_is_refused(inversionview, tmp_path, copied):
+def test_reader_whose_decoder_names_another_target_is_refused(inversionview, tmp_path, copied):
   path = copied / "decoder" / "model.json"
-  said = json.loads(path.read_text())
-  said["target"] |= {"name": "multiplication", "fingerprint": "0123456789abcdef"}
-  path.write_text(json.dumps(said))
+  metadata = json.loads(path.read_text())
+  metadata["target"] |= {"name": "multiplication", "fingerprint": "0123456789abcdef"}
+  path.write_text(json.dumps(metadata))
   message = refused(inversionview, tmp_path, *view(reader=copied))
   assert "multiplication" in message and "0123456789abcdef" in message
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from inversionview_jax import tasks
-from inversionview_jax.commands.configs import config_flags_defaults, load_config
+from inversionview_jax.commands.configs import config_keys, load_config
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import decoder, transformer
 from inversionview_jax.training import optimizers
@@ -172,7 +172,7 @@ class Hyper:
 def test_sweep_sets_keys_that_exist_to_values_they_can_have(path):
   trials = module(path).get_hyper(Hyper)
   assert len(trials) > 1 and len({tuple(trial.items()) for trial in trials}) == len(trials)
-  known = config_flags_defaults(str(path))
+  known = config_keys(str(path))
   for trial in trials:
     assert all(key.removeprefix("config.") in known for key in trial)
     config = load_config(str(path), [f"--{key}={value}" for key, value in trial.items()])

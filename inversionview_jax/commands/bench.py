@@ -1,4 +1,4 @@
-"""`inversionview bench`: what things cost on this machine."""
+"""`inversionview bench`: times training, queries, capture and enumeration on this machine."""
 
 import argparse
 import json
@@ -9,14 +9,14 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold, write_whole
 
 _DESCRIPTION = """\
-Time training, queries, capture and exact enumeration: medians of several runs, ours and (where torch and transformers are installed) what
-one would otherwise use in turn, each with its share of the float32 matrix-product peak measured in the same run.
+Time training, queries, capture and exact enumeration: medians of several runs, alternating with PyTorch where torch and transformers are
+installed, each with its share of the float32 matrix-product peak measured in the same run.
 
   inversionview bench
   inversionview bench --size small --repeats 2 --json bench.json
   inversionview bench --only train query --scaling --devices
 
-Let nothing else run meanwhile; the load it found is printed with the figures.
+Let nothing else run meanwhile; the load of the machine is printed with the figures.
 """
 
 
@@ -41,13 +41,13 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
-  """Times, and prints as it goes."""
+  """Times the cases, and prints each as it is done."""
   del rest
   if args.repeats < 1 or args.seconds < 0:
     raise InversionViewError(f"--repeats {args.repeats} must be at least 1 and --seconds {args.seconds:g} at least 0")
   if args.json:
     check_can_hold(args.json)
-  from inversionview_jax.benchmarks import bench, bench_torch
+  from inversionview_jax.benchmarks import bench, bench_torch, timing
   from inversionview_jax.errors import one_of
 
   if args.size not in bench.SIZES:
@@ -55,38 +55,16 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   for name in args.only or ():
     if name not in bench.CASES:
       raise one_of("benchmark", name, bench.CASES)
-  rivals = bench_torch if bench_torch.available() and not args.no_rivals else None
-  about = bench.machine() | (bench_torch.versions() if rivals else {})
-  peak = {"inversionview_jax": bench.matmul_peak()} | ({"torch": bench_torch.matmul_peak()} if rivals else {})
-  print(
-    "\n".join(
-      f"{name:16} {value:.2f}" if isinstance(value, float) else f"{name:16} {value}" for name, value in about.items()
-    )
-  )
-  short = bench.matmul_peak(short=True)
-  print(f"{'matmul peak':16} " + ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in peak.items()))
-  if short:
-    print(
-      f"{'':16} {short:.0f} GFLOP/s with bfloat16 factors, which our decoders take here; shares are of the float32 peak"
-    )
-  print()
-  if not rivals and not args.no_rivals:
-    print(
-      "torch and transformers are not installed, so there is nothing to compare with (the extra `parity` has them)\n"
-    )
-  jobs = bench.Jobs(bench.SIZES[args.size], rivals)
-  table = {
-    "format": "inversionview-bench",
-    "format_version": 1,
-    "size": args.size,
-    "machine": about,
-    "matmul_gflops": peak,
-    "matmul_gflops_bfloat16": short,
-    "cases": [],
-  }
+  torch = bench_torch if bench_torch.available() and not args.no_torch else None
+  table = {"format": "inversionview-bench", "format_version": 1, "size": args.size} | _machine(torch)
+  if not torch and not args.no_torch:
+    print("torch and transformers are not installed, so there is no comparison (the extra `parity` has them)\n")
+  jobs, peak = bench.Jobs(bench.SIZES[args.size], torch), max(table["matmul_gflops"].values())
+  cases: list[dict[str, Any]] = []
   for name in args.only or bench.CASES:
-    table["cases"].append(bench.measured(bench.case(jobs, name), args.repeats, args.seconds))
-    _print(table["cases"][-1], max(peak.values()))
+    cases.append(timing.measured(bench.case(jobs, name), args.repeats, args.seconds))
+    _print_case(cases[-1], peak)
+  table["cases"] = cases
   if args.scaling:
     table["scaling"] = bench.scaling(jobs, args.repeats)
     for row in table["scaling"]:
@@ -95,15 +73,38 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   if args.devices:
     table["devices"] = bench.simulated_devices(args.size)
     for row in table["devices"]:
-      print(
-        ", ".join(f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
-      )
+      print(", ".join(f"{name} {_number(value)}" for name, value in row.items()))
   if args.json:
     write_whole(args.json, json.dumps(table, indent=1, allow_nan=False) + "\n")
   return 0
 
 
-def _print(case: dict, peak: float) -> None:
+def _machine(torch: Any) -> dict[str, Any]:
+  """Prints the machine, the versions and the matrix-product peaks, and returns them as data.
+
+  Args:
+    torch: `bench_torch`, or None without PyTorch.
+  """
+  from inversionview_jax.benchmarks import timing
+
+  machine = timing.machine() | (torch.versions() if torch else {})
+  peaks = {"inversionview_jax": timing.matmul_peak()} | ({"torch": torch.matmul_peak()} if torch else {})
+  bf16 = timing.matmul_peak(bf16=True)
+  for name, value in machine.items():
+    print(f"{name:16} {_number(value)}")
+  print(f"{'matmul peak':16} " + ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in peaks.items()))
+  if bf16:
+    print(f"{'':16} {bf16:.0f} GFLOP/s with bfloat16 inputs, which decoders use here; shares are of the float32 peak")
+  print()
+  return {"machine": machine, "matmul_gflops": peaks, "matmul_gflops_bfloat16": bf16}
+
+
+def _number(value: object) -> str:
+  return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _print_case(case: dict[str, Any], peak: float) -> None:
+  """Prints one case, a line for each implementation."""
   print(f"{case['case']}: {case['about']}; {case['unit']} per second, median of {case['repeats']} (lowest - highest)")
   for side in case["sides"]:
     share = f"{side['gflops'] / peak:6.1%} of peak" if side["gflops"] else ""

@@ -1,21 +1,31 @@
-"""`inversionview evaluate`: how far to trust a reader."""
+"""`inversionview evaluate`: measures how far to trust a reader."""
 
 import argparse
 import dataclasses
 import json
-from typing import Any
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.commands import flags
+from inversionview_jax.commands.tables import make_table
 from inversionview_jax.files import make_folder, write_whole
 
+if TYPE_CHECKING:
+  from inversionview_jax.measures.coverage import Completeness, ExactComparison
+  from inversionview_jax.measures.evaluation import Evaluation
+  from inversionview_jax.reading import Reader
+  from inversionview_jax.tasks import Mixture, Task
+
+_NAMES = ("site", "position", "query")  # columns that hold names
 _DESCRIPTION = """\
-Measure a reader on inputs that its training did not see: how often one temperature-1 sample lies within epsilon, next to what random
-inputs reach; and, where all inputs of the task can be enumerated, how its candidates compare with exact preimages.
+Measure a reader on inputs that its training did not see: how often one temperature-1 sample lies within epsilon, next to how often a random
+input does; and, where all inputs of the task can be enumerated, how its candidates compare with exact preimages.
 
   inversionview evaluate --reader addition --out E
   inversionview evaluate --reader W --out E --queries 500 --exact 50 --completeness 4
 
-Writes evaluation.json and rates.png to E, and completeness.json and .png if asked for.
+Writes evaluation.json and rates.png to E, and with --completeness also completeness.json and .png.
 """
 
 
@@ -59,8 +69,8 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Measures, prints the tables and writes the files."""
   del rest
-  flags.check_at_least(args, queries=1, exact=0, num_samples=1, completeness=0, inputs=1, draws=1, seed=0)
-  from inversionview_jax.measures import coverage, evaluation, held_out
+  flags.check_at_least(args, queries=1, exact=0, num_samples=1, completeness=0, inputs=1, noise_draws=1, seed=0)
+  from inversionview_jax.measures.evaluation import evaluate
   from inversionview_jax.reading import load_reader
   from inversionview_jax.sampling import exact
   from inversionview_jax.show import charts
@@ -70,120 +80,136 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   reader = load_reader(args.reader, args.target)
   task = reader.task
   if args.exact or args.completeness:
-    exact.every_input(task)
-  mixture = task.mixture if args.mixture is None else task.mixture_named(args.mixture)
-  if args.num_samples is not None:
-    mixture = dataclasses.replace(mixture, num_samples=args.num_samples)
-  folder = make_folder(args.out)
-  found = evaluation.evaluate(
+    exact.every_input(task)  # raises for a task that cannot enumerate, before the work
+  mixture, folder = _mixture(task, args), make_folder(args.out)
+  evaluation = evaluate(
     reader,
     queries=args.queries,
     exact_queries=(50 if task.enumerable else 0) if args.exact is None else args.exact,
     mixture=mixture,
     seed=args.seed,
   )
-  found.to_json(folder / "evaluation.json")
-  _print(found)
+  evaluation.to_json(folder / "evaluation.json")
+  _print_rates(evaluation)
+  if evaluation.exact:
+    _print_exact(evaluation)
   written = ["evaluation.json"]
   if not args.no_plots:
-    charts.rates(folder / "rates.png", found)
+    charts.rates(folder / "rates.png", evaluation)
     written.append("rates.png")
   if args.completeness:
-    asked = held_out.held_out_queries(reader, args.completeness, args.seed + 2, every_site=False)
-    parts = coverage.completeness(reader, asked, args.inputs, draws=args.draws, seed=args.seed)
-    _print_completeness(parts)
-    table = {"format": "inversionview-completeness", "format_version": 2, "draws": args.draws}
-    table["queries"] = [one.to_dict() for one in parts]
-    write_whole(folder / "completeness.json", json.dumps(table, allow_nan=False) + "\n")
-    written.append("completeness.json")
-    if not args.no_plots:
-      charts.completeness(folder / "completeness.png", parts)
-      written.append("completeness.png")
+    written += _completeness(reader, args, folder)
   print(f"written to {folder}: {', '.join(written)}")
   return 0
 
 
-def _table(*columns: str):
-  from rich.table import Table
-
-  table = Table(box=None, pad_edge=False, header_style="dim")
-  for name in columns:
-    table.add_column(name, justify="left" if name in ("site", "position", "query") else "right", no_wrap=True)
-  return table
+def _mixture(task: "Task", args: argparse.Namespace) -> "Mixture":
+  """The mixture of --mixture and --num-samples."""
+  mixture = task.mixture if args.mixture is None else task.mixture_named(args.mixture)
+  return mixture if args.num_samples is None else dataclasses.replace(mixture, num_samples=args.num_samples)
 
 
-def _print(found) -> None:
+def _completeness(reader: "Reader", args: argparse.Namespace, folder: pathlib.Path) -> list[str]:
+  """Measures completeness and prints it; returns the names of the files that were written."""
+  from inversionview_jax.measures import coverage, held_out
+  from inversionview_jax.show import charts
+
+  queries = held_out.held_out_queries(reader, args.completeness, args.seed + 2, every_site=False)
+  results = coverage.completeness(reader, queries, args.inputs, draws=args.noise_draws, seed=args.seed)
+  _print_completeness(results)
+  content = {
+    "format": "inversionview-completeness",
+    "format_version": 2,
+    "draws": args.noise_draws,
+    "queries": [result.to_dict() for result in results],
+  }
+  write_whole(folder / "completeness.json", json.dumps(content, allow_nan=False) + "\n")
+  if args.no_plots:
+    return ["completeness.json"]
+  charts.completeness(folder / "completeness.png", results)
+  return ["completeness.json", "completeness.png"]
+
+
+def _print_rates(evaluation: "Evaluation") -> None:
+  """The in-epsilon rate of each site, and by label of the position."""
   from rich.console import Console
 
   console = Console(highlight=False)
   console.print(
-    f"reader {found.reader}, target {found.target}, epsilon {found.epsilon:g}, {found.metric}; held-out queries\n",
+    f"reader {evaluation.reader}, target {evaluation.target}, epsilon {evaluation.epsilon:g}, {evaluation.metric}; "
+    "held-out queries\n",
     markup=False,
   )
-  rates = _table("site", "rate", "95 %", "random inputs")
-  for site in found.sites:
-    low, high = site.rate.low, site.rate.high
-    rates.add_row(site.name, f"{site.rate.value:.3f}", f"{low:.3f} - {high:.3f}", f"{site.base:.3f}")
-  told = found.summary()
-  half = 1.96 * told["rate_standard_error"]
-  rates.add_row(
-    "mean", f"{told['rate']:.3f}", f"{told['rate'] - half:.3f} - {told['rate'] + half:.3f}", f"{told['base']:.3f}"
-  )
-  console.print(rates)
+  table = make_table("site", "rate", "95 %", "random inputs", left=_NAMES, no_wrap=True)
+  for site in evaluation.sites:
+    rate = site.rate
+    table.add_row(site.name, f"{rate.value:.3f}", f"{rate.low:.3f} - {rate.high:.3f}", f"{site.base:.3f}")
+  summary = evaluation.summary()
+  mean, half = summary["rate"], 1.96 * summary["rate_standard_error"]
+  table.add_row("mean", f"{mean:.3f}", f"{mean - half:.3f} - {mean + half:.3f}", f"{summary['base']:.3f}")
+  console.print(table)
   console.print("rate: share of queries whose one temperature-1 sample lies within epsilon\n")
-  by_label = _table("rate in %", *(label or "-" for label in found.labels))
-  for site in found.sites:
-    cells = [f"{100 * site.by_label[label][0].value:.0f}" if label in site.by_label else "" for label in found.labels]
-    by_label.add_row(site.name, *cells)
-  console.print(by_label)
+  table = make_table("rate in %", *(label or "-" for label in evaluation.labels), no_wrap=True)
+  for site in evaluation.sites:
+    rates = [site.by_label.get(label) for label in evaluation.labels]
+    table.add_row(site.name, *("" if rate is None else f"{100 * rate[0].value:.0f}" for rate in rates))
+  console.print(table)
   console.print()
-  if not found.exact:
-    return
-  against = _table("site", "queries", "members (median)", "precision", "coverage", "features", "distinct")
-  for name, own in [
-    *((s.name, [one for one in found.exact if one.site == s.name]) for s in found.sites),
-    ("all", found.exact),
-  ]:
-    if own:
-      against.add_row(name, str(len(own)), *_means(own))
-  console.print(against)
-  settings = ", ".join(f"({temperature:g}, {eta:g})" for temperature, eta in found.mixture.settings)
+
+
+def _print_exact(evaluation: "Evaluation") -> None:
+  """The candidates against exact preimages, by site and over all."""
+  from rich.console import Console
+
+  console = Console(highlight=False)
+  columns = ("site", "queries", "members (median)", "precision", "coverage", "features", "distinct")
+  table = make_table(*columns, left=_NAMES, no_wrap=True)
+  for site in evaluation.sites:
+    if comparisons := [one for one in evaluation.exact if one.site == site.name]:
+      table.add_row(site.name, *_means(comparisons))
+  table.add_row("all", *_means(evaluation.exact))
+  console.print(table)
+  mixture = evaluation.mixture
+  settings = ", ".join(f"({temperature:g}, {eta:g})" for temperature, eta in mixture.settings)
   console.print(
-    f"against exact preimages: {found.mixture.num_samples:,} candidates at (temperature, noise) {settings}; precision: share inside epsilon; "
-    "coverage: share of members given at least a tenth of their uniform share; features: share of their values that were found\n"
+    f"against exact preimages: {mixture.num_samples:,} candidates at (temperature, noise) {settings}; precision: share inside epsilon; "
+    "coverage: share of members given at least a tenth of their uniform share; features: share of their values that occur among the candidates\n"
   )
 
 
-def _means(own) -> list[str]:
+def _means(comparisons: "Sequence[ExactComparison]") -> list[str]:
+  """The cells of a row of `_print_exact` after the name."""
   import numpy as np
 
-  features = [np.mean(list(one.features.values())) for one in own if one.features]
+  features = [np.mean(list(one.features.values())) for one in comparisons if one.features]
   return [
-    f"{np.median([one.size for one in own]):,.0f}",
-    *(f"{np.mean([getattr(one, name) for one in own]):.3f}" for name in ("precision", "coverage")),
+    str(len(comparisons)),
+    f"{np.median([one.size for one in comparisons]):,.0f}",
+    *(f"{np.mean([getattr(one, name) for one in comparisons]):.3f}" for name in ("precision", "coverage")),
     f"{np.mean(features):.3f}" if features else "",
-    f"{np.mean([one.distinct for one in own]):,.0f}",
+    f"{np.mean([one.distinct for one in comparisons]):,.0f}",
   ]
 
 
-def _print_completeness(parts) -> None:
+def _print_completeness(results: "Sequence[Completeness]") -> None:
+  """The decoder's probability of the inputs inside epsilon and outside, a row for each query."""
   from rich.console import Console
 
-  table = _table("site", "position", "query", "inputs inside", "probability inside", "outside", "AUC")
-  for one in parts:
-    said = one.to_dict()
-    order = "" if said["auc"] is None else f"{said['auc']:.4f}"
-    inside, outside = said["inside"], said["outside"]
+  columns = ("site", "position", "query", "inputs inside", "probability inside", "outside", "AUC")
+  table = make_table(*columns, left=_NAMES, no_wrap=True)
+  for result in results:
+    data = result.to_dict()
+    inside, outside = data["inside"], data["outside"]
     table.add_row(
-      one.site,
-      one.label,
-      one.text,
+      result.site,
+      result.label,
+      result.text,
       f"{inside['inputs']:,}",
       f"{inside['probability']:.3f}",
       f"{outside['probability']:.3f}",
-      order,
+      "" if data["auc"] is None else f"{data['auc']:.4f}",
     )
   Console(highlight=False).print(table)
   print(
-    "probability: what the decoder gives these inputs in sum; AUC: P(an input inside is given more than one outside)\n"
+    "probability: of these inputs under the decoder, in sum; AUC: probability that an input inside has a larger one than an input outside\n"
   )

@@ -11,13 +11,13 @@ from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError
 
 _DESCRIPTION = """\
-Open a page on which activations are read: type an input, click a token and a site, and see the preimage.
+Open a page on which activations are read: type an input, click a token and a site, and the preimage is drawn.
 
   inversionview explore
   inversionview explore --reader W --port 8600 --no-browser
 
-The page listens on 127.0.0.1 only, unless --address says otherwise; whoever can reach it can run the readers it was started with.
-It asks nothing of any other machine.
+The page listens on 127.0.0.1 only, unless --address is given; whoever can reach it can run the readers it was started with. It sends no
+request to any other machine.
 """
 MISSING = "no page: streamlit is not installed; pip install 'inversionview_jax[explore]'"
 
@@ -42,12 +42,12 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   from inversionview_jax.show.explorer import service
 
   readers = service.configure(args.reader or _shipped())
-  for name, where in readers.names.items():
-    check_is_there(name, where)
-  readers.warm()  # while Streamlit is imported and a browser opens
+  for path in readers.names.values():
+    check_exists(path)
+  readers.preload()  # while Streamlit is imported and a browser opens
   from streamlit.web import bootstrap
 
-  stay_here()
+  disable_ip_lookup()
   options = settings(args.address, port, args.no_browser)
   bootstrap.load_config_options(options)
   script = pathlib.Path(service.__file__).parent / "app.py"
@@ -56,15 +56,15 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   return 0
 
 
-def stay_here() -> None:
-  """Keeps Streamlit from asking another machine for this one's address, which it would to judge where an unknown page comes from."""
+def disable_ip_lookup() -> None:
+  """Keeps Streamlit from sending a request to another machine for this one's address, which it does to check the origin of an unknown page."""
   from streamlit import net_util
 
   net_util.get_external_ip = lambda: None
 
 
 def settings(address: str, port: int, no_browser: bool) -> dict:
-  """Streamlit's settings, as its own flags name them; they win over configuration files that lie around."""
+  """Streamlit's settings, as its own flags name them; they take precedence over its configuration files."""
   return {
     "server_address": address,
     "server_port": port,
@@ -73,7 +73,7 @@ def settings(address: str, port: int, no_browser: bool) -> dict:
     "server_runOnSave": False,
     "browser_gatherUsageStats": False,  # nothing is sent anywhere
     "browser_serverAddress": "localhost" if address in ("127.0.0.1", "0.0.0.0", "::", "::1") else address,
-    "logger_hideWelcomeMessage": True,  # which would ask another machine for this one's address
+    "logger_hideWelcomeMessage": True,  # its message looks up this machine's address on another one
     "client_toolbarMode": "minimal",
     "global_developmentMode": False,
     "theme_light_primaryColor": "#3f72cf",
@@ -96,11 +96,11 @@ def _url(address: str, port: int) -> str:
   return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _port(address: str, asked: int | None) -> int:
+def _port(address: str, requested: int | None) -> int:
   """The port to listen on; raises `InversionViewError` if nothing can listen there."""
-  if asked is not None and not 1 <= asked <= 65535:
-    raise InversionViewError(f"--port {asked} must be from 1 to 65535")
-  for port in [asked] if asked is not None else range(8501, 8601):
+  if requested is not None and not 1 <= requested <= 65535:
+    raise InversionViewError(f"--port {requested} must be from 1 to 65535")
+  for port in [requested] if requested is not None else range(8501, 8601):
     try:
       family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
       with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -112,15 +112,15 @@ def _port(address: str, asked: int | None) -> int:
     except OSError as error:
       if error.errno != errno.EADDRINUSE:
         raise InversionViewError(f"cannot listen on {address}, port {port}: {error.strerror}") from None
-  taken = f"--port {asked} is taken" if asked is not None else "the ports 8501 to 8600 are taken"
+  taken = f"--port {requested} is taken" if requested is not None else "the ports 8501 to 8600 are taken"
   raise InversionViewError(f"{taken} at {address}: give another with --port")
 
 
-def check_is_there(name: str, where: str) -> None:
-  """Raises `InversionViewError` for a reader that is neither shipped nor a folder; what is wrong inside of one is said on the page."""
+def check_exists(path: str) -> None:
+  """Raises `InversionViewError` for a reader that is neither shipped nor a folder; the page shows what is wrong inside of one."""
   from inversionview_jax.reading import shipped_readers
 
-  if where not in shipped_readers() and not (pathlib.Path(where) / "decoder" / "model.json").exists():
+  if path not in shipped_readers() and not (pathlib.Path(path) / "decoder" / "model.json").exists():
     raise InversionViewError(
-      f"no reader in {where}: it has no decoder/model.json, and shipped are only: {', '.join(shipped_readers())}"
+      f"no reader in {path}: it has no decoder/model.json; shipped readers: {', '.join(shipped_readers())}"
     )

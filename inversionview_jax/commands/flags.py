@@ -29,6 +29,9 @@ FLAGS = {
   # What is read.
   "reader": Flag("a shipped reader, or the workdir of a trained one"),
   "target": Flag("the target model: a shipped name, a folder or a checkpoint", unset="the one that ships for the task"),
+  "family": Flag(
+    "package.module:NAME of the model family of your own that reads the target's folder", unset="one of this package's"
+  ),
   "task": Flag("name of a task, or package.module:Name"),
   "convention": Flag(
     "how the target's weights are processed: centered or raw", unset="centered; raw for models with RMSNorm"

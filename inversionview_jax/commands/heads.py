@@ -33,6 +33,7 @@ def add_parser(commands: Any) -> None:
     commands, "heads", run, "find the heads that write most at a position", _DESCRIPTION, overrides=True
   )
   flags.add(parser, "target", unset="the config's, or the one that ships for the task")
+  flags.add(parser, "family")
   flags.add(parser, "convention")
   inputs = parser.add_mutually_exclusive_group(required=True)
   inputs.add_argument("--prompts", metavar="FILE", help="a file of prompts")
@@ -154,7 +155,7 @@ def _task_prompts(args: argparse.Namespace, config: Any) -> _Prompts:
   from inversionview_jax.tasks.base import index_or_label
 
   name = config.task if config else args.task
-  task, target = task_and_target(name, _source(args, config), config, convention=args.convention)
+  task, target = task_and_target(name, _source(args, config), config, convention=args.convention, family=args.family)
   if not args.position and not tasks.is_language(name):
     raise InversionViewError(f"give --position: inputs of {name} have no END at which heads are ranked by default")
   order = np.random.default_rng(args.seed).permutation(task.num_inputs)
@@ -181,7 +182,7 @@ def _file_prompts(args: argparse.Namespace, config: Any) -> _Prompts:
   source = _source(args, config)
   if not source:
     raise InversionViewError("prompts from a file need a --target: a checkpoint, or one of this package's")
-  target = load_target(source, args.convention)
+  target = load_target(source, args.convention, family=args.family)
   tokenizer, texts, answers = target.require_tokenizer(), [], []
   for line, record in sources.records(args.prompts):
     text = record.get("prompt", record.get("text")) if isinstance(record, dict) else None

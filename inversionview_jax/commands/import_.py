@@ -1,23 +1,27 @@
-"""`inversionview import`: what other programs wrote."""
+"""`inversionview import`: reads decoders and preimages of the paper's release."""
 
 import argparse
 import dataclasses
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder
 
+if TYPE_CHECKING:
+  from inversionview_jax.targets import Target
+  from inversionview_jax.tasks import Task
+
 _DESCRIPTION = """\
-Read what the paper's PyTorch release wrote; what it is, is seen from the folder.
+Read files of the paper's PyTorch release; the folder decides which kind they are.
 
 A decoder (a Hugging Face folder whose config.json names probed_acts) becomes a reader of the same logits:
 
   inversionview import checkpoint-390700 --task addition --target T --out W
   inversionview view "615+861=1476" --reader W --site a0.0 --position =
 
-A directory of the viewer (a folder for each text) becomes a preimage for each file, which needs no model:
+A directory of the viewer (a folder for each text) becomes a preimage for each file; no model is needed:
 
   inversionview import cached_addition_generation --task addition --out D
 """
@@ -46,29 +50,29 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     raise InversionViewError(f"no folder {args.source!r}")
   task = tasks.get(args.task)
   if release.is_release(source):
-    return _decoder(args, source, task)
+    return _import_decoder(args, source, task)
   if (source / "config.json").exists():
     raise InversionViewError(
       f"{args.source} is a Hugging Face folder, but its config.json names no probed_acts: it is no decoder of the paper's release"
     )
-  return _pages(args, source, task)
+  return _import_preimages(args, source, task)
 
 
-def _pages(args, source, task) -> int:
+def _import_preimages(args: argparse.Namespace, source: pathlib.Path, task: "Task") -> int:
   from inversionview_jax.show import paper_viewer
 
-  made = []
-  for page in paper_viewer.read(source):  # all of them can be read, before the first is written
-    made.append((page.path, paper_viewer.preimage_of(page, task, args.epsilon, source.name)))
+  preimages = [  # all of them are read before the first is written
+    (page.path, paper_viewer.preimage_of(page, task, args.epsilon, source.name)) for page in paper_viewer.read(source)
+  ]
   folder = make_folder(args.out)
-  for path, preimage in made:
+  for path, preimage in preimages:
     make_folder(folder / path.split("/")[0])
     preimage.to_json(folder / path)
-  print(f"{len(made)} preimages written to {folder}")
+  print(f"{len(preimages)} preimages written to {folder}")
   return 0
 
 
-def _decoder(args, source, task) -> int:
+def _import_decoder(args: argparse.Namespace, source: pathlib.Path, task: "Task") -> int:
   if args.epsilon is not None:
     raise InversionViewError(f"--epsilon {args.epsilon} is for preimages; a reader takes it with each query")
   from inversionview_jax.pretrained import release
@@ -78,11 +82,11 @@ def _decoder(args, source, task) -> int:
   out = pathlib.Path(args.out).expanduser()
   if (out / "decoder" / "model.json").exists() or (out / "target" / "model.json").exists():
     raise InversionViewError(f"{args.out} holds a reader already; give another --out")
-  config, variables, said = release.load(source)
-  of = args.target or task.name
-  (_, target), (_, raw) = task_and_target(task.name, of), task_and_target(task.name, of, convention="raw")
-  _check(config, said, target, task, args.source)
-  # The release lets a decoder write BOS, or PAD in the middle of a text; a reader's never does. All other logits are the same.
+  config, variables, metadata = release.load(source)
+  name = args.target or task.name
+  (_, target), (_, raw) = task_and_target(task.name, name), task_and_target(task.name, name, convention="raw")
+  _check(config, metadata, target, task, args.source)
+  # The release lets a decoder write BOS, or PAD in the middle of a text; a reader never does. All other logits are the same.
   t = task.tokenizer
   config = dataclasses.replace(config, forbidden=(t.bos_id, t.pad_id))
   make_folder(out)
@@ -93,7 +97,7 @@ def _decoder(args, source, task) -> int:
   return 0
 
 
-def _check(config, said: dict, target, task, source: str) -> None:
+def _check(config: Any, metadata: dict[str, Any], target: "Target", task: "Task", source: str) -> None:
   """Refuses a decoder that writes other tokens than the task, or reads another model than the target."""
   t = task.tokenizer
   if config.transformer.vocab_size != t.vocab_size:
@@ -101,9 +105,9 @@ def _check(config, said: dict, target, task, source: str) -> None:
       f"the decoder in {source} writes {config.transformer.vocab_size} tokens, the task {task.name} has {t.vocab_size}"
     )
   for name, ours in (("bos_token_id", t.bos_id), ("eos_token_id", t.eos_id), ("pad_token_id", t.pad_id)):
-    if said.get(name) is not None and said[name] != ours:
+    if metadata.get(name) is not None and metadata[name] != ours:
       raise InversionViewError(
-        f"the decoder in {source} has {name} {said[name]}, the task {task.name} {ours}: their vocabularies differ"
+        f"the decoder in {source} has {name} {metadata[name]}, the task {task.name} {ours}: their vocabularies differ"
       )
   if config.transformer.n_ctx < task.length:
     raise InversionViewError(

@@ -1,16 +1,24 @@
-"""`inversionview interpret`: a language model reads saved preimages, and what it says is tested."""
+"""`inversionview interpret`: a language model reads saved preimages, and its answers are tested."""
 
 import argparse
+import dataclasses
 import json
-from typing import Any
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder, write_whole
 
+if TYPE_CHECKING:
+  from inversionview_jax.interpret import Answer, PreimageGroup, Score
+
+_COLORS = {"confirmed": "green", "refuted": "red", "not testable": "yellow"}
 _DESCRIPTION = """\
-Ask a language model what an activation says, from saved preimages of several queries of one place, and test its answer: it is also given as
-an expression over the task's features, which is measured on the preimages and reported as confirmed, refuted or not testable.
+Ask a language model what an activation encodes, from saved preimages of several queries of one site and position, and test its answer: it
+is also given as an expression over the task's features, which is measured on the preimages and reported as confirmed, refuted or not testable.
 
   inversionview view "615+861=1476" --site a0.0 --position = --json P/1.json        (and some more)
   OPENAI_API_KEY=... inversionview interpret P --model MODEL --out I
@@ -18,7 +26,8 @@ an expression over the task's features, which is measured on the preimages and r
   inversionview interpret P --model MODEL --out I --prompts-only                          (then answer them yourself)
   inversionview interpret P --model MODEL --out I --replay answers.jsonl
 
-Answers are kept in OUT/answers by the hash of their prompt; the same command again asks only what is missing. Writes OUT/interpretations.json.
+Answers are kept in OUT/answers by the hash of their prompt; the same command again sends only the prompts that have none. Writes
+OUT/interpretations.json.
 """
 
 
@@ -49,8 +58,34 @@ def add_parser(commands: Any) -> None:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Interpretation:
+  """A group of preimages with the hash of its prompt, the answer, its reading in words, and the test of each expression."""
+
+  group: "PreimageGroup"
+  name: str
+  answer: "Answer"
+  reading: str
+  scores: "list[Score]"
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain data for JSON."""
+    return {
+      "site": self.group.site,
+      "position": self.group.position,
+      "queries": [preimage.query.text for preimage in self.group.preimages],
+      "hash": self.name,
+      "reading": self.reading,
+      "features": [score.to_dict() for score in self.scores],
+      "error": self.answer.error,
+      "answer": self.answer.text,
+      "prompt_tokens": self.answer.prompt_tokens,
+      "answer_tokens": self.answer.answer_tokens,
+    }
+
+
 def run(args: argparse.Namespace, rest: list[str]) -> int:
-  """Asks, tests and reports; 2 if a prompt stays without an answer."""
+  """Sends the prompts, tests the answers and prints both; 2 if a prompt stays without an answer."""
   del rest
   flags.check_at_least(args, queries=1, samples=1, max_tokens=1, retries=0, at_once=1)
   if not args.timeout > 0:
@@ -58,11 +93,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   prices = _prices(args.prices)
   from inversionview_jax.interpret import hypotheses, language_model
 
-  places = hypotheses.places(hypotheses.load(args.preimages))
+  groups = hypotheses.group_preimages(hypotheses.load(args.preimages))
   endpoint = language_model.Endpoint(
     args.model, args.base_url, args.temperature, args.max_tokens, args.timeout, args.retries
   )
-  prompts = [hypotheses.prompt(place, args.queries, args.samples) for place in places]
+  prompts = [hypotheses.prompt(group, args.queries, args.samples) for group in groups]
   hashes = [hypotheses.prompt_hash(args.model, text, endpoint.settings()) for text in prompts]
   by_hash = dict(zip(hashes, prompts, strict=True))
   folder = make_folder(args.out)
@@ -74,21 +109,27 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   if args.replay:
     answers = language_model.replayed(by_hash, args.replay)
   else:
-    with _bar(len(by_hash), prices) as progress:
+    with _ProgressBar(len(by_hash), prices) as progress:
       answers = language_model.ask(by_hash, folder / "answers", endpoint, args.at_once, progress)
-  results = []
-  for place, name in zip(places, hashes, strict=True):
-    answer = answers[name]
-    reading, features = ("", []) if answer.error else hypotheses.parse(answer.text)
-    scores = [hypotheses.score(place, feature, args.queries) for feature in features]
-    results.append((place, name, answer, reading, scores))
-  write_whole(folder / "interpretations.json", json.dumps(_table(args, results), indent=1, ensure_ascii=False) + "\n")
+  results = [_interpret(group, name, answers[name], args.queries) for group, name in zip(groups, hashes, strict=True)]
+  write_whole(
+    folder / "interpretations.json", json.dumps(_table(args.model, results), indent=1, ensure_ascii=False) + "\n"
+  )
   _print(results, list(answers.values()), prices)
   print(f"written to {folder}: interpretations.json")
-  return _failed(results, bool(args.replay))
+  return _report_failures(results, bool(args.replay))
+
+
+def _interpret(group: "PreimageGroup", name: str, answer: "Answer", seen: int) -> _Interpretation:
+  """Takes an answer apart and tests its expressions."""
+  from inversionview_jax.interpret import hypotheses
+
+  reading, features = ("", []) if answer.error else hypotheses.parse(answer.text)
+  return _Interpretation(group, name, answer, reading, [hypotheses.score(group, feature, seen) for feature in features])
 
 
 def _prices(text: str | None) -> tuple[float, float] | None:
+  """The value of --prices."""
   if text is None:
     return None
   try:
@@ -100,105 +141,91 @@ def _prices(text: str | None) -> tuple[float, float] | None:
     raise InversionViewError(f"--prices {text!r} must be two numbers such as 2.5,10") from None
 
 
-def _table(args, results) -> dict:
+def _table(model: str, results: Sequence[_Interpretation]) -> dict[str, Any]:
+  """The content of interpretations.json."""
   from inversionview_jax._version import __version__
 
   return {
     "format": "inversionview-interpretations",
     "format_version": 1,
     "version": __version__,
-    "model": args.model,
-    "places": [
-      {
-        "site": place.site,
-        "position": place.place,
-        "queries": [preimage.query.text for preimage in place.preimages],
-        "hash": name,
-        "reading": reading,
-        "features": [one.to_dict() for one in scores],
-        "error": answer.error,
-        "answer": answer.text,
-        "prompt_tokens": answer.prompt_tokens,
-        "answer_tokens": answer.answer_tokens,
-      }
-      for place, name, answer, reading, scores in results
-    ],
+    "model": model,
+    "places": [result.to_dict() for result in results],
   }
 
 
-def _print(results, answers, prices) -> None:
+def _print(results: Sequence[_Interpretation], answers: "list[Answer]", prices: tuple[float, float] | None) -> None:
   from rich.console import Console
   from rich.markup import escape
 
   from inversionview_jax.interpret import language_model
 
   console = Console(highlight=False)
-  colors = {"confirmed": "green", "refuted": "red", "not testable": "yellow"}
-  for place, _, answer, reading, scores in results:
-    console.print(escape(f'{place.site} at "{place.place}" ({len(place.preimages)} queries)'), style="bold")
-    if answer.error:
-      console.print(f"  no answer: {escape(answer.error)}")
+  for result in results:
+    group = result.group
+    console.print(escape(f'{group.site} at "{group.position}" ({len(group.preimages)} queries)'), style="bold")
+    if result.answer.error:
+      console.print(f"  no answer: {escape(result.answer.error)}")
       continue
-    console.print(f"  {escape(reading)}")
-    for one in scores:
-      console.print(
-        f"  [{colors[one.verdict]}]{one.verdict}[/]  {escape(one.feature)}: {escape(one.why)}{_beside(one)}"
-      )
-    if not scores:
-      console.print(f"  [{colors['not testable']}]not testable[/]  the answer names no expression")
-  told, said, price = language_model.cost(answers, prices)
-  kept = sum(answer.cached for answer in answers)
-  cost = (
-    ""
-    if prices is None
-    else "; cost unknown, the endpoint does not count tokens"
-    if price is None
-    else f"; cost {price:.4f}"
+    console.print(f"  {escape(result.reading)}")
+    for score in result.scores:
+      verdict = f"[{_COLORS[score.verdict]}]{score.verdict}[/]"
+      console.print(f"  {verdict}  {escape(score.feature)}: {escape(score.why)}{_details(score)}")
+    if not result.scores:
+      console.print(f"  [{_COLORS['not testable']}]not testable[/]  the answer names no expression")
+  sent, received, price = language_model.cost(answers, prices)
+  cached = sum(answer.cached for answer in answers)
+  cost = ""
+  if prices is not None:
+    cost = "; cost unknown, the endpoint does not count tokens" if price is None else f"; cost {price:.4f}"
+  print(
+    f"\n{len(answers)} prompts, {cached} answers from files; {sent:,} tokens sent, {received:,} tokens received{cost}"
   )
-  print(f"\n{len(answers)} prompts, {kept} answers were there already; {told:,} tokens asked, {said:,} answered{cost}")
 
 
-def _beside(one) -> str:
-  beside = [f"control {100 * one.control:.1f} %"] if one.control is not None else []
-  beside += [f"outside {100 * one.outside:.1f} %"] if one.outside is not None else []
-  beside += [f"{one.queries} queries{', not in the prompt' if one.unseen else ''}"] if one.queries else []
-  return f" ({'; '.join(beside)})" if beside else ""
+def _details(score: "Score") -> str:
+  """The figures beside a verdict, in brackets."""
+  details = [f"control {100 * score.control:.1f} %"] if score.control is not None else []
+  details += [f"outside {100 * score.outside:.1f} %"] if score.outside is not None else []
+  details += [f"{score.queries} queries{', not in the prompt' if score.unseen else ''}"] if score.queries else []
+  return f" ({'; '.join(details)})" if details else ""
 
 
-def _failed(results, replay: bool) -> int:
-  import sys
-
-  failed = [answer.error for _, _, answer, _, _ in results if answer.error]
-  if not failed:
+def _report_failures(results: Sequence[_Interpretation], replay: bool) -> int:
+  """The exit code; one line on stderr where a prompt has no answer."""
+  errors = [result.answer.error for result in results if result.answer.error]
+  if not errors:
     return 0
-  again = "add them to the file" if replay else "the same command again asks only these"
-  line = f"inversionview: {len(failed)} of {len(results)} prompts have no answer ({failed[0]}); {again}"
+  remedy = "add them to the file" if replay else "the same command again sends only these"
+  line = f"inversionview: {len(errors)} of {len(results)} prompts have no answer ({errors[0]}); {remedy}"
   print(" ".join(line.split()), file=sys.stderr)
   return 2
 
 
-class _bar:
+class _ProgressBar:
   """A bar on a terminal, with tokens and cost; nothing elsewhere."""
 
-  def __init__(self, of: int, prices):
-    self._of, self._prices = of, prices
+  def __init__(self, total: int, prices: tuple[float, float] | None):
+    self._total, self._prices = total, prices
 
-  def __enter__(self):
+  def __enter__(self) -> "_ProgressBar":
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
     self._bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     self._bar.__enter__()
-    self._task = self._bar.add_task("asking", total=self._of)
+    self._task = self._bar.add_task("asking", total=self._total)
     return self
 
-  def __call__(self, done: int, of: int, answers) -> None:
+  def __call__(self, done: int, total: int, answers: "Sequence[Answer]") -> None:
     from inversionview_jax.interpret import language_model
 
-    told, said, price = language_model.cost(answers, self._prices)
+    sent, received, price = language_model.cost(answers, self._prices)
     cost = "" if price is None else f", cost {price:.4f}"
-    self._bar.update(self._task, completed=done, description=f"asking ({told + said:,} tokens{cost})")
+    self._bar.update(self._task, completed=done, description=f"asking ({sent + received:,} tokens{cost})")
 
-  def __exit__(self, *error):
-    self._bar.__exit__(*error)
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+  ) -> None:
+    self._bar.__exit__(kind, error, traceback)

@@ -42,6 +42,7 @@ def add_parser(commands: Any) -> None:
   )
   flags.add(parser, "config", required=True)
   flags.add(parser, "target")
+  flags.add(parser, "family")
   flags.add(parser, "convention")
   flags.add(parser, "out", required=True)
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
   config = load_config(args.config, overrides)
   if "experiments" not in config:
     raise InversionViewError(f"config {args.config} has no experiments; those that have: configs/verify_addition.py")
-  task, target = task_and_target(config.task, args.target, config, convention=args.convention)
+  task, target = task_and_target(config.task, args.target, config, convention=args.convention, family=args.family)
   if config.batch_size < 1:
     raise InversionViewError(f"batch_size = {config.batch_size} must be at least 1")
   prepared = [

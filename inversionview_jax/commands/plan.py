@@ -1,21 +1,28 @@
-"""`inversionview plan`: what a config would take on devices that are not here."""
+"""`inversionview plan`: memory, time and traffic of a config on devices that are not here."""
 
 import argparse
 import json
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.commands import flags
 from inversionview_jax.files import check_can_hold, write_whole
 
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
+
+  from inversionview_jax.devices.chips import Topology
+
 _DESCRIPTION = """\
-Compile the training step and the sampler ahead of time for a TPU slice, or for simulated CPU devices, and say what they take per device.
+Compile the training step and the sampler ahead of time for a TPU slice, or for simulated CPU devices, and print what they take per device.
 
   inversionview plan --config configs/plan_gpt2_xl.py --topology v5e:16x16
   inversionview plan --config configs/plan_llama_8b.py --topology v6e:8x8 --config.mesh.model=4 --program train
   inversionview plan --config configs/addition.py --topology cpu:8
   inversionview plan --config configs/addition.py --topology v5e:2x4 --topology v5e:16x16 --program train --batch-per-device 64
 
-Several topologies give a table, a line each: with --batch-per-device it shows weak scaling, without it strong scaling. No TPU is needed, and no weights. For TPUs it needs the extra `plan` (libtpu). Exit code 1: something does not fit.
+Several topologies give a table, a line each: with --batch-per-device it shows weak scaling, without it strong scaling. No TPU is needed, and no
+weights. For TPUs it needs the extra `plan` (libtpu). Exit code 1: a program does not fit.
 """
 _PROGRAMS = ("train", "sample")
 
@@ -44,8 +51,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
   from inversionview_jax.commands.configs import load_config
   from inversionview_jax.errors import one_of
 
-  wanted = args.program or list(_PROGRAMS)
-  for name in wanted:
+  names = args.program or list(_PROGRAMS)
+  for name in names:
     if name not in _PROGRAMS:
       raise one_of("--program", name, _PROGRAMS)
   flags.check_at_least(args, rows=1, batch_per_device=1)
@@ -58,48 +65,55 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
   if args.batch_per_device:
     config.unlock()
     config.batch_per_device = args.batch_per_device
-  from inversionview_jax.planning import planning
-
-  plan = planning.setting(config)
-  planning.simulate(max((t.devices for t in topologies if t.chip is None), default=1))
-  for topology in topologies:  # before the first is compiled
-    planning.check(plan, topology)
-  plans = []
-  for topology in topologies:
-    programs = []
-    if "train" in wanted:
-      programs.append(planning.training_step(plan, topology))
-    if "sample" in wanted:
-      programs.append(planning.sampler(plan, topology, args.rows))
-    plans.append(planning.plan_data(plan, topology, programs))
-    if len(topologies) > 1:
-      print("\n".join(_row(plans, head=len(plans) == 1)), flush=True)
+  plans = _plans(config, topologies, names, args.rows)
   if args.json:
     content = {"format_version": 1, "config": args.config, "overrides": list(overrides), "plans": plans}
     write_whole(args.json, json.dumps(content, indent=1) + "\n")
   if len(topologies) == 1:
     print("\n".join(_lines(args.config, plans[0], topologies[0])))
-  return 0 if all(found["fits"] for data in plans for found in data["programs"].values()) else 1
+  return 0 if all(program["fits"] for plan in plans for program in plan["programs"].values()) else 1
+
+
+def _plans(config: "ConfigDict", topologies: "list[Topology]", names: list[str], rows: int) -> list[dict[str, Any]]:
+  """The plan of each topology as data; of several, a row of the table is printed as soon as it is known."""
+  from inversionview_jax.planning import planning, report
+  from inversionview_jax.planning.scenario import scenario
+  from inversionview_jax.planning.topologies import simulate_devices
+
+  plan = scenario(config)
+  simulate_devices(max((t.devices for t in topologies if t.chip is None), default=1))
+  for topology in topologies:  # all of them, before the first is compiled
+    planning.check(plan, topology)
+  plans: list[dict[str, Any]] = []
+  for topology in topologies:
+    programs = []
+    if "train" in names:
+      programs.append(planning.training_step(plan, topology))
+    if "sample" in names:
+      programs.append(planning.sampler(plan, topology, rows))
+    plans.append(report.plan_data(plan, topology, programs))
+    if len(topologies) > 1:
+      print("\n".join(_rows(plans[-1], header=len(plans) == 1)), flush=True)
+  return plans
 
 
 _COLUMNS = "{:12} {:13} {:>8} {:>10} {:>11} {:>14} {:>14} {:>17} {:>16} {:>9}"
 
 
-def _row(plans: list[dict], head: bool):
-  """The last plan as lines of a table, beside the first."""
-  if head:
+def _rows(plan: dict[str, Any], header: bool) -> Iterator[str]:
+  """The lines of one topology in the table of several, below the column names where it is the first."""
+  if header:
     columns = ("topology", "program", "devices", "per device", "memory GiB", "FLOPs/example", "bytes/example")
     yield _COLUMNS.format(*columns, "collective bytes", "ms per step", "of peak")
-  data = plans[-1]
-  for name, p in data["programs"].items():
-    each = p["examples"] / data["mesh"]["data"]
+  for name, p in plan["programs"].items():
+    each = p["examples"] / plan["mesh"]["data"]
     sent = sum(kind["bytes"] for kind in p["collectives"].values())
     ideal = f"{p['utilisation'][0]:.0%} - {p['utilisation'][1]:.0%}" if "utilisation" in p else "-"
     time = _range(p, "step_seconds", 1e3, ".2f").replace(" ... ", " - ") if "step_seconds" in p else "-"
     yield _COLUMNS.format(
-      data["topology"],
+      plan["topology"],
       name,
-      data["devices"],
+      plan["devices"],
       f"{each:g}",
       f"{p['total'] / 2**30:.3f}" + ("" if p["fits"] else "!"),
       f"{p['flops'] / each:.4g}",
@@ -110,50 +124,53 @@ def _row(plans: list[dict], head: bool):
     )
 
 
-def _lines(name: str, data: dict, topology):
-  mesh, found = data["mesh"], data["programs"]
+def _line(label: str, *cells: str) -> str:
+  return f"{label:34}" + "".join(f"{cell:>20}" for cell in cells)
+
+
+def _lines(name: str, plan: dict[str, Any], topology: "Topology") -> Iterator[str]:
+  """The plan of one topology, a column for each program."""
+  mesh, programs = plan["mesh"], plan["programs"]
+  columns = list(programs.values())
   yield f"{name} on {topology.name}: {topology.devices} devices, mesh data {mesh['data']} x model {mesh['model']}"
-  yield f"target {data['target_parameters']:,} parameters, decoder {data['decoder_parameters']:,}"
+  yield f"target {plan['target_parameters']:,} parameters, decoder {plan['decoder_parameters']:,}"
   yield ""
-
-  def row(label, *cells):
-    return f"{label:34}" + "".join(f"{cell:>20}" for cell in cells)
-
-  yield row("per device", *found)
-  some = list(found.values())
-  yield row("examples", *(f"{p['examples'] / mesh['data']:g}" for p in some))
+  yield _line("per device", *programs)
+  yield _line("examples", *(f"{p['examples'] / mesh['data']:g}" for p in columns))
   for label, key in (("arguments", "arguments"), ("temporaries", "temporaries"), ("memory in all", "total")):
-    yield row(label, *(_gib(p[key]) for p in some))
-  if data["memory"]:
-    yield row("  of the chip's", *(f"{_gib(data['memory'])}, {p['total'] / data['memory']:.0%}" for p in some))
-  yield row("FLOPs of matrix products", *(f"{p['flops']:.4g}" for p in some))
-  yield row("bytes read and written", *(f"{p['bytes']:.4g}" for p in some))
-  for kind in sorted({kind for p in some for kind in p["collectives"]}):
-    cells = [p["collectives"].get(kind) for p in some]
-    yield row(f"{kind}, bytes (times)", *(f"{c['bytes']:.4g} ({c['count']:g})" if c else "-" for c in cells))
+    yield _line(label, *(_gib(p[key]) for p in columns))
+  if plan["memory"]:
+    yield _line("  of the chip's", *(f"{_gib(plan['memory'])}, {p['total'] / plan['memory']:.0%}" for p in columns))
+  yield _line("FLOPs of matrix products", *(f"{p['flops']:.4g}" for p in columns))
+  yield _line("bytes read and written", *(f"{p['bytes']:.4g}" for p in columns))
+  for kind in sorted({kind for p in columns for kind in p["collectives"]}):
+    cells = [p["collectives"].get(kind) for p in columns]
+    yield _line(f"{kind}, bytes (times)", *(f"{c['bytes']:.4g} ({c['count']:g})" if c else "-" for c in cells))
   if topology.chip:
-    for label, key in (("compute", "compute"), ("memory", "memory"), ("links", "links")):
-      yield row(
-        f"  ms at the peak of {label}",
-        *(f"{1e3 * p['seconds_by'][key]:.2f}" if "seconds_by" in p else "?" for p in some),
-      )
-    yield row("ms, all of it overlapped ... none", *(_range(p, "step_seconds", 1e3, ".1f") for p in some))
-    yield row(
-      "share of peak arithmetic, at best", *(f"{p['utilisation'][1]:.0%}" if "utilisation" in p else "?" for p in some)
-    )
-  yield row("seconds to compile, here", *(f"{p['seconds']:.0f}" for p in some))
+    yield from _time_lines(columns)
+  yield _line("seconds to compile, here", *(f"{p['seconds']:.0f}" for p in columns))
   yield ""
-  for label, p in found.items():
+  for label, p in programs.items():
     if p["fits"]:
-      yield f"{label}: fits" + (f"; {_gib(data['memory'] - p['total'])} are left" if data["memory"] else "")
+      yield f"{label}: fits" + (f"; {_gib(plan['memory'] - p['total'])} are left" if plan["memory"] else "")
       continue
     yield f"{label}: does NOT fit" + (f": {p['refused']}" if p["refused"] else "")
     yield from (f"  try {remedy}" for remedy in p["remedies"])
+
+
+def _time_lines(columns: list[dict[str, Any]]) -> Iterator[str]:
+  """The times that the chip's peaks allow."""
+  for label, key in (("compute", "compute"), ("memory", "memory"), ("links", "links")):
+    cells = (f"{1e3 * p['seconds_by'][key]:.2f}" if "seconds_by" in p else "?" for p in columns)
+    yield _line(f"  ms at the peak of {label}", *cells)
+  yield _line("ms, all of it overlapped ... none", *(_range(p, "step_seconds", 1e3, ".1f") for p in columns))
+  best = (f"{p['utilisation'][1]:.0%}" if "utilisation" in p else "?" for p in columns)
+  yield _line("share of peak arithmetic, at best", *best)
 
 
 def _gib(size: float) -> str:
   return f"{size / 2**30:.2f} GiB"
 
 
-def _range(p: dict, key: str, factor: float, style: str) -> str:
+def _range(p: dict[str, Any], key: str, factor: float, style: str) -> str:
   return " ... ".join(f"{factor * value:{style}}" for value in p[key]) if key in p else "?"

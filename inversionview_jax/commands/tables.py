@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from inversionview_jax.tables import plus_minus
+
 if TYPE_CHECKING:
   from rich.table import Table
 
@@ -33,6 +35,4 @@ def estimate_text(value: dict[str, Any] | None, scale: float = 1.0, unit: str = 
   """
   if value is None:
     return "-"
-  from inversionview_jax.tables import plus_minus
-
   return plus_minus(value["mean"], value["se"], scale, unit)

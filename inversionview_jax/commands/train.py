@@ -41,6 +41,7 @@ def add_parser(commands: Any) -> None:
       flags.add(
         parser, "target", unset="the one in the workdir, else the config's, else the one that ships for the task"
       )
+      flags.add(parser, "family")
     flags.add_hosts(parser)
 
 
@@ -117,7 +118,8 @@ def _target(args, config, mesh):
     source = args.target or (reference and reference["path"]) or config.target.path
   else:
     source = args.target or (str(own) if has_copy else config.task)
-  task, target = task_and_target(config.task, source, config, sites=tuple(config.sites), mesh=mesh)
+  family = args.family or (reference and reference.get("family"))
+  task, target = task_and_target(config.task, source, config, sites=tuple(config.sites), mesh=mesh, family=family)
   if reference and reference["fingerprint"] != target.fingerprint:
     raise InversionViewError(
       f"{workdir} reads another target or other layers ({reference['path']}); use another --workdir"
@@ -132,7 +134,7 @@ def _target(args, config, mesh):
     if tasks.is_language(config.task):
       write_reference(own, source, target)
     elif not has_copy:  # so that the workdir is a reader on its own, and resumes with this target
-      task_and_target(config.task, source, convention="raw")[1].save(own)
+      task_and_target(config.task, source, convention="raw", family=family)[1].save(own)
   return task, target, source, workdir
 
 

@@ -26,6 +26,7 @@ def add_parser(commands: Any) -> None:
   parser = flags.add_command(commands, "verify", run, "test whether an activation carries a feature", _DESCRIPTION)
   flags.add(parser, "task", default="addition")
   flags.add(parser, "target")
+  flags.add(parser, "family")
   flags.add(parser, "convention")
   flags.add(parser, "site", required=True)
   flags.add(parser, "position", required=True)
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   from inversionview_jax.targets import task_and_target
   from inversionview_jax.tasks.base import index_or_label
 
-  task, target = task_and_target(args.task, args.target, convention=args.convention)
+  task, target = task_and_target(args.task, args.target, convention=args.convention, family=args.family)
   verdict = verification.verify(
     target,
     args.site,

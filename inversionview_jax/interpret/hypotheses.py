@@ -1,7 +1,7 @@
-"""A language model reads saved preimages, and what it says is tested.
+"""Prompts in which a language model reads saved preimages, and the test of its answers.
 
-A prompt shows several queries of one place with samples inside and outside epsilon, and asks for a reading in words and for the same as
-an expression over the task's features (`tasks.grammar`). The expression is then measured on the preimages as any other feature:
+A prompt shows several queries of one site and position with samples inside and outside epsilon, and asks for a reading in words and for the
+same as an expression over the task's features (`tasks.grammar`). The expression is then measured on the preimages as any other feature:
 confirmed, refuted, or not testable. Needs no JAX; the `openai` client only where answers are not replayed.
 """
 
@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,69 +25,74 @@ from inversionview_jax.preimage import FORMAT, Preimage
 from inversionview_jax.tasks import Task
 from inversionview_jax.tasks.grammar import expression
 
-VERDICTS = ("confirmed", "refuted", "not testable")
-_SEEN_QUERIES, _SEEN_SAMPLES = (
-  5,
-  20,
-)  # in a prompt; of the samples so many on each side (paper, appendix on automated reading)
-_CONSTANT = 0.98  # what so many random inputs share cannot be tested
-_MOST_FEATURES = 3
+Evaluate = Callable[
+  [np.ndarray], tuple[np.ndarray, np.ndarray]
+]  # tokens int32[N, T] -> values int[N], whether they are known bool[N]
 
-_ASK = """\
-You interpret what an activation inside a neural network says about its input. The inputs that the activation could have come from are \
+VERDICTS = ("confirmed", "refuted", "not testable")
+# In a prompt; of the samples so many inside and so many outside (paper, appendix on automated reading).
+_PROMPT_QUERIES, _PROMPT_SAMPLES = 5, 20
+_CONSTANT = 0.98  # a property that more random inputs than this share cannot be tested
+_MAX_FEATURES = 3  # expressions of an answer
+
+_PROMPT = """\
+You interpret what an activation inside a neural network encodes about its input. The inputs that the activation could have come from are \
 those listed as INSIDE: on them the network computes nearly the same activation. Those listed as OUTSIDE have a different one. What all \
-inputs inside share with their query, and those outside do not, is what the activation says; what varies among them it does not say. \
+inputs inside share with their query, and those outside do not, is what the activation encodes; what varies among them it does not encode. \
 Brackets mark the position at which an input's activation is nearest to the query's.
 
 The task: {about}
 Features that have names:
 {features}
 
-All queries are of one place in the network: {site} at position {place}. For each query the inputs inside must be explained by what \
+All queries are of one activation in the network: {site} at position {position}. For each query the inputs inside must be explained by what \
 they share with that query.
 
 {queries}
 
-What does this activation say? First think about which features agree inside and which vary. Then end your answer with one JSON object, and \
-nothing behind it:
+What does this activation encode? First think about which features agree inside and which vary. Then end your answer with one JSON object, \
+and nothing after it:
 {{"reading": "<one or two sentences>", "features": ["<expression>"]}}
 Each expression is over the names above, so that the inputs inside have the same value as their query: a feature (F1), a sum, difference, \
 product or remainder (such as (F2 + S2) % 10), or comparisons joined by and, or, not (such as F1 + S1 >= 10). At most {most} \
-expressions, the most certain first; an empty list if no expression says it.\
+expressions, the most certain first; an empty list if there is no such expression.\
 """
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-  """Saved preimages of one place: what is interpreted at once.
+class PreimageGroup:
+  """Saved preimages of one site and position, which one prompt interprets.
 
   Attributes:
-    site, place: short name of the site, and label of the position (its index where it has none).
+    site: short name of the site.
+    position: label of the position; its index where it has none.
     preimages: at least one; of different texts.
   """
 
   site: str
-  place: str
+  position: str
   preimages: tuple[Preimage, ...]
 
   @property
   def task(self) -> Task:
+    """The task of the preimages."""
     return tasks.get(self.preimages[0].task)
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """An expression, measured.
+  """The test of an expression.
 
   Attributes:
     feature: the expression.
     verdict: one of `VERDICTS`.
-    why: in words.
+    why: the reason for the verdict, one line.
     rate: share of the members inside that have the query's value, mean over queries; None where it is not testable.
-    base: share of random inputs that do.
-    outside: share of the samples outside that do; None without any.
-    control: the same for members of other queries; None for a single query.
-    queries, unseen: how many queries it was measured on; whether none of them was in the prompt.
+    base: share of random inputs that have it.
+    outside: share of the samples outside that have it; None without any.
+    control: share of the members of other queries that have it; None for a single query.
+    queries: how many queries it was measured on.
+    unseen: whether none of them was in the prompt.
   """
 
   feature: str
@@ -99,164 +105,205 @@ class Score:
   queries: int = 0
   unseen: bool = False
 
-  def to_dict(self) -> dict:
+  def to_dict(self) -> dict[str, Any]:
+    """Plain data for JSON."""
     return dataclasses.asdict(self) | {"rate": self.rate and self.rate.to_dict()}
 
 
 def load(paths: Sequence["str | os.PathLike"]) -> list[Preimage]:
-  """Saved preimages: files, and folders that are searched for them; other JSON files in a folder are passed over.
+  """Reads saved preimages.
+
+  Args:
+    paths: files, and folders that are searched for them; other JSON files in a folder are skipped.
 
   Raises:
     InversionViewError: nothing there, a file that cannot be read, or no preimages at all.
   """
-  found = []
+  preimages = []
   for path in map(pathlib.Path, paths):
     if path.is_dir():
-      files = sorted(path.rglob("*.json"))
-      found += [Preimage.from_json(file) for file in files if _looks_like_one(file)]
+      preimages += [Preimage.from_json(file) for file in sorted(path.rglob("*.json")) if _is_preimage(file)]
     else:
-      found.append(Preimage.from_json(path))
-  if not found:
+      preimages.append(Preimage.from_json(path))
+  if not preimages:
     raise InversionViewError(
       f"no preimages in {', '.join(map(str, paths))}; `inversionview view --json FILE` writes one"
     )
-  return found
+  return preimages
 
 
-def _looks_like_one(path: pathlib.Path) -> bool:
+def _is_preimage(path: pathlib.Path) -> bool:
+  """Whether a file names the format at its start; a preimage of another version does, too, and is refused when it is read."""
   with open(path, encoding="utf-8", errors="replace") as file:
     return FORMAT in file.read(200)
 
 
-def places(preimages: Sequence[Preimage]) -> list[Place]:
-  """Preimages by place, in the order of the first of each; of a text that is there twice the first is kept."""
-  by_place: dict[tuple, dict[str, Preimage]] = {}
+def group_preimages(preimages: Sequence[Preimage]) -> list[PreimageGroup]:
+  """Preimages by site and position, in the order of the first of each; of several preimages of one text the first is kept."""
+  groups: dict[tuple, dict[str, Preimage]] = {}
   for preimage in preimages:
     query = preimage.query
-    place = query.label or str(query.position)
-    key = preimage.task, preimage.reader, preimage.metric, preimage.epsilon, query.site, place
-    by_place.setdefault(key, {}).setdefault(query.text, preimage)
-  return [Place(key[4], key[5], tuple(own.values())) for key, own in by_place.items()]
+    position = query.label or str(query.position)
+    key = preimage.task, preimage.reader, preimage.metric, preimage.epsilon, query.site, position
+    groups.setdefault(key, {}).setdefault(query.text, preimage)
+  return [PreimageGroup(key[4], key[5], tuple(by_text.values())) for key, by_text in groups.items()]
 
 
-def prompt(place: Place, queries: int = _SEEN_QUERIES, samples: int = _SEEN_SAMPLES) -> str:
-  """What a language model is asked about a place; the same for the same preimages."""
-  task, shown = place.task, []
-  for number, preimage in enumerate(place.preimages[:queries], 1):
+def prompt(group: PreimageGroup, queries: int = _PROMPT_QUERIES, samples: int = _PROMPT_SAMPLES) -> str:
+  """The prompt for a group of preimages; the same preimages give the same prompt.
+
+  Args:
+    group: of one site and position.
+    queries: so many of its queries are shown.
+    samples: so many samples of each query inside epsilon, and so many outside.
+  """
+  task, shown = group.task, []
+  for number, preimage in enumerate(group.preimages[:queries], 1):
     query = preimage.query
     rng = np.random.default_rng(number)
     strings = [s for s in query.token_strings if s not in ("<BOS>", "<EOS>")]
-    lines = [f"QUERY {number}: {_marked(strings, query.position)}   ({_features(task, query.text)})"]
+    lines = [f"QUERY {number}: {_marked(strings, query.position)}   ({_feature_values(task, query.text)})"]
     for name, side in (("INSIDE", preimage.inside), ("OUTSIDE", preimage.outside)):
       distinct = list({sample.text: sample for sample in side}.values())
-      some = [distinct[i] for i in sorted(rng.permutation(len(distinct))[:samples])]
+      chosen = [distinct[i] for i in sorted(rng.permutation(len(distinct))[:samples])]
       lines.append(f"{name} (distance {'at most' if name == 'INSIDE' else 'above'} {preimage.epsilon:g}):")
-      lines += [f"  {_marked(s.token_strings, s.position)}   distance {s.distance:.3f}" for s in some] or ["  none"]
+      lines += [f"  {_marked(s.token_strings, s.position)}   distance {s.distance:.3f}" for s in chosen] or ["  none"]
     shown.append("\n".join(lines))
-  return _ASK.format(
+  return _PROMPT.format(
     about=task.about or f"inputs of the task {task.name!r}",
-    features="\n".join(f"  {name}: {what}" for name, what in _named(task).items()),
-    site=place.site,
-    place=repr(place.place),
-    queries=f"Distance: {METRICS[place.preimages[0].metric]}.\n\n" + "\n\n".join(shown),
-    most=_MOST_FEATURES,
+    features="\n".join(f"  {name}: {description}" for name, description in _feature_names(task).items()),
+    site=group.site,
+    position=repr(group.position),
+    queries=f"Distance: {METRICS[group.preimages[0].metric]}.\n\n" + "\n\n".join(shown),
+    most=_MAX_FEATURES,
   )
 
 
-def _named(task: Task) -> dict[str, str]:
-  known = task.features(task.tokens(np.arange(1)))
-  return {name: task.feature_names.get(name, name) for name in known}
+def _feature_names(task: Task) -> dict[str, str]:
+  """The task's features, each with its description, or its name where it has none."""
+  features = task.features(task.tokens(np.arange(1)))
+  return {name: task.feature_names.get(name, name) for name in features}
 
 
 def _marked(strings: Sequence[str], position: int) -> str:
   """Tokens without BOS, the one at `position` (which counts it) in brackets."""
-  return "".join(f"[{s}]" if at == position else s for at, s in enumerate(strings, 1))
+  return "".join(f"[{s}]" if index == position else s for index, s in enumerate(strings, 1))
 
 
-def _features(task: Task, text: str) -> str:
-  found = task.features(task.tokenizer.encode_batch([text], length=task.length, eos=True))
-  return ", ".join(f"{name} = {values[0]}" for name, values in found.items() if values[0] >= 0)
+def _feature_values(task: Task, text: str) -> str:
+  """The values of a text's features as "F1 = 6, F2 = 1"; those that are not known are left out."""
+  features = task.features(task.tokenizer.encode_batch([text], length=task.length, eos=True))
+  return ", ".join(f"{name} = {values[0]}" for name, values in features.items() if values[0] >= 0)
 
 
-def prompt_hash(model: str, text: str, settings: dict) -> str:
-  """Names an answer: the same question to the same model, asked in the same way."""
-  said = json.dumps({"model": model, "prompt": text, **settings}, sort_keys=True)
-  return hashlib.sha256(said.encode()).hexdigest()[:24]
+def prompt_hash(model: str, text: str, settings: dict[str, Any]) -> str:
+  """The name of an answer: 24 hex digits of a SHA-256 over the model, the prompt and the settings of the request."""
+  key = json.dumps({"model": model, "prompt": text, **settings}, sort_keys=True)
+  return hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
 def parse(answer: str) -> tuple[str, list[str]]:
   """The reading and the expressions of an answer: those of its last JSON object that has them; else the answer itself and none."""
   for start in reversed([i for i, character in enumerate(answer) if character == "{"]):
     try:
-      said, _ = json.JSONDecoder().raw_decode(answer[start:])
+      record, _ = json.JSONDecoder().raw_decode(answer[start:])
     except (ValueError, RecursionError):
       continue
-    if isinstance(said, dict) and ("reading" in said or "features" in said):
-      features = said.get("features", [])
+    if isinstance(record, dict) and ("reading" in record or "features" in record):
+      features = record.get("features", [])
       features = [features] if isinstance(features, str) else features
       if not isinstance(features, list):
         features = []
-      return str(said.get("reading", "")), [f.strip() for f in features if isinstance(f, str) and f.strip()][
-        :_MOST_FEATURES
-      ]
+      features = [f.strip() for f in features if isinstance(f, str) and f.strip()]
+      return str(record.get("reading", "")), features[:_MAX_FEATURES]
   return answer.strip(), []
 
 
-def score(place: Place, feature: str, seen: int = _SEEN_QUERIES) -> Score:
-  """Measures an expression on the preimages of a place: on those that the prompt did not show, where there are at least two.
+def score(group: PreimageGroup, feature: str, seen: int = _PROMPT_QUERIES) -> Score:
+  """Measures an expression on the preimages of a group.
 
   Confirmed: of what random inputs leave open, more than half is settled inside epsilon, by the lower end of the interval. Refuted: not so,
-  by the upper end. Not testable: it cannot be understood, says nothing of the queries, is true of nearly all inputs, or the samples are too few.
-  """
-  task, unseen = place.task, len(place.preimages) >= seen + 2
-  asked = place.preimages[seen:] if unseen else place.preimages
+  by the upper end. Not testable: it cannot be parsed, has no value for the queries, is true of nearly all inputs, or the samples are too few.
 
-  def of(tokens):
+  Args:
+    group: of one site and position.
+    feature: the expression.
+    seen: so many queries were in the prompt; where at least two others are there, only those are used.
+  """
+  task, unseen = group.task, len(group.preimages) >= seen + 2
+
+  def evaluate(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return expression(feature, task.features(tokens), len(tokens))
 
   try:
-    random, random_known = of(Background.of(task).tokens)
+    random = evaluate(Background.of(task).tokens)
   except InversionViewError as error:
     return Score(feature, "not testable", str(error))
-  values, bases, outsides, members, inside_counts = [], [], [], [], []
-  for preimage in asked:
-    row = task.tokenizer.encode_batch([preimage.query.text], length=task.length, eos=True)
-    own, known = of(row)
-    every = Members.of(preimage, task)
-    inside = every.within(preimage.epsilon)
-    if not known[0] or not len(inside):
-      continue
-    values.append(int(own[0]))
-    bases.append(float(np.mean((random == own[0]) & random_known)))
-    members.append(inside)
-    inside_counts.append(inside.effective)
-    beyond = every.distance > np.float32(preimage.epsilon)
-    if beyond.any():
-      found, there = of(every.tokens[beyond])
-      outsides.append(float(np.average((found == own[0]) & there, weights=every.weight[beyond])))
-  if not values:
+  measured = [_measure(p, task, evaluate, random) for p in (group.preimages[seen:] if unseen else group.preimages)]
+  queries = [query for query in measured if query is not None]
+  if not queries:
     return Score(feature, "not testable", "no query has a value of it and members inside epsilon")
-  shares = np.empty((len(values), len(members)))
-  for m, inside in enumerate(members):
-    found, there = of(inside.tokens)
-    for v, value in enumerate(values):
-      shares[v, m] = np.average((found == value) & there, weights=inside.weight)
-  mean, base = float(np.mean(np.diag(shares))), float(np.mean(bases))
-  other = ~np.eye(len(values), dtype=bool)
-  told = {
-    "rate": Rate(mean * sum(inside_counts), sum(inside_counts)),
-    "base": base,
-    "outside": float(np.mean(outsides)) if outsides else None,
-    "control": float(shares[other].mean()) if len(values) > 1 else None,
-    "queries": len(values),
-    "unseen": unseen,
-  }
+  # Row: a query's value; column: the members of a query. The diagonal is the rate, the rest the control.
+  shares = np.array([[_share(evaluate, other.inside, query.value) for other in queries] for query in queries])
+  rate, base = float(np.mean(np.diag(shares))), float(np.mean([query.base for query in queries]))
+  count = sum(query.inside.effective for query in queries)
+  outside = [query.outside for query in queries if query.outside is not None]
+  result = Score(
+    feature,
+    "not testable",
+    "",
+    rate=Rate(rate * count, count),
+    base=base,
+    outside=float(np.mean(outside)) if outside else None,
+    control=float(shares[~np.eye(len(queries), dtype=bool)].mean()) if len(queries) > 1 else None,
+    queries=len(queries),
+    unseen=unseen,
+  )
+  verdict, why = _verdict(result.rate, base)
+  return dataclasses.replace(result, verdict=verdict, why=why)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+  """An expression on one query: its value, the members inside, and the shares of random inputs and of samples outside that have the value."""
+
+  value: int
+  inside: Members
+  base: float
+  outside: float | None
+
+
+def _measure(
+  preimage: Preimage, task: Task, evaluate: Evaluate, random: tuple[np.ndarray, np.ndarray]
+) -> _Measured | None:
+  """Measures an expression on one query; None where the query has no value of it, or nothing lies inside."""
+  value, known = evaluate(task.tokenizer.encode_batch([preimage.query.text], length=task.length, eos=True))
+  members = Members.of(preimage, task)
+  inside = members.within(preimage.epsilon)
+  if not known[0] or not len(inside):
+    return None
+  beyond = members.distance > np.float32(preimage.epsilon)
+  outside = None
+  if beyond.any():
+    values, outside_known = evaluate(members.tokens[beyond])
+    outside = float(np.average((values == value[0]) & outside_known, weights=members.weight[beyond]))
+  return _Measured(int(value[0]), inside, float(np.mean((random[0] == value[0]) & random[1])), outside)
+
+
+def _share(evaluate: Evaluate, inside: Members, value: int) -> float:
+  """The share of members that have a value of an expression, by weight."""
+  values, known = evaluate(inside.tokens)
+  return float(np.average((values == value) & known, weights=inside.weight))
+
+
+def _verdict(rate: Rate, base: float) -> tuple[str, str]:
+  """One of `VERDICTS`, and the reason for it."""
   if base > _CONSTANT:
-    return Score(feature, "not testable", f"{100 * base:.1f} % of random inputs agree anyway", **told)
-  certainty = [certainty_of(x, base) for x in (told["rate"].low, told["rate"].high)]
-  said = f"{100 * mean:.1f} % agree inside, {100 * base:.1f} % of random inputs"
-  if certainty[0] > ENCODES:
-    return Score(feature, "confirmed", said, **told)
-  if certainty[1] < ENCODES:
-    return Score(feature, "refuted", said, **told)
-  return Score(feature, "not testable", f"too few samples to decide: {said}", **told)
+    return "not testable", f"{100 * base:.1f} % of random inputs agree anyway"
+  low, high = (certainty_of(x, base) for x in (rate.low, rate.high))
+  figures = f"{100 * rate.value:.1f} % agree inside, {100 * base:.1f} % of random inputs"
+  if low > ENCODES:
+    return "confirmed", figures
+  if high < ENCODES:
+    return "refuted", figures
+  return "not testable", f"too few samples to decide: {figures}"

@@ -1,6 +1,6 @@
-"""Asking a language model behind an OpenAI-compatible endpoint: at once, again where it failed, and never twice for the same answer.
+"""Answers of a language model behind an OpenAI-compatible endpoint: concurrent requests, retries, and a cache on disk.
 
-An answer is kept in a file that its prompt's hash names, as soon as it is there; asking the same again reads it. Needs no JAX.
+Each answer is written to a file named by its prompt's hash as soon as it arrives; the same prompt is not sent again. Needs no JAX.
 """
 
 import concurrent.futures
@@ -11,22 +11,27 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder, write_whole
+
+if TYPE_CHECKING:
+  import openai
+  from openai.types.chat import ChatCompletion
 
 FORMAT_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """What came back for a prompt.
+  """The answer to a prompt, or the error in place of one.
 
   Attributes:
-    text: the answer; "" where there is none.
-    error: why there is none.
-    prompt_tokens, answer_tokens: as the endpoint counts them; None where it does not say.
-    cached: whether it was there before.
+    text: the answer; "" after an error.
+    error: one line; "" for an answer.
+    prompt_tokens, answer_tokens: as the endpoint counts them; None where it does not.
+    cached: whether it was read from a file.
   """
 
   text: str = ""
@@ -38,15 +43,15 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-  """Where to ask, and how.
+  """A language model at an endpoint, and the settings of a request.
 
   Attributes:
-    model: its name there.
-    base_url: None for OpenAI's own, or OPENAI_BASE_URL.
-    temperature: None leaves it to the endpoint.
+    model: name of the model at the endpoint.
+    base_url: of the endpoint; None for OPENAI_BASE_URL, or OpenAI's own.
+    temperature: None for the endpoint's default.
     max_tokens: of an answer.
     timeout: seconds for one attempt.
-    retries: after a failed attempt that may go better: no connection, too slow, too many requests, an error of the server.
+    retries: attempts after a failed one that may succeed later: no connection, timeout, too many requests, a server error.
   """
 
   model: str
@@ -56,17 +61,21 @@ class Endpoint:
   timeout: float = 120.0
   retries: int = 4
 
-  def settings(self) -> dict:
-    """What an answer depends on besides model and prompt."""
+  def settings(self) -> dict[str, float | int | None]:
+    """The settings on which an answer depends, besides model and prompt; they are part of its hash."""
     return {"temperature": self.temperature, "max_tokens": self.max_tokens}
 
-  def client(self):
-    """The client; raises `InversionViewError` if it is not installed, or there is no key for an endpoint that needs one."""
+  def client(self) -> "openai.OpenAI":
+    """A client of the endpoint.
+
+    Raises:
+      InversionViewError: the client is not installed, or an endpoint needs a key and there is none.
+    """
     try:
       import openai
     except ImportError:
       raise InversionViewError(
-        "asking a language model needs openai: pip install 'inversionview_jax[interpret]'; or give answers with --replay"
+        "requests to a language model need openai: pip install 'inversionview_jax[interpret]'; or give answers with --replay"
       ) from None
     base_url, key = self.base_url or os.environ.get("OPENAI_BASE_URL"), os.environ.get("OPENAI_API_KEY")
     if not key and not base_url:
@@ -74,7 +83,7 @@ class Endpoint:
         "no endpoint: set OPENAI_API_KEY, or give --base-url (or OPENAI_BASE_URL) for a server of your own, "
         "such as http://127.0.0.1:8080/v1"
       )
-    # A server of one's own often wants no key; the client wants some.
+    # A local server often needs no key; the client refuses an empty one.
     return openai.OpenAI(base_url=base_url, api_key=key or "none", timeout=self.timeout, max_retries=self.retries)
 
 
@@ -83,62 +92,73 @@ def ask(
   folder: "str | os.PathLike",
   endpoint: Endpoint,
   at_once: int = 4,
-  progress: Callable[[int, int, Sequence[Answer]], None] = lambda done, of, answers: None,
+  progress: Callable[[int, int, Sequence[Answer]], None] = lambda done, total, answers: None,
 ) -> dict[str, Answer]:
-  """Asks every prompt that has no kept answer.
+  """Sends every prompt that has no answer on disk.
 
   Args:
-    prompts: hash -> text (`interpret.prompt_hash`).
-    folder: where answers are kept, a file each; made if it is not there.
-    endpoint: where to ask.
-    at_once: most requests at a time.
-    progress: called after each answer.
+    prompts: hash -> text (`hypotheses.prompt_hash`).
+    folder: of the answers, a file each; made if it does not exist.
+    endpoint: the language model.
+    at_once: requests in flight at most.
+    progress: called after each answer with (answers so far, prompts, the answers).
 
   Returns:
-    hash -> `Answer`; one prompt's error does not keep the others from being answered.
+    hash -> `Answer`; a prompt that fails has an error and does not stop the others.
   """
-  folder, found = make_folder(folder), {}
-  for name in prompts:
-    if kept := _kept(folder / f"{name}.json"):
-      found[name] = kept
-  missing = [name for name in prompts if name not in found]
-  progress(len(found), len(prompts), list(found.values()))
+  folder = make_folder(folder)
+  answers = {name: answer for name in prompts if (answer := _read_answer(folder / f"{name}.json"))}
+  missing = [name for name in prompts if name not in answers]
+  progress(len(answers), len(prompts), list(answers.values()))
   if not missing:
-    return found
+    return answers
   client, lock = endpoint.client(), threading.Lock()
 
-  def one(name: str) -> None:
-    answer = _asked(client, endpoint, prompts[name])
+  def request(name: str) -> None:
+    answer = _request(client, endpoint, prompts[name])
     if not answer.error:
-      said = dataclasses.asdict(answer) | {"format_version": FORMAT_VERSION, "hash": name, "model": endpoint.model}
-      del said["cached"], said["error"]
-      write_whole(folder / f"{name}.json", json.dumps(said | {"prompt": prompts[name]}, indent=1, ensure_ascii=False))
+      _write_answer(folder / f"{name}.json", name, endpoint.model, prompts[name], answer)
     with lock:
-      found[name] = answer
-      progress(len(found), len(prompts), list(found.values()))
+      answers[name] = answer
+      progress(len(answers), len(prompts), list(answers.values()))
 
   with concurrent.futures.ThreadPoolExecutor(max(1, min(at_once, len(missing)))) as pool:
-    waiting = [pool.submit(one, name) for name in missing]
+    waiting = [pool.submit(request, name) for name in missing]
     try:
       for done in concurrent.futures.as_completed(waiting):
         done.result()
-    except BaseException:  # what has come is kept
+    except BaseException:  # answers that have arrived are on disk
       pool.shutdown(wait=False, cancel_futures=True)
       raise
-  return found
+  return answers
 
 
-def _asked(client, endpoint: Endpoint, prompt: str) -> Answer:
+def _write_answer(path: pathlib.Path, name: str, model: str, prompt: str, answer: Answer) -> None:
+  """Writes an answer with its prompt; `_read_answer` reads it."""
+  content = {
+    "text": answer.text,
+    "prompt_tokens": answer.prompt_tokens,
+    "answer_tokens": answer.answer_tokens,
+    "format_version": FORMAT_VERSION,
+    "hash": name,
+    "model": model,
+    "prompt": prompt,
+  }
+  write_whole(path, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _request(client: "openai.OpenAI", endpoint: Endpoint, prompt: str) -> Answer:
+  """The answer to one prompt; errors of the endpoint become `Answer.error`."""
   import openai
 
   extra = {} if endpoint.temperature is None else {"temperature": endpoint.temperature}
   try:
-    said = _create(client, endpoint, prompt, extra)
-    text = said.choices[0].message.content
+    completion = _create(client, endpoint, prompt, extra)
+    text = completion.choices[0].message.content
     if not isinstance(text, str) or not text.strip():
       return Answer(error="the answer is empty")
-    used = said.usage
-    return Answer(text, "", *(_count(getattr(used, name, None)) for name in ("prompt_tokens", "completion_tokens")))
+    usage = completion.usage
+    return Answer(text, "", *(_count(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens")))
   except openai.APITimeoutError:
     return Answer(error=f"no answer within {endpoint.timeout:g} s, {endpoint.retries + 1} times")
   except openai.APIConnectionError as error:
@@ -153,8 +173,8 @@ def _asked(client, endpoint: Endpoint, prompt: str) -> Answer:
     return Answer(error=f"the endpoint answered something else than a completion ({type(error).__name__})")
 
 
-def _create(client, endpoint: Endpoint, prompt: str, extra: dict):
-  """OpenAI's newer models refuse `max_tokens` and want `max_completion_tokens`, which many other servers do not know."""
+def _create(client: "openai.OpenAI", endpoint: Endpoint, prompt: str, extra: dict[str, float]) -> "ChatCompletion":
+  """A chat completion. OpenAI's newer models require `max_completion_tokens` in place of `max_tokens`, which many other servers do not accept."""
   import openai
 
   messages = [{"role": "user", "content": prompt}]
@@ -170,23 +190,32 @@ def _create(client, endpoint: Endpoint, prompt: str, extra: dict):
     )
 
 
-def _count(value) -> int | None:
+def _count(value: object) -> int | None:
+  """A number of tokens; None for anything else."""
   return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _kept(path: pathlib.Path) -> Answer | None:
-  """A kept answer; None where there is none, or a damaged one, which is asked again."""
+def _read_answer(path: pathlib.Path) -> Answer | None:
+  """An answer on disk; None where there is none, or a damaged one, whose prompt is then sent again."""
   try:
-    said = json.loads(path.read_text(encoding="utf-8"))
-    if said["format_version"] != FORMAT_VERSION or not isinstance(said["text"], str):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["format_version"] != FORMAT_VERSION or not isinstance(content["text"], str):
       return None
-    return Answer(said["text"], "", _count(said.get("prompt_tokens")), _count(said.get("answer_tokens")), cached=True)
+    tokens = (_count(content.get(name)) for name in ("prompt_tokens", "answer_tokens"))
+    return Answer(content["text"], "", *tokens, cached=True)
   except (OSError, ValueError, KeyError, TypeError):
     return None
 
 
 def replayed(prompts: dict[str, str], path: "str | os.PathLike") -> dict[str, Answer]:
-  """Answers from a file of JSON lines {"hash": ..., "text": ...}, in place of asking; prompts that it lacks have an error.
+  """Answers from a file of JSON lines {"hash": ..., "text": ...}; no request is sent.
+
+  Args:
+    prompts: hash -> text, as for `ask`.
+    path: of the file.
+
+  Returns:
+    hash -> `Answer`; prompts that the file lacks have an error.
 
   Raises:
     InversionViewError: a file that cannot be read, or a line that is not of this form.
@@ -195,31 +224,35 @@ def replayed(prompts: dict[str, str], path: "str | os.PathLike") -> dict[str, An
     lines = pathlib.Path(path).expanduser().read_text(encoding="utf-8").splitlines()
   except (OSError, UnicodeDecodeError) as error:
     raise InversionViewError(f"cannot read {os.fspath(path)!r}: {error}") from None
-  found = {}
+  answers = {}
   for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
     try:
-      said = json.loads(line)
-      name, text = said["hash"], said["text"]
+      record = json.loads(line)
+      name, text = record["hash"], record["text"]
       if not isinstance(name, str) or not isinstance(text, str):
         raise TypeError("hash and text must be strings")
     except (ValueError, KeyError, TypeError) as error:
       raise InversionViewError(
         f'{os.fspath(path)!r}, line {number}: {error}; lines look like {{"hash": "...", "text": "..."}}'
       ) from None
-    found[name] = Answer(text, "", cached=True)
-  return {name: found.get(name, Answer(error=f"{os.fspath(path)} has no answer of hash {name}")) for name in prompts}
+    answers[name] = Answer(text, "", cached=True)
+  return {name: answers.get(name, Answer(error=f"{os.fspath(path)} has no answer of hash {name}")) for name in prompts}
 
 
 def cost(answers: Sequence[Answer], prices: tuple[float, float] | None) -> tuple[int, int, float | None]:
-  """Tokens of the prompts and of the answers that were asked for now, and what they cost.
+  """What the answers of this run cost; those read from files are free.
 
   Args:
-    prices: for a million tokens of prompts and of answers; None: unknown.
+    answers: all of them.
+    prices: of a million tokens of prompts and of answers; None: unknown.
+
+  Returns:
+    Tokens of the prompts, tokens of the answers, and the price, None where it is not known.
   """
   fresh = [answer for answer in answers if not answer.cached and not answer.error]
-  told, said = (sum(getattr(answer, name) or 0 for answer in fresh) for name in ("prompt_tokens", "answer_tokens"))
+  sent, received = (sum(getattr(answer, name) or 0 for answer in fresh) for name in ("prompt_tokens", "answer_tokens"))
   if prices is None or any(answer.prompt_tokens is None or answer.answer_tokens is None for answer in fresh):
-    return told, said, None if prices is None or fresh else 0.0
-  return told, said, math.fsum((told * prices[0] / 1e6, said * prices[1] / 1e6))
+    return sent, received, None if prices is None or fresh else 0.0
+  return sent, received, math.fsum((sent * prices[0] / 1e6, received * prices[1] / 1e6))

@@ -1,37 +1,37 @@
-"""The epsilon-preimage of an activation, as plain data that outlives the run that made it.
+"""`Preimage`: the inputs that put nearly the same activation at a site, with their distances, as plain data.
 
 Definition (Huang et al., "InversionView", NeurIPS 2024, arXiv 2405.17653, "epsilon-preimage"): the inputs x for which
 ``min over positions t of D(f_t(x), z) <= epsilon``, with z the query activation. Here it is a finite set of candidates, each with the
 distance that the target itself measured on it, so that another epsilon needs no model (`Preimage.at`).
 
-Nothing here needs JAX: reports, prompts and pages are made from a saved file on a machine that has none. Values are brought to one
-form when an object is made (plain ints, floats of float32 value), so that a saved and re-read preimage equals the first.
+Nothing here needs JAX: reports, prompts and pages are made from a saved file on a machine that has none. Values are converted when an object
+is made (plain ints, floats of float32 value), so that a preimage equals itself after it was saved and read.
 """
 
 import dataclasses
-import functools
-import json
 import math
 import operator
 import os
-import pathlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from inversionview_jax.distance import MATCHES, METRICS
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.files import write_whole
+from inversionview_jax.preimage import json_format
 
-# Version 2 added how often a sample was drawn.
-FORMAT, FORMAT_VERSION = "inversionview-preimage", 2
+if TYPE_CHECKING:
+  from inversionview_jax.preimage.render import TerminalView
 
-# The share of samples inside epsilon that a display aims at: both sides of the line teach something (paper, appendix on sampling).
+# The share of samples inside epsilon that `shown` aims at; those outside show what the activation does distinguish (paper, appendix on sampling).
 _SHOWN_INSIDE = (0.6, 0.8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-  """The activation that was pointed at, and where it was found.
+  """An activation and the input, site and position it was captured at.
 
   Attributes:
     text: the input, without special tokens.
@@ -60,14 +60,14 @@ class Query:
 
   def __post_init__(self):
     attention = None if self.attention is None else _float32s(self.attention)
-    _canonical(
+    _set(
       self,
       tokens=_ints(self.tokens),
       token_strings=_strings(self.token_strings),
       position=operator.index(self.position),
     )
-    _canonical(self, activation=_float32s(self.activation), attention=attention)
-    _check_lengths("the query", self.tokens, token_strings=self.token_strings)
+    _set(self, activation=_float32s(self.activation), attention=attention)
+    json_format.check_lengths("the query", self.tokens, token_strings=self.token_strings)
     if not -1 <= self.position < len(self.tokens):
       raise InversionViewError(
         f"position {self.position} is outside of the query's {len(self.tokens)} tokens (BOS is 0; -1 when unknown)"
@@ -84,7 +84,7 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """One candidate input, and what the target said about it.
+  """One candidate input, with the distance that the target measured on it.
 
   Attributes:
     tokens: T token ids without BOS, EOS and PAD.
@@ -93,12 +93,12 @@ class Sample:
     distance: D to the query activation, a float32 value; ``inf`` when there was no position to compare.
     position: position of the minimum; counts BOS as 0, so ``token_strings[k]`` is at ``k + 1``; -1 when there was none.
     effect: per token, p(token | prefix, z) - p(token | prefix, z0), in [-1, 1], kept to 6 significant digits; z0 is the activation
-      of the BOS position, which says nothing. () when no decoder was involved.
+      at BOS, which encodes nothing about the input. () when no decoder was involved.
     inside: whether ``distance <= epsilon``; set by the `Preimage` that holds the sample.
-    temperature: temperature of the decoder when it wrote this candidate.
-    noise: eta; the decoder saw z plus Gaussian noise of ``eta * std(z)``. In a mixture of directions, 1 - cosine of what it saw to z.
+    temperature: sampling temperature of the decoder.
+    noise: eta; the decoder was given z plus Gaussian noise of ``eta * std(z)``. In a mixture of directions, 1 - cosine of its input to z.
     ended: whether the decoder wrote EOS; False for a candidate cut off at the longest length.
-    count: how often it was drawn; 1 unless `Preimage.merged` has put equal candidates together.
+    count: how often it was drawn; 1 unless `Preimage.merged` has merged equal candidates.
 
   Raises:
     InversionViewError: lengths that do not agree, a position outside of the candidate, or a number that is NaN.
@@ -117,44 +117,38 @@ class Sample:
   count: int = 1
 
   def __post_init__(self):
-    _canonical(
+    _set(
       self,
       tokens=_ints(self.tokens),
       token_strings=_strings(self.token_strings),
       position=operator.index(self.position),
     )
-    _canonical(self, distance=_float32(self.distance), effect=tuple(float(f"{e:.6g}") for e in self.effect))
-    _canonical(self, temperature=_shortest(self.temperature), noise=_shortest(self.noise))
-    _canonical(self, inside=bool(self.inside), ended=bool(self.ended), count=operator.index(self.count))
+    _set(self, distance=_float32(self.distance), effect=tuple(float(f"{e:.6g}") for e in self.effect))
+    _set(self, temperature=json_format.shortest(self.temperature), noise=json_format.shortest(self.noise))
+    _set(self, inside=bool(self.inside), ended=bool(self.ended), count=operator.index(self.count))
     if self.count < 1:
       raise InversionViewError(f"sample {self.text!r} was drawn {self.count} times: it must be at least once")
-    _check_lengths(f"sample {self.text!r}", self.tokens, token_strings=self.token_strings)
+    json_format.check_lengths(f"sample {self.text!r}", self.tokens, token_strings=self.token_strings)
     if self.effect:
-      _check_lengths(f"sample {self.text!r}", self.tokens, effect=self.effect)
+      json_format.check_lengths(f"sample {self.text!r}", self.tokens, effect=self.effect)
     if not -1 <= self.position <= len(self.tokens):
       raise InversionViewError(
         f"position {self.position} is outside of sample {self.text!r} of {len(self.tokens)} tokens (BOS is 0; -1 when unknown)"
       )
-    # A NaN would sort anywhere and compare as outside: an error of the run that must not look like a finding.
+    # A NaN would sort anywhere and compare as outside; it is an error of the run, not a distance.
     if math.isnan(self.distance) or not all(map(math.isfinite, (self.temperature, self.noise, *self.effect))):
       raise InversionViewError(
         f"sample {self.text!r} has a distance, effect, temperature or noise that is not a number: run the target in float32"
       )
 
 
-_COLUMNS = tuple(
-  f.name for f in dataclasses.fields(Sample) if f.name != "inside"
-)  # inside follows from distance and epsilon
-_QUERY_KEYS = tuple(f.name for f in dataclasses.fields(Query))
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
 class Preimage:
-  """A query and all the candidates that were tried for it, nearest first.
+  """A query and all candidates that were drawn for it, nearest first.
 
   Attributes:
-    query: the activation and where it was found.
-    samples: every candidate, ascending by distance; sorted, and `Sample.inside` set, whatever was passed.
+    query: the activation.
+    samples: every candidate, ascending by distance; they are sorted, and `Sample.inside` is set, when the object is made.
     epsilon: the threshold, > 0, in the unit of the metric.
     metric: "euclidean" (normalized: ``||z - z'|| / ||z||``) or "cosine" (``1 - cos``).
     match: "anywhere" (minimum over positions) or "position" (the position of the query only).
@@ -191,7 +185,7 @@ class Preimage:
       s if s.inside == (s.distance <= limit) else dataclasses.replace(s, inside=s.distance <= limit)
       for s in sorted(self.samples, key=lambda s: s.distance)
     )
-    _canonical(self, samples=samples, epsilon=epsilon, seed=operator.index(self.seed))
+    _set(self, samples=samples, epsilon=epsilon, seed=operator.index(self.seed))
 
   @property
   def inside(self) -> list[Sample]:
@@ -205,11 +199,11 @@ class Preimage:
 
   @property
   def rate(self) -> float:
-    """The in-epsilon rate: the share of all candidates that lie inside, each as often as it was drawn; 0 when there are none."""
+    """The in-epsilon rate: share of all candidates that lie inside, each counted as often as it was drawn; 0 when there are none."""
     return sum(s.count for s in self.inside) / max(sum(s.count for s in self.samples), 1)
 
   def shown(self, n: int = 100) -> list[Sample]:
-    """At most `n` candidates to look at, by distance: 60-80 % of them inside epsilon where there are enough (paper, "auto" sampling).
+    """At most `n` candidates for display, by distance: 60-80 % of them inside epsilon where there are enough (paper, "auto" sampling).
 
     Drawn without replacement and decided by `seed`; the same call gives the same samples.
     """
@@ -225,7 +219,7 @@ class Preimage:
     return [self.samples[i] for i in sorted([*inside[:n_inside], *outside[:n_outside]])]
 
   def merged(self) -> "Preimage":
-    """The same with equal candidates once, the nearest of them, and `Sample.count` saying how often they were drawn."""
+    """The same with equal candidates merged into the nearest of them; `Sample.count` is how often they were drawn."""
     groups: dict[tuple, list[Sample]] = {}
     for s in self.samples:
       groups.setdefault((s.tokens, s.token_strings, s.ended), []).append(s)
@@ -233,19 +227,16 @@ class Preimage:
     return dataclasses.replace(self, samples=samples)
 
   def at(self, epsilon: float) -> "Preimage":
-    """The same candidates seen with another epsilon (> 0); nothing is run again."""
+    """The same candidates at another epsilon (> 0); nothing is run again."""
     return dataclasses.replace(self, epsilon=epsilon)
 
   def to_json(self, path: "str | os.PathLike | None" = None) -> str:
-    """Strict JSON of everything, samples by column; an infinite distance is null. Also written to `path`, whole or not at all."""
-    samples = {name: [getattr(s, name) for s in self.samples] for name in _COLUMNS}
-    samples["distance"] = [_shortest(d) if math.isfinite(d) else None for d in samples["distance"]]
-    query = {name: getattr(self.query, name) for name in _QUERY_KEYS}
-    for name in ("activation", "attention"):
-      query[name] = query[name] and [_shortest(v) for v in query[name]]  # attention may be None
-    table = {"format": FORMAT, "format_version": FORMAT_VERSION}
-    table |= {name: getattr(self, name) for name in _PREIMAGE_KEYS} | {"query": query, "samples": samples}
-    text = json.dumps(table, allow_nan=False, separators=(",", ":"))
+    """Strict JSON of everything; also written to `path`, whole or not at all."""
+    text = json_format.dumps(
+      {name: getattr(self, name) for name in json_format.PREIMAGE_KEYS},
+      {name: getattr(self.query, name) for name in json_format.QUERY_KEYS},
+      {name: [getattr(s, name) for s in self.samples] for name in json_format.SAMPLE_KEYS},
+    )
     if path is not None:
       write_whole(path, text + "\n")
     return text
@@ -257,55 +248,23 @@ class Preimage:
     Raises:
       InversionViewError: no such file, not JSON, another format, a newer version of it, or a part that is missing or malformed.
     """
-    is_text = isinstance(path_or_text, str) and path_or_text.lstrip().startswith("{")
-    name = "this text" if is_text else os.fspath(path_or_text)
+    table = json_format.loads(path_or_text)
     try:
-      table = json.loads(
-        path_or_text if is_text else pathlib.Path(path_or_text).expanduser().read_text(encoding="utf-8")
-      )
-    except OSError as error:
-      raise InversionViewError(
-        f"cannot read preimage {name!r}: {error.strerror}; give a file that Preimage.to_json wrote"
-      ) from None
-    except (ValueError, RecursionError) as error:
-      raise InversionViewError(f"{name} is not JSON ({error}); give a file that Preimage.to_json wrote") from None
-    try:
-      return cls._from_table(table)
+      fields, query, samples = json_format.parse(table)
+      return cls(query=Query(**query), samples=tuple(Sample(**sample) for sample in samples), **fields)
     except (TypeError, ValueError, OverflowError) as error:
-      raise InversionViewError(f"{name} is not a readable preimage: {error}") from None
-
-  @classmethod
-  def _from_table(cls, table) -> "Preimage":
-    found, version = _take(table, ("format", "format_version"), "the file")
-    if found != FORMAT:
-      raise InversionViewError(f"its format is {found!r}, not {FORMAT!r}; give a file that Preimage.to_json wrote")
-    if type(version) is not int or version < 1:
-      raise InversionViewError(f"format_version {version!r} is not a version; give a file that Preimage.to_json wrote")
-    if version > FORMAT_VERSION:
-      raise InversionViewError(
-        f"format_version {version} is newer than the {FORMAT_VERSION} this package reads; upgrade inversionview_jax"
-      )
-    *fields, query, samples = _take(table, (*_PREIMAGE_KEYS, "query", "samples"), "the file")
-    query = Query(**dict(zip(_QUERY_KEYS, _take(query, _QUERY_KEYS, "query"))))
-    known = _COLUMNS if version > 1 else tuple(name for name in _COLUMNS if name != "count")
-    columns = dict(zip(known, _take(samples, known, "samples")))
-    if wrong := [key for key, column in columns.items() if not isinstance(column, list)]:
-      raise InversionViewError(f"samples.{wrong[0]} is not a list")
-    _check_lengths("samples", columns["tokens"], **columns)
-    columns["distance"] = [math.inf if d is None else d for d in columns["distance"]]
-    rows = tuple(Sample(**dict(zip(columns, row))) for row in zip(*columns.values()))
-    return cls(query=query, samples=rows, **dict(zip(_PREIMAGE_KEYS, fields)))
+      raise InversionViewError(f"{json_format.source_name(path_or_text)} is not a readable preimage: {error}") from None
 
   def __repr__(self) -> str:
-    at = f"{self.query.site} at {self.query.label or self.query.position!s}"
-    return f"<Preimage of {self.query.text!r}, {at}: {len(self.inside)} of {len(self.samples)} inside epsilon = {self.epsilon:g}>"
+    location = f"{self.query.site} at {self.query.label or self.query.position!s}"
+    return f"<Preimage of {self.query.text!r}, {location}: {len(self.inside)} of {len(self.samples)} inside epsilon = {self.epsilon:g}>"
 
   def __str__(self) -> str:
-    from inversionview_jax.preimage import render  # the display imports this module
+    from inversionview_jax.preimage import render  # imports rich, which data alone does not need
 
     return render.to_text(self)
 
-  def __rich__(self):
+  def __rich__(self) -> "TerminalView":
     from inversionview_jax.preimage import render
 
     return render.to_rich(self)
@@ -316,40 +275,33 @@ class Preimage:
     return render.to_html(self)
 
 
-_PREIMAGE_KEYS = tuple(f.name for f in dataclasses.fields(Preimage) if f.name not in ("query", "samples"))
-
-
-def _canonical(self, **values) -> None:
+def _set(self: object, **values: object) -> None:
+  """Sets attributes of a frozen object that is being made."""
   for name, value in values.items():
     object.__setattr__(self, name, value)
 
 
-def _ints(values) -> tuple[int, ...]:
+def _ints(values: Iterable[Any]) -> tuple[int, ...]:
   return tuple(map(operator.index, values))
 
 
-def _strings(values) -> tuple[str, ...]:
+def _strings(values: Iterable[Any]) -> tuple[str, ...]:
   values = tuple(values)
   if wrong := [v for v in values if not isinstance(v, str)]:
     raise InversionViewError(f"token string {wrong[0]!r} is not a string")
   return values
 
 
-def _float32(value) -> float:
+def _float32(value: float) -> float:
   return float(np.float32(value))
 
 
-def _float32s(values) -> tuple[float, ...]:
+def _float32s(values: Sequence[float]) -> tuple[float, ...]:
   return tuple(np.asarray(values, np.float32).tolist())
 
 
-@functools.lru_cache(256)  # of the few settings of a mixture
-def _shortest(value: float) -> float:
-  """The double with the fewest digits that is the same float32 value: exact when read again, and half as long in a file."""
-  return float(str(np.float32(value)))
-
-
-def _positive(epsilon) -> float:
+def _positive(epsilon: Any) -> float:
+  """`epsilon` as a float; raises `InversionViewError` if it is not a positive number."""
   try:
     number = float(epsilon)
   except (TypeError, ValueError):
@@ -359,19 +311,3 @@ def _positive(epsilon) -> float:
       f"epsilon must be a positive number, not {epsilon!r}; the paper uses 0.1, and 0.25 for factual recall"
     )
   return number
-
-
-def _check_lengths(what: str, tokens, /, **columns) -> None:
-  for name, column in columns.items():
-    if len(column) != len(tokens):
-      raise InversionViewError(
-        f"{what}: {name} has length {len(column)} and tokens has length {len(tokens)}; they must agree"
-      )
-
-
-def _take(table, keys, where: str) -> list:
-  if not isinstance(table, dict):
-    raise InversionViewError(f"{where} is not a JSON object; give a file that Preimage.to_json wrote")
-  if missing := [key for key in keys if key not in table]:
-    raise InversionViewError(f"{where} lacks {', '.join(map(repr, missing))}; give a file that Preimage.to_json wrote")
-  return [table[key] for key in keys]

@@ -1,22 +1,30 @@
 """Figures: patching experiments and readers' rates as bars, completeness as a histogram; needs matplotlib (the extra `plots`).
 
-Every function takes what a measurement returned and writes whole files or none.
+Every function takes the result of a measurement and writes complete files or none.
 """
 
 import importlib.util
 import io
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import write_whole
 
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+  from inversionview_jax.measures.coverage import Completeness
+  from inversionview_jax.measures.evaluation import Evaluation
+
 _BAR, _EDGE = "#4f7fd6", "#1c2127"
 _INSIDE, _OUTSIDE, _BASE = "#2166ac", "#b2182b", "#999999"
 _NAMES = {"kl": "KL (nats)", "top_logit": "fall of the top logit"}
-_MOST = 20  # components of a direct logit attribution
+_MAX_COMPONENTS = 20  # of a direct logit attribution
 MISSING = "no charts: matplotlib is not installed; pip install 'inversionview_jax[plots]'"
 
 
@@ -26,17 +34,21 @@ def available() -> bool:
 
 
 def check() -> None:
-  """Raises `InversionViewError` if matplotlib is not there; to be called before the work whose result would be drawn."""
+  """Raises `InversionViewError` if matplotlib is missing; called before the work whose result is drawn."""
   if not available():
     raise InversionViewError(MISSING)
 
 
-def write_chart(result: dict, stem: "str | os.PathLike") -> list[pathlib.Path]:
+def write_chart(result: dict[str, Any], stem: "str | os.PathLike") -> list[pathlib.Path]:
   """Draws a result of `experiments.run` and writes it as `stem`.png and `stem`.svg.
 
-  Of a patch, a panel per order: by how much the logit difference has fallen when the heads up to here are patched. Of an ablation, a panel
-  per metric: what the predictions at each position lose. Of a direct logit attribution, what the heads that do most contribute to the logit
+  A patch has a panel per order: the fall of the logit difference when the heads up to this one are patched. An ablation has a panel per
+  metric: its effect on the predictions at each position. A direct logit attribution shows the heads that contribute most to the logit
   difference. Error bars are one standard error.
+
+  Args:
+    result: as data.
+    stem: the path without its ending.
 
   Returns:
     The two paths.
@@ -51,7 +63,7 @@ def write_chart(result: dict, stem: "str | os.PathLike") -> list[pathlib.Path]:
   panels = _panels(result)
   most = max(len(names) for _, _, names, _ in panels)
   longest = max(len(line) for _, _, names, _ in panels for name in names for line in name.split("\n"))
-  # A figure of its own, not pyplot's: no window, no state that others share. Text stays text, ids stay the same.
+  # Not pyplot's figure: no window and no global state. Text stays text, ids are reproducible.
   with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "inversionview", "svg.fonttype": "none"}):
     figure = Figure(figsize=(1.2 + len(panels) * (0.5 * most + 0.9), 2.8 + 0.05 * longest), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=result["kind"] == "patch", squeeze=False)[0]
@@ -75,21 +87,21 @@ def write_chart(result: dict, stem: "str | os.PathLike") -> list[pathlib.Path]:
   return written
 
 
-def _panels(result) -> list[tuple[str, str, list[str], list[dict]]]:
-  """(title, label of the y axis, names, values) of each panel."""
+def _panels(result: dict[str, Any]) -> list[tuple[str, str, list[str], list[dict]]]:
+  """(title, label of the y axis, names, values) of each panel; a value has "mean" and "se"."""
   if result["kind"] == "patch":
     return [
       (
         table["order"],
         "logit difference lost",
-        # a place per line, where several are patched at once
+        # a line for each site, where several are patched at once
         [row["name"].replace(" ", "\n").replace("+\n", "+ ") for row in table["rows"]],
         [row["logit_difference"] for row in table["rows"]],
       )
       for table in result["results"]
     ]
   if result["kind"] == "attribute":
-    rows, roles = result["results"][0]["rows"][:_MOST], result["settings"]["roles"]
+    rows, roles = result["results"][0]["rows"][:_MAX_COMPONENTS], result["settings"]["roles"]
     label = f"logit of {roles[0]} - {roles[1]}"
     return [(label, label, [row["name"] for row in rows], [row["logit_difference"] for row in rows])]
   (table, *_), several = result["results"], len({row["name"] for row in result["results"][0]["rows"]}) > 1
@@ -97,20 +109,18 @@ def _panels(result) -> list[tuple[str, str, list[str], list[dict]]]:
   return [(label, label, names, [row[metric] for row in table["rows"]]) for metric, label in _NAMES.items()]
 
 
-def rates(path: "str | os.PathLike", evaluation) -> None:
-  """Each site's in-epsilon rate with its 95 % interval, next to what random inputs reach (`evaluation.Evaluation`)."""
+def rates(path: "str | os.PathLike", evaluation: "Evaluation") -> None:
+  """Draws each site's in-epsilon rate with its 95 % interval, next to the rate of random inputs."""
   sites = evaluation.sites
   figure, axes = _figure(1, width=max(6.0, 0.5 * len(sites) + 2.0), height=3.4)
-  place, value = np.arange(len(sites)), np.array([site.rate.value for site in sites])
+  x, value = np.arange(len(sites)), np.array([site.rate.value for site in sites])
   low, high = (np.array([getattr(site.rate, side) for site in sites]) for side in ("low", "high"))
-  axes.bar(place, value, 0.7, color=_INSIDE, label="samples of the reader")
-  axes.errorbar(
-    place, value, yerr=np.maximum([value - low, high - value], 0), fmt="none", ecolor="black", capsize=2, lw=1
-  )
+  axes.bar(x, value, 0.7, color=_INSIDE, label="samples of the reader")
+  axes.errorbar(x, value, yerr=np.maximum([value - low, high - value], 0), fmt="none", ecolor="black", capsize=2, lw=1)
   axes.bar(
-    place, [site.base for site in sites], 0.7, facecolor="none", edgecolor=_BASE, hatch="////", label="random inputs"
+    x, [site.base for site in sites], 0.7, facecolor="none", edgecolor=_BASE, hatch="////", label="random inputs"
   )
-  axes.set_xticks(place, [site.name for site in sites], rotation=60)
+  axes.set_xticks(x, [site.name for site in sites], rotation=60)
   axes.set_ylim(0, 1)
   axes.set_ylabel(f"share within ε = {evaluation.epsilon:g}")
   axes.set_title(
@@ -120,35 +130,38 @@ def rates(path: "str | os.PathLike", evaluation) -> None:
   _save(path, figure)
 
 
-def completeness(path: "str | os.PathLike", found) -> None:
-  """Distance against log-probability for every input, a panel per query (paper, appendix on completeness; `coverage.Completeness`)."""
+def completeness(path: "str | os.PathLike", results: "Sequence[Completeness]") -> None:
+  """Draws distance against log-probability of every input, a panel per query (paper, appendix on completeness)."""
   from matplotlib.colors import LogNorm
 
-  columns = min(len(found), 4)
-  figure, axes = _figure(len(found), width=3.3 * columns, height=3.0 * -(-len(found) // columns), columns=columns)
-  for axis, one in zip(np.atleast_1d(axes).flat, found):
-    keep = np.isfinite(one.distance)
-    axis.hist2d(one.distance[keep], one.log_prob[keep], bins=80, norm=LogNorm(), cmap="viridis")
-    axis.set_xlim(0, max(2 * one.epsilon, one.distance[keep].max(initial=0.0)))  # so that epsilon is in the picture
-    axis.axvline(one.epsilon, color=_OUTSIDE, lw=1)
-    axis.set_title(f"{one.site} at {one.label}, {one.text}", fontsize=8)
+  columns = min(len(results), 4)
+  figure, axes = _figure(len(results), width=3.3 * columns, height=3.0 * -(-len(results) // columns), columns=columns)
+  for axis, result in zip(np.atleast_1d(axes).flat, results):
+    keep = np.isfinite(result.distance)
+    axis.hist2d(result.distance[keep], result.log_prob[keep], bins=80, norm=LogNorm(), cmap="viridis")
+    axis.set_xlim(
+      0, max(2 * result.epsilon, result.distance[keep].max(initial=0.0))
+    )  # so that epsilon is in the picture
+    axis.axvline(result.epsilon, color=_OUTSIDE, lw=1)
+    axis.set_title(f"{result.site} at {result.label}, {result.text}", fontsize=8)
     axis.set_xlabel("distance", fontsize=8)
     axis.set_ylabel("log p(input | activation)", fontsize=8)
     axis.tick_params(labelsize=7)
-  for axis in np.atleast_1d(axes).flat[len(found) :]:
+  for axis in np.atleast_1d(axes).flat[len(results) :]:
     axis.set_axis_off()
   _save(path, figure)
 
 
-def _figure(panels: int, width: float, height: float, columns: int = 1):
+def _figure(panels: int, width: float, height: float, columns: int = 1) -> "tuple[Figure, Any]":
+  """A figure and its axes."""
   check()
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(width, height), layout="constrained")  # as above
+  figure = Figure(figsize=(width, height), layout="constrained")
   return figure, figure.subplots(-(-panels // columns), columns)
 
 
-def _save(path, figure) -> None:
+def _save(path: "str | os.PathLike", figure: "Figure") -> None:
   page = io.BytesIO()
   figure.savefig(page, dpi=150, format="png")
   write_whole(path, page.getvalue())

@@ -1,4 +1,4 @@
-"""Preimages in the files of the paper's own viewer, both ways.
+"""Files of the paper's own viewer: preimages written as such files, and read from them.
 
 A folder for each query text holds a file for each site, position and metric. A file has the query, its attention where the site is a head,
 and a list of samples: tokens, effect and metric of each token, index and value of the best one. Numbers are rounded to three decimals,
@@ -16,6 +16,8 @@ import math
 import os
 import pathlib
 import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,12 +27,12 @@ from inversionview_jax.files import make_folder, write_whole
 from inversionview_jax.preimage import Preimage, Query, Sample
 from inversionview_jax.tasks import Task
 
-# The viewer writes tokens into a page as they are, where "<BOS>" would be taken for markup.
+# The viewer writes tokens into a page without escaping, where "<BOS>" would be markup.
 BOS, EOS = "[BOS]", "[EOS]"
 METRICS = {"dist": "euclidean", "sim": "cosine"}
 _KEYS = ("query_input", "query_position", "probed_act", "attn_weights", "temperature", "metric", "generation")
 _NAME = re.compile(r"(?P<site>[^-]+)-(?P<position>\d+)-(?P<temperature>[^-]+)-(?P<metric>dist|sim)\.json")
-_NOWHERE = {"dist": 1000.0, "sim": -1.0}  # what stands for a token that was not compared
+_NOT_COMPARED = {"dist": 1000.0, "sim": -1.0}  # the value of a token that was not compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Page:
 
   @property
   def path(self) -> str:
-    """Where it goes inside the folder of all: the joined tokens of the query, and the file's name."""
+    """Its path inside the viewer's folder: the joined tokens of the query, and the file's name."""
     folder = "".join(self.query_input)
     if "/" in folder or "\0" in folder or len(folder.encode()) > 255:
       raise InversionViewError(
@@ -67,20 +69,23 @@ class Page:
     return f"{folder}/{self.probed_act}-{self.query_position}-{kind}-{self.metric}.json"
 
   def to_json(self) -> str:
+    """The content of the file."""
     return json.dumps({name: getattr(self, name) for name in _KEYS}, allow_nan=False)
 
   @classmethod
   def read(cls, path: "str | os.PathLike") -> "Page":
     """Reads a file; raises `InversionViewError` naming it and what is wrong with it."""
     try:
-      said = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-      if not isinstance(said, dict) or (missing := [key for key in _KEYS if key not in said]):
-        raise InversionViewError(f"it lacks {', '.join(missing)}" if isinstance(said, dict) else "it is no JSON object")
-      made = {name: said[name] for name in _KEYS}
+      content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+      if not isinstance(content, dict):
+        raise InversionViewError("it is no JSON object")
+      if missing := [key for key in _KEYS if key not in content]:
+        raise InversionViewError(f"it lacks {', '.join(missing)}")
+      fields = {name: content[name] for name in _KEYS}
       for name in ("query_input", "attn_weights"):
-        made[name] = tuple(made[name])
-      made["generation"] = tuple(_row(row) for row in made["generation"])
-      page = cls(**made)
+        fields[name] = tuple(fields[name])
+      fields["generation"] = tuple(_row(row) for row in fields["generation"])
+      page = cls(**fields)
       page._check()
       return page
     except OSError as error:
@@ -98,7 +103,8 @@ class Page:
     sites.parse(self.probed_act)
 
 
-def _row(row) -> tuple:
+def _row(row: Sequence[Any]) -> tuple:
+  """Checks one sample of a file: (tokens, effects, values, index of the best, its value)."""
   tokens, effect, values, best, value = row
   if not len(tokens) == len(effect) == len(values):
     raise InversionViewError(f"sample {''.join(map(str, tokens))!r} has {len(effect)} effects and {len(values)} values")
@@ -112,7 +118,7 @@ def _row(row) -> tuple:
 
 
 def page_of(preimage: Preimage, values: np.ndarray, metric: str, shown: int = 100) -> Page:
-  """A preimage as the viewer shows it.
+  """The file of a preimage.
 
   Args:
     preimage: of this metric, with effects.
@@ -126,17 +132,19 @@ def page_of(preimage: Preimage, values: np.ndarray, metric: str, shown: int = 10
   """
   if METRICS[metric] != preimage.metric:
     raise InversionViewError(f"a {metric} file needs the {METRICS[metric]} metric, not {preimage.metric}")
-  places = {id(sample): place for place, sample in enumerate(preimage.samples)}
+  rows_of = {id(sample): row for row, sample in enumerate(preimage.samples)}
   rows = []
   for sample in preimage.shown(shown):
     if len(sample.effect) != len(sample.tokens):
-      raise InversionViewError("the candidates have no effects, which the viewer colours by: draw them with effects")
+      raise InversionViewError(
+        "the candidates have no effects, by which the viewer colors tokens: draw them with effects"
+      )
     if sample.position < 0:  # nothing to compare, so nothing to show
       continue
     length = 1 + len(sample.tokens)
-    own = np.asarray(values[places[id(sample)]][:length], np.float64)
-    own = np.where(np.isnan(own), _NOWHERE[metric], own if metric == "dist" else 1.0 - own)
-    ends = ([EOS], [0.0], [_NOWHERE[metric]]) if sample.ended else ([], [], [])
+    own = np.asarray(values[rows_of[id(sample)]][:length], np.float64)
+    own = np.where(np.isnan(own), _NOT_COMPARED[metric], own if metric == "dist" else 1.0 - own)
+    ends = ([EOS], [0.0], [_NOT_COMPARED[metric]]) if sample.ended else ([], [], [])
     effect = [0.0, *sample.effect] + ends[1]
     rows.append(
       (
@@ -158,7 +166,13 @@ def page_of(preimage: Preimage, values: np.ndarray, metric: str, shown: int = 10
 
 
 def preimage_of(page: Page, task: Task, epsilon: float | None = None, reader: str = "imported") -> Preimage:
-  """The inverse, as far as the file goes: rounded numbers, no activation, epsilon of the task unless given.
+  """The preimage in a file, with rounded numbers and no activation.
+
+  Args:
+    page: the file.
+    task: of the texts.
+    epsilon: None for the task's; the file has none.
+    reader: name of the reader; the file has none.
 
   Raises:
     InversionViewError: a token that the task does not have.
@@ -211,25 +225,27 @@ def preimage_of(page: Page, task: Task, epsilon: float | None = None, reader: st
 
 
 def _known(token: str, task: Task) -> bool:
+  """Whether this is one token of the task."""
   try:
     return len(task.tokenizer.encode(token)) == 1
   except InversionViewError:
     return False
 
 
-def _ids(tokens, task: Task) -> list[int]:
-  found = []
+def _ids(tokens: Sequence[str], task: Task) -> list[int]:
+  """Token ids; raises `InversionViewError` for a token that the task does not have."""
+  ids: list[int] = []
   for token in tokens:
     if not _known(token, task):
       raise InversionViewError(f"the task {task.name!r} has no token {token!r}: give the task that these files are of")
-    found += task.tokenizer.encode(token)
-  return found
+    ids += task.tokenizer.encode(token)
+  return ids
 
 
-def write(folder: "str | os.PathLike", pages) -> list[str]:
+def write(folder: "str | os.PathLike", pages: Iterable[Page]) -> list[str]:
   """Writes the files; returns their paths inside the folder."""
-  folder, written = make_folder(folder), []
-  paths = [page.path for page in pages]  # all of them can be named, before the first is written
+  folder, written, pages = make_folder(folder), [], list(pages)
+  paths = [page.path for page in pages]  # raises for a page that cannot be named, before the first is written
   for path, page in zip(paths, pages, strict=True):
     make_folder(folder / path.split("/")[0])
     write_whole(folder / path, page.to_json())
@@ -250,8 +266,8 @@ def read(folder: "str | os.PathLike") -> list[Page]:
     )
   pages = []
   for path in paths:
-    page, said = Page.read(path), _NAME.fullmatch(path.name)
-    if (page.probed_act, str(page.query_position), page.metric) != (said["site"], said["position"], said["metric"]):
+    page, name = Page.read(path), _NAME.fullmatch(path.name)
+    if (page.probed_act, str(page.query_position), page.metric) != (name["site"], name["position"], name["metric"]):
       raise InversionViewError(f"{os.fspath(path)!r} is named for another site, position or metric than it holds")
     pages.append(page)
   return pages

@@ -1,6 +1,6 @@
-"""Many preimages in one self-contained page: an index by site and position, what each activation says, plots, and the command that made it.
+"""Many preimages in one self-contained page: an index by site and position, what each activation encodes, plots, and the command that made it.
 
-Made from plain data, saved or fresh; needs no JAX, no network and no script.
+Made from plain data, saved or new; needs no JAX, no network and no script.
 """
 
 import os
@@ -14,9 +14,10 @@ from inversionview_jax._version import __version__
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.measures import consistency
 from inversionview_jax.preimage import FORMAT, Preimage
-from inversionview_jax.preimage.render import fragments, plots, words
-from inversionview_jax.preimage.render.fragments import Look, escape
+from inversionview_jax.preimage.render import formatting, fragments, plots
+from inversionview_jax.preimage.render.fragments import DisplayOptions, escape
 from inversionview_jax.preimage.render.pages import document
+from inversionview_jax.show import feature_table
 
 _STYLE = """
 header,nav,.rp-about{max-width:110rem;margin:0 auto 1.4rem}
@@ -57,41 +58,41 @@ def read_folder(folder: "str | os.PathLike") -> tuple[list[Preimage], list[str]]
     raise InversionViewError(
       f"no folder {os.fspath(folder)!r}: give one that holds preimages (`inversionview view --json`)"
     )
-  found, left_out = [], []
+  preimages, left_out = [], []
   for path in sorted(root.rglob("*.json")):
     try:
-      found.append(Preimage.from_json(path))
+      preimages.append(Preimage.from_json(path))
     except InversionViewError as error:
-      said = " ".join(str(error).split()).replace(str(root) + os.sep, "")
-      left_out.append(f"{path.relative_to(root)}: {said}")
-  if not found:
-    why = f"; for example {left_out[0]}" if left_out else ""
-    raise InversionViewError(f"no preimage in {os.fspath(folder)!r}: no .json file of format {FORMAT!r}{why}")
-  return found, left_out
+      reason = " ".join(str(error).split()).replace(str(root) + os.sep, "")
+      left_out.append(f"{path.relative_to(root)}: {reason}")
+  if not preimages:
+    example = f"; for example {left_out[0]}" if left_out else ""
+    raise InversionViewError(f"no preimage in {os.fspath(folder)!r}: no .json file of format {FORMAT!r}{example}")
+  return preimages, left_out
 
 
 def to_report(
   preimages: Sequence[Preimage],
-  title: str = "What these activations say",
+  title: str = "What these activations encode",
   command: str = "",
   shown: int = 30,
   left_out: Sequence[str] = (),
   colors: bool = True,
 ) -> str:
-  """The page.
+  """An HTML page of many preimages.
 
   Args:
-    preimages: in the order in which they are shown.
+    preimages: at least one, in the order in which they are shown.
     title: of the page.
-    command: that made it, as it was typed.
+    command: the command line that made the page.
     shown: samples of each preimage at most.
-    left_out: what should be in it and is not, a line each.
-    colors: whether tokens are coloured by their effect.
+    left_out: files that could not be read, a line each.
+    colors: whether tokens are colored by their effect.
   """
   if not preimages:
     raise InversionViewError("a report needs at least one preimage: there is none")
   names = _anchors(preimages)
-  look = Look(shown, colors, notes=False, compact=True)
+  options = DisplayOptions(shown, colors, notes=False, compact=True)
   readers = list(dict.fromkeys(p.reader for p in preimages))
   each = ", ".join(f"{escape(name)} ({sum(p.reader == name for p in preimages)})" for name in readers)
   about = f'<p class="rp-dim">{len(preimages)} preimages of {each} · inversionview_jax {__version__}</p>\n'
@@ -102,17 +103,18 @@ def to_report(
     about += f'<div class="rp-left"><p>Left out, {len(left_out)} files:</p><ul>{lines}</ul></div>\n'
   body = f"<header><h1>{escape(title)}</h1>\n{about}</header>\n"
   for reader in readers:
-    mine = [(p, name) for p, name in zip(preimages, names, strict=True) if p.reader == reader]
+    anchored = [(p, name) for p, name in zip(preimages, names, strict=True) if p.reader == reader]
     body += f'<nav aria-label="{escape(reader)}"><h2 class="rp">{escape(reader)}</h2><div class="rp-sides">'
-    body += f'<div class="rp-scroll">{_index(mine)}</div>{_rates(mine)}</div></nav>\n'
+    body += f'<div class="rp-scroll">{_index(anchored)}</div>{_rates(anchored)}</div></nav>\n'
   sections = "".join(
-    fragments.section(p, look, name, _says(p) + _settings(p)) for p, name in zip(preimages, names, strict=True)
+    fragments.section(p, options, name, _encoded(p) + _settings(p)) for p, name in zip(preimages, names, strict=True)
   )
-  body += f"<main>\n{sections}</main>\n{_about(preimages, look)}"
+  body += f"<main>\n{sections}</main>\n{_about(preimages, options)}"
   return document(title, body, _STYLE)
 
 
 def _anchors(preimages: Sequence[Preimage]) -> list[str]:
+  """An id for each section, unique on the page."""
   names = []
   for k, p in enumerate(preimages):
     plain = re.sub(r"[^A-Za-z0-9.]+", "-", f"{p.reader}-{p.query.site}")
@@ -120,78 +122,81 @@ def _anchors(preimages: Sequence[Preimage]) -> list[str]:
   return names
 
 
-def _order(site: str) -> tuple:
-  """The order of a forward pass; names of no known form come last."""
+def _forward_order(site: str) -> tuple:
+  """Sort key: the order of a forward pass; names that are no site come last."""
   kinds = ("embed", "pos_embed", "pre", "head", "heads", "mid", "mlp", "post", "pattern")
   try:
-    found = sites.parse(site)
+    parsed = sites.parse(site)
   except InversionViewError:
     return (1, site)
-  return (0, -1 if found.layer is None else found.layer, kinds.index(found.kind), found.head or 0)
+  return (0, -1 if parsed.layer is None else parsed.layer, kinds.index(parsed.kind), parsed.head or 0)
 
 
-def _index(mine) -> str:
-  """A table with a row for each site and a column for each position; each cell leads to its preimages."""
+def _index(anchored: Sequence[tuple[Preimage, str]]) -> str:
+  """A table with a row for each site and a column for each position; each cell links to its preimages."""
   columns = list(
     dict.fromkeys(
-      (p.query.label or str(p.query.position)) for p, _ in sorted(mine, key=lambda one: one[0].query.position)
+      (p.query.label or str(p.query.position)) for p, _ in sorted(anchored, key=lambda item: item[0].query.position)
     )
   )
   cells: dict[tuple[str, str], str] = {}
-  for p, name in mine:
+  for p, name in anchored:
     key = p.query.site, p.query.label or str(p.query.position)
-    says = f"{p.query.site} at {key[1]} of {p.query.text}"
-    link = f'<a href="#{name}" style="--r:{p.rate:.2f}" title="{escape(says)}">{_rate(p)}</a>'
+    label = f"{p.query.site} at {key[1]} of {p.query.text}"
+    link = f'<a href="#{name}" style="--r:{p.rate:.2f}" title="{escape(label)}">{_rate(p)}</a>'
     cells[key] = cells.get(key, "") + link
   head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
   rows = ""
-  for site in sorted({p.query.site for p, _ in mine}, key=_order):
+  for site in sorted({p.query.site for p, _ in anchored}, key=_forward_order):
     rows += f'<tr><th scope="row">{escape(site)}</th>'
     rows += "".join(f"<td>{cells.get((site, column), '')}</td>" for column in columns) + "</tr>"
   caption = '<caption class="rp-dim">share inside ε, by site and position</caption>'
   return f'<table class="rp-index">{caption}<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
-def _rates(mine) -> str:
+def _rates(anchored: Sequence[tuple[Preimage, str]]) -> str:
+  """The mean in-epsilon rate of each site, as bars."""
   rows = []
-  for site in sorted({p.query.site for p, _ in mine}, key=_order):
-    own = [p.rate for p, _ in mine if p.query.site == site]
-    mean = statistics.fmean(own)
-    rows.append((site, mean, f"{100 * mean:.0f} %" + (f" of {len(own)}" if len(own) > 1 else "")))
+  for site in sorted({p.query.site for p, _ in anchored}, key=_forward_order):
+    site_rates = [p.rate for p, _ in anchored if p.query.site == site]
+    mean = statistics.fmean(site_rates)
+    rows.append((site, mean, f"{100 * mean:.0f} %" + (f" of {len(site_rates)}" if len(site_rates) > 1 else "")))
   return (
     f'<div class="inversionview rp-card">{plots.rates(rows, "in-epsilon rate of the candidates by site, mean")}</div>'
   )
 
 
-def _says(p: Preimage) -> str:
-  """What the activation says, where its task is known here."""
-  if p.task not in tasks.names():
+def _encoded(p: Preimage) -> str:
+  """What the activation encodes, where its task is known here."""
+  task = tasks.known(p.task)
+  if task is None:
     return ""
-  return fragments.says(consistency.activation_reading(p, tasks.get(p.task)), most=6, notes=False)
+  return feature_table.encoded_features(consistency.activation_reading(p, task), most=6, notes=False)
 
 
 def _settings(p: Preimage) -> str:
+  """Site, metric and how the candidates were drawn, as a line below the counts."""
   pairs = sorted({(s.temperature, s.noise) for s in p.samples})
-  how = ", ".join(f"({t:g}, {eta:g})" for t, eta in pairs[:6]) + (", …" if len(pairs) > 6 else "")
-  said = f"{escape(p.query.site)} at position {escape(words.place(p.query))} · " + escape(
-    f"{_metric(p)} · candidates at (temperature, noise) {how} · {p.convention} weights · seed {p.seed}"
+  settings = ", ".join(f"({t:g}, {eta:g})" for t, eta in pairs[:6]) + (", …" if len(pairs) > 6 else "")
+  line = f"{escape(p.query.site)} at position {escape(formatting.position_text(p.query))} · " + escape(
+    f"{_metric(p)} · candidates at (temperature, noise) {settings} · {p.convention} weights · seed {p.seed}"
   )
-  return f'<p class="iv-note">{said}</p>'
+  return f'<p class="iv-note">{line}</p>'
 
 
 def _metric(p: Preimage) -> str:
-  return dict(words.facts(p))["distance"]
+  return dict(formatting.facts(p))["distance"]
 
 
 def _rate(p: Preimage) -> str:
-  return words.percent(words.totals(p.inside), words.totals(p.samples))
+  return formatting.percent(formatting.totals(p.inside), formatting.totals(p.samples))
 
 
-def _about(preimages: Sequence[Preimage], look: Look) -> str:
-  """What everything means, once for all sections."""
+def _about(preimages: Sequence[Preimage], options: DisplayOptions) -> str:
+  """The explanation of the sections, once for all."""
   return (
     '<footer class="inversionview rp-card rp-about"><p class="iv-note">Each section is one activation: the query with its position framed '
-    "(shaded: where the head attends to), how far all candidates lie, what those inside ε share, and some of the candidates. "
-    "What it says: a property that the query has; how many of the candidates inside ε have it; how many random inputs have it; bars show what "
-    f"of the gap between the two is closed.</p>{fragments.legend(preimages[0], look)}</footer>\n"
+    "(shaded: where the head attends to), the distances of all candidates, what those inside ε share, and some of the candidates. "
+    "What it encodes: a property of the query; how many of the candidates inside ε have it; how many random inputs have it; bars show how much "
+    f"of the gap between random inputs and all is closed.</p>{fragments.legend(preimages[0], options)}</footer>\n"
   )

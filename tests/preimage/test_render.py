@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def _break(change):
 
 
 @pytest.mark.parametrize(
-  "text, says",
+  "text, message",
   [
     ("{not json", "is not JSON"),
     ("", "is not JSON"),
@@ -123,10 +124,10 @@ def _break(change):
     (_break(lambda t: t["samples"]["distance"].__setitem__(0, float("nan"))), "not a number"),
   ],
 )
-def test_malformed_file_is_one_line_naming_it(text, says, tmp_path):
+def test_malformed_file_is_one_line_naming_it(text, message, tmp_path):
   path = tmp_path / "broken.json"
   path.write_text(text)
-  with pytest.raises(InversionViewError, match=re.escape(says)) as caught:
+  with pytest.raises(InversionViewError, match=re.escape(message)) as caught:
     Preimage.from_json(path)
   assert "broken.json" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -281,7 +282,7 @@ def test_page_loads_nothing(hostile):
     render.to_page([])
 
 
-def test_html_says_what_the_terminal_says():
+def test_html_shows_what_the_terminal_shows():
   preimage = make_preimage([make_sample(effect=[0.123456] * 12)] * 2 + [make_sample("1+1=2", 0.4, -1)])
   text = preimage._repr_html_()
   order = ["2 of 3 candidates inside ε (67 %)", ">0.0500<", "×2", "ε = 0.1", ">0.4000<"]
@@ -293,7 +294,7 @@ def test_html_says_what_the_terminal_says():
   assert all(rule.strip().startswith((".inversionview", "@media")) for rule in rules)
 
 
-def test_merged_has_each_candidate_once_and_keeps_how_often_it_was_drawn():
+def test_merged_has_each_candidate_once_and_counts_how_often_it_was_drawn():
   twice, once, far = make_sample(distance=0.05), make_sample("1+1=2", 0.06, 1), make_sample("9+9=18", 0.4, 1)
   preimage = make_preimage([twice, once, far, twice, dataclasses.replace(twice, distance=0.051, temperature=2.0)])
   merged = preimage.merged()
@@ -314,6 +315,23 @@ def test_preimages_of_the_first_version_are_read():
   table["format_version"] = 1
   del table["samples"]["count"]
   assert Preimage.from_json(json.dumps(table)) == preimage
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_package_version_0_1_is_read_and_written_the_same(version):
+  """Eight candidates of the shipped addition reader, merged, as version 0.1.0 wrote them (and without counts, as before that)."""
+  text = (pathlib.Path(__file__).parent / "saved" / "version_2.json").read_text()
+  table = json.loads(text)
+  if version == 1:
+    table["format_version"] = 1
+    del table["samples"]["count"]
+  preimage = Preimage.from_json(json.dumps(table))
+  assert (preimage.query.text, preimage.query.site, preimage.query.label) == ("615+861=1476", "a0.0", "=")
+  assert (preimage.reader, preimage.convention, preimage.epsilon, preimage.seed) == ("addition", "centered", 0.1, 3)
+  assert sum(s.count for s in preimage.samples) == (8 if version == 2 else len(preimage.samples))
+  assert all(s.inside == (s.distance <= 0.1) and len(s.effect) == len(s.tokens) for s in preimage.samples)
+  if version == 2:
+    assert preimage.to_json() + "\n" == text
 
 
 def test_display_needs_no_jax():

@@ -1,4 +1,4 @@
-"""The interactive page: what is in its address, what it draws and when, and what it says when something is wrong."""
+"""The interactive page: its address, what is drawn and when, and its error messages."""
 
 import dataclasses
 import html
@@ -105,7 +105,7 @@ def test_every_part_of_a_view_is_in_the_address():
 
 
 @pytest.mark.parametrize(
-  "name, value, says",
+  "name, value, message",
   [
     ("epsilon", "0", "above 0"), ("epsilon", "nan", "'nan'"), ("epsilon", "wide", "'wide'"), ("metric", "manhattan", "euclidean, cosine"),
     ("match", "near", "anywhere"), ("samples", "1000", "1024"), ("shown", "0", "from 1"), ("shown", "\u0663", "whole number"), ("seed", "-1", "from 0"),
@@ -113,28 +113,28 @@ def test_every_part_of_a_view_is_in_the_address():
     ("panel", "siites", "sites"), ("pin", "a|b|c", "reader|site|position|text"), ("sitee", "a0.0", "did you mean site"),
   ],
 )  # fmt: skip
-def test_what_an_address_says_wrongly_is_said_and_the_rest_is_kept(name, value, says):
-  view, complaints = View().read({name: [value], "text": [TEXT]})
-  assert view == View(text=TEXT) and len(complaints) == 1 and says in complaints[0]
+def test_errors_in_an_address_are_reported_and_the_rest_is_used(name, value, message):
+  view, errors = View().read({name: [value], "text": [TEXT]})
+  assert view == View(text=TEXT) and len(errors) == 1 and message in errors[0]
 
 
-def test_pins_are_put_aside_once_and_taken_away():
-  view = View("addition", TEXT, "a0.0", "=").picked("pin").picked("pin")
+def test_queries_are_pinned_once_and_unpinned():
+  view = View("addition", TEXT, "a0.0", "=").after_click("pin").after_click("pin")
   assert view.pins == (Pin("addition", "a0.0", "=", TEXT),)
-  both = dataclasses.replace(view, site="a0.1").picked("pin")
-  assert both.picked("unpin=0").pins == both.pins[1:] and both.picked("unpin=7").pins == both.pins
+  both = dataclasses.replace(view, site="a0.1").after_click("pin")
+  assert both.after_click("unpin=0").pins == both.pins[1:] and both.after_click("unpin=7").pins == both.pins
   full = both
   for k in range(4):
-    full = dataclasses.replace(full, site=f"a1.{k}").picked("pin")
+    full = dataclasses.replace(full, site=f"a1.{k}").after_click("pin")
   with pytest.raises(InversionViewError, match="6 readings"):
-    dataclasses.replace(full, site="x0.pre").picked("pin")
+    dataclasses.replace(full, site="x0.pre").after_click("pin")
 
 
-def test_what_is_clicked_is_trusted_no_more_than_an_address():
-  for said in ("site=a0.1&epsilon=0", "reader", "__class__=x", ""):
+def test_a_click_is_checked_as_an_address_is():
+  for action in ("site=a0.1&epsilon=0", "reader", "__class__=x", ""):
     with pytest.raises(InversionViewError):
-      View().picked(said)
-  assert View().picked("site=a0.1&panel=sites") == View(site="a0.1", panel="sites")
+      View().after_click(action)
+  assert View().after_click("site=a0.1&panel=sites") == View(site="a0.1", panel="sites")
 
 
 # What is shown.
@@ -181,19 +181,19 @@ def test_every_token_is_escaped():
 
 def test_a_click_brings_back_the_very_token():
   shown = panels.token_strip(View(site="a0.1", position="1"), hostile_input())
-  said = [View().picked(html.unescape(pick)).position for pick in re.findall(r'data-pick="([^"]*)"', shown)]
-  assert said == ["0", *HOSTILE]
+  positions = [View().after_click(html.unescape(pick)).position for pick in re.findall(r'data-pick="([^"]*)"', shown)]
+  assert positions == ["0", *HOSTILE]
 
 
-def test_the_browser_is_given_what_python_counts_with():
+def test_the_browser_gets_the_distances_that_python_counts():
   p = dataclasses.replace(hostile_preimage(), epsilon=0.1, samples=hostile_preimage((0.1, 0.1, 0.2, math.inf)).samples)
-  data = json.loads(json.dumps(panels.measured(p, View()), allow_nan=False))
+  data = json.loads(json.dumps(panels.slider_data(p, View()), allow_nan=False))
   assert sum(d <= float(np.float32(0.1)) for d in data["distances"]) == len(p.inside) == 2
   table = panels.reading(View(), p)
   assert len(data["rows"]) == table.count('<td class="iv-d"') and data["rows"] == sorted(data["rows"])
 
 
-def test_sites_lie_by_layer_and_show_what_has_been_seen():
+def test_sites_are_arranged_by_layer_and_show_known_rates():
   p = hostile_preimage()
   shown = panels.site_map(
     View(site="a0.1"), ["x0.pre", "a0.0", "a0.1", "m0", "a1.1"], lambda site: p if site == "m0" else None
@@ -203,7 +203,7 @@ def test_sites_lie_by_layer_and_show_what_has_been_seen():
   assert re.findall(r'data-pick="site=([^"]*)"', shown) == ["x0.pre", "a0.0", "a0.1", "m0", "a1.1"]
 
 
-# Readers and what they have drawn.
+# Readers and the preimages they have drawn.
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def shared(folder, tmp_path_factory):
 
 @pytest.fixture
 def drawn(shared, monkeypatch):
-  """How many candidates the reader was asked for, call by call."""
+  """The number of candidates of each call of the reader."""
   calls = []
   reader = shared.reader("small")
   real = reader.preimage
@@ -254,13 +254,13 @@ def test_epsilon_draws_nothing_and_another_site_does(shared, drawn):
 
 
 def test_parts_are_the_whole(shared):
-  """Drawn in parts of 256, with progress told, the candidates are those that are drawn at once."""
-  reader, told = shared.reader("small"), []
+  """Drawn in parts of 256, with progress reported, the candidates are those that are drawn at once."""
+  reader, reported = shared.reader("small"), []
   parts = reader.preimage(
-    TEXT, "a0.1", "=", num_samples=300, seed=5, progress=lambda done, total: told.append((done, total))
+    TEXT, "a0.1", "=", num_samples=300, seed=5, progress=lambda done, total: reported.append((done, total))
   )
   whole = reader.preimage(TEXT, "a0.1", "=", num_samples=300, seed=5)
-  assert told == [(0, 300), (256, 300), (300, 300)]
+  assert reported == [(0, 300), (256, 300), (300, 300)]
   assert sorted(s.tokens for s in parts.samples) == sorted(s.tokens for s in whole.samples)
   np.testing.assert_allclose(
     [s.distance for s in parts.samples], [s.distance for s in whole.samples], rtol=1e-4, atol=1e-5
@@ -304,10 +304,10 @@ def checked(app):
 
 def panes(app) -> dict[str, dict]:
   """What each pane shows, by its key."""
-  found = {}
+  by_key = {}
   for element in app.get("bidi_component"):
-    found[element.proto.id.split("-")[-1]] = json.loads(element.proto.json)
-  return found
+    by_key[element.proto.id.split("-")[-1]] = json.loads(element.proto.json)
+  return by_key
 
 
 def alerts(app) -> list[str]:
@@ -320,7 +320,7 @@ def test_page_shows_the_reading_of_its_address(page, shared):
   app = page(epsilon="0.7", shown="9")
   p = shared.preimage(View("small", TEXT, "a0.1", "=", 0.7, samples=256))
   shown = panes(app)
-  assert set(shown) == {"tokens", "sites", "reading", "says"} and not alerts(app)
+  assert set(shown) == {"tokens", "sites", "reading", "features"} and not alerts(app)
   assert (
     f"<span data-inside>{len(p.inside)}</span> of 256" in shown["reading"]["html"]
     and "ε = 0.7" in shown["reading"]["html"]
@@ -339,12 +339,12 @@ def test_controls_change_the_view_and_the_address(page, drawn):
   assert app.query_params["metric"] == "cosine" and "cosine distance" in panes(app)["reading"]["html"]
   checked(app.number_input(key="control shown").set_value(3).run())
   assert len(panes(app)["reading"]["readings"][0]["rows"]) <= 3
-  checked(app.selectbox(key="control mixture").set_value("my own").run())
+  checked(app.selectbox(key="control mixture").set_value("custom").run())
   checked(app.text_input(key="control temperatures").set_value("0.7").run())
   checked(app.text_input(key="control noise").set_value("0").run())
   assert app.query_params["temperatures"] == "0.7" and not alerts(app)
   checked(app.text_input(key="control temperatures").set_value("hot").run())
-  assert any("'hot'" in said for said in alerts(app)) and app.query_params["temperatures"] == "0.7"
+  assert any("'hot'" in text for text in alerts(app)) and app.query_params["temperatures"] == "0.7"
   assert len(drawn) > before
 
 
@@ -359,7 +359,7 @@ def test_random_input_and_pins(page):
   app = page(panel="pinned", pin=[f"small|a0.1|=|{TEXT}", "small|x0.pre|S2|111+222=333", "small|a9.9|=|111+222=333"])
   (pinned,) = [pane for key, pane in panes(app).items() if key == "pinned"]
   assert pinned["html"].count("<section") == 3 and [r is None for r in pinned["readings"]] == [False, False, True]
-  assert any("a9.9" in said for said in alerts(app))
+  assert any("a9.9" in text for text in alerts(app))
 
 
 @pytest.mark.parametrize("panel", [name for name in PANELS if name != "reading"])
@@ -375,7 +375,7 @@ def test_every_panel_is_shown(page, panel):
 
 
 @pytest.mark.parametrize(
-  "params, says",
+  "params, message",
   [
     ({"text": "615*861=1476"}, "'*'"),
     ({"text": "<script>alert(1)</script>"}, "'<'"),
@@ -389,51 +389,51 @@ def test_every_panel_is_shown(page, panel):
     ({"reader": "nowhere"}, "unknown reader 'nowhere'"),
   ],
 )
-def test_what_is_wrong_is_said_in_place_and_the_page_lives(page, params, says):
+def test_errors_are_shown_in_place_and_the_page_goes_on(page, params, message):
   app = page(**params)
-  assert any(says in said for said in alerts(app)), alerts(app)
-  assert app.selectbox(key="control reader").options  # there is a way on
+  assert any(message in text for text in alerts(app)), alerts(app)
+  assert app.selectbox(key="control reader").options  # another reader can be chosen
 
 
-def test_a_reader_that_cannot_be_loaded_is_said_and_another_can_be_taken(page, shared):
+def test_a_reader_that_cannot_be_loaded_is_reported_and_another_can_be_chosen(page, shared):
   broken = next(name for name in shared.names if name != "small")
   app = page(reader=broken, text=None, site=None, position=None)
-  assert any("model.json" in said for said in alerts(app))
+  assert any("model.json" in text for text in alerts(app))
   checked(app.selectbox(key="control reader").select("small").run())
   assert not alerts(app) and "reading" in panes(app)
 
 
-def test_bits_are_measured_when_they_are_asked_for(page):
+def test_bits_are_measured_on_request(page):
   app = page(site="x0.pre", epsilon="1.5")
-  assert " bits" not in panes(app)["says"]["html"]
+  assert " bits" not in panes(app)["features"]["html"]
   checked(next(b for b in app.button if b.label == "Measure bits").click().run())
-  assert re.search(r"\d bits|more than", panes(app)["says"]["html"])
+  assert re.search(r"\d bits|more than", panes(app)["features"]["html"])
 
 
 # The command.
 
 
 def test_it_listens_here_only_and_sends_nothing():
-  said = explore.settings("127.0.0.1", 8600, True)
-  assert said["server_address"] == "127.0.0.1" and said["browser_gatherUsageStats"] is False
-  assert said["logger_hideWelcomeMessage"] is True  # which would ask for the address of this machine elsewhere
+  settings = explore.settings("127.0.0.1", 8600, True)
+  assert settings["server_address"] == "127.0.0.1" and settings["browser_gatherUsageStats"] is False
+  assert settings["logger_hideWelcomeMessage"] is True  # the message looks up this machine's address on another one
   args = cli._parser().parse_args(["explore"])
   assert args.address == "127.0.0.1"
 
 
-def test_a_page_of_another_site_is_refused_without_asking_anyone(monkeypatch):
+def test_a_page_of_another_origin_is_refused_without_a_request(monkeypatch):
   pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'inversionview_jax[explore]'")
   from streamlit import net_util
   from streamlit.web.server import server_util
 
-  monkeypatch.setattr(net_util, "get_external_ip", lambda: pytest.fail("asked another machine"))
-  explore.stay_here()
+  monkeypatch.setattr(net_util, "get_external_ip", lambda: pytest.fail("sent a request to another machine"))
+  explore.disable_ip_lookup()
   assert not server_util.is_url_from_allowed_origins("http://evil.invalid")
   assert server_util.is_url_from_allowed_origins("http://127.0.0.1:8501")
 
 
 @pytest.mark.parametrize(
-  "argv, says",
+  "argv, message",
   [
     (["--port", "0"], "--port 0"),
     (["--port", "65536"], "--port 65536"),
@@ -442,14 +442,14 @@ def test_a_page_of_another_site_is_refused_without_asking_anyone(monkeypatch):
     (["--reader", "a/addition", "--reader", "b/addition"], "same name"),
   ],
 )
-def test_what_cannot_be_started_is_refused_in_one_line(capsys, argv, says):
+def test_what_cannot_be_started_is_refused_in_one_line(capsys, argv, message):
   pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'inversionview_jax[explore]'")
   assert cli.main(["explore", *argv]) == 2
   error = capsys.readouterr().err
-  assert says in error and error.count("\n") == 1
+  assert message in error and error.count("\n") == 1
 
 
-def test_a_port_that_is_taken(capsys):
+def test_a_port_in_use_is_refused(capsys):
   pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'inversionview_jax[explore]'")
   with socket.socket() as other:
     other.bind(("127.0.0.1", 0))

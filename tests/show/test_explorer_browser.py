@@ -1,4 +1,4 @@
-"""The page as a browser shows it: what it loads, that keys and the hand move it, and that a phone can show it.
+"""The page in a browser: what it loads, its keys and clicks, and its layout on a phone.
 
 Needs Chromium and the playwright package (it downloads no browser of its own here); skipped where one of them is missing.
 """
@@ -23,17 +23,17 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TEXT = "615+861=1476"
 
-pytestmark = pytest.mark.slow  # a server and a browser: half a minute on two cores that do nothing else
+pytestmark = pytest.mark.slow  # a server and a browser: half a minute on two idle cores
 
-# Everything the server connects to or looks up is written down; what is not on this machine is an error of the page.
-_WATCHED = """
+# Logs every address the server connects to or looks up; one outside this machine fails the test.
+_AUDITED = """
 import sys
-def watch(event, args):
+def log(event, args):
   if event in ("socket.connect", "socket.sendto") and isinstance(args[1], tuple):
     print("CONNECT", args[1][0], file=sys.stderr, flush=True)
   if event == "socket.getaddrinfo":
     print("CONNECT", args[0], file=sys.stderr, flush=True)
-sys.addaudithook(watch)
+sys.addaudithook(log)
 from inversionview_jax import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
@@ -41,7 +41,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def server(save_small, tmp_path_factory):
-  """(address, file of what the server wrote) of a page of a small reader."""
+  """(address, log file of the server) of a page of a small reader."""
   pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'inversionview_jax[explore]'")
   pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
   if CHROMIUM is None:
@@ -51,7 +51,7 @@ def server(save_small, tmp_path_factory):
   port = explore._port("127.0.0.1", None)
   log = folder / "log"
   environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-  argv = [sys.executable, "-c", _WATCHED, "explore", "--reader", "small", "--port", str(port), "--no-browser"]
+  argv = [sys.executable, "-c", _AUDITED, "explore", "--reader", "small", "--port", str(port), "--no-browser"]
   with open(log, "w") as out:
     process = subprocess.Popen(argv, cwd=folder, env=environment, stdout=out, stderr=out)
   try:
@@ -81,7 +81,7 @@ def browser(server):
 
 @pytest.fixture
 def open_page(server, browser):
-  """A function (address, width, scheme) -> a page that shows its panes, with `requests`, every address it asked for."""
+  """A function (address, width, scheme) -> a page that shows its panes, with `requests`, every address it requested."""
   contexts = []
 
   def opened(query="", width=1280, scheme="light", wait=".iv-samples"):
@@ -102,7 +102,7 @@ def open_page(server, browser):
 
 
 def settled(page, what: str):
-  """Waits until the address says so."""
+  """Waits until the address contains this."""
   page.wait_for_url(re.compile(re.escape(what)))
 
 
@@ -128,14 +128,14 @@ def test_clicks_change_site_and_position_and_the_address(open_page):
   page.locator("h2", has_text="x0.mid at =").wait_for()
 
 
-def test_epsilon_follows_the_keys_at_once_and_draws_nothing(open_page):
+def test_epsilon_follows_the_keys_without_a_new_drawing(open_page):
   page = open_page()
   slider, inside = page.locator("[data-epsilon]"), page.locator("[data-inside]")
   drawn = page.evaluate("performance.now()")
   slider.focus()
   counts = []
   for key in ("End", "Home"):
-    # Pressed and read in one go: what the browser does by itself, before any server could answer.
+    # Read right after the key: the browser moves the line before the server could answer.
     page.keyboard.press(key)
     counts.append(int(inside.inner_text()))
   assert counts[0] > counts[1] and page.evaluate("performance.now()") > drawn
@@ -153,9 +153,9 @@ def test_epsilon_follows_the_keys_at_once_and_draws_nothing(open_page):
   assert all(d <= 0.5 for d in far[:line]) and all(d > 0.5 for d in far[line:])
 
 
-def test_arrows_walk_over_sites_and_focus_stays(open_page):
+def test_arrows_move_between_sites_and_the_focus_stays(open_page):
   page = open_page()
-  page.get_by_role("button", name="a0.0, what head 0").focus()
+  page.get_by_role("button", name="a0.0, the output of head 0").focus()
   page.keyboard.press("ArrowRight")
   focused = "(() => { let e = document.activeElement; while (e.shadowRoot) e = e.shadowRoot.activeElement; return e.textContent; })()"
   assert page.evaluate(focused).startswith("a0.1")
@@ -167,17 +167,17 @@ def test_arrows_walk_over_sites_and_focus_stays(open_page):
   assert page.evaluate(focused).startswith("a1.1")
 
 
-def test_a_reading_can_be_kept_as_data_and_as_a_page(open_page):
+def test_a_reading_can_be_saved_as_data_and_as_a_page(open_page):
   page = open_page("&epsilon=0.7&shown=7")
-  kept = {}
+  saved = {}
   for name in ("JSON", "Page"):
     with page.expect_download() as download:
       page.get_by_role("button", name=name, exact=True).click()
-    kept[name] = pathlib.Path(download.value.path()).read_text(encoding="utf-8")
-  p = Preimage.from_json(kept["JSON"])
+    saved[name] = pathlib.Path(download.value.path()).read_text(encoding="utf-8")
+  p = Preimage.from_json(saved["JSON"])
   assert (p.query.text, p.query.site, p.epsilon, len(p.samples)) == (TEXT, "a0.1", 0.7, 256)
-  assert kept["Page"].startswith("<!doctype html>") and "ε = 0.7" in kept["Page"] and "<script" not in kept["Page"]
-  assert kept["Page"].count('<td class="iv-d"') <= 7
+  assert saved["Page"].startswith("<!doctype html>") and "ε = 0.7" in saved["Page"] and "<script" not in saved["Page"]
+  assert saved["Page"].count('<td class="iv-d"') <= 7
 
 
 @pytest.mark.parametrize("query", ["", "&panel=sites", "&panel=attention"])

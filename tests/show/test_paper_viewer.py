@@ -37,18 +37,18 @@ def pages(reader, preimage):
 def test_a_file_has_what_the_viewer_takes_from_it(pages, preimage):
   dist, sim = pages
   for page, metric in ((dist, "dist"), (sim, "sim")):
-    said = json.loads(page.to_json())
+    content = json.loads(page.to_json())
     keys = ["query_input", "query_position", "probed_act", "attn_weights", "temperature", "metric", "generation"]
-    assert list(said) == keys and said["metric"] == metric
-    assert "".join(said["query_input"]) == "[BOS]615+861=1476" and said["query_input"][0] == "[BOS]"
-    assert (said["query_position"], said["probed_act"]) == (8, "blocks.0.attn.hook_result.1")
+    assert list(content) == keys and content["metric"] == metric
+    assert "".join(content["query_input"]) == "[BOS]615+861=1476" and content["query_input"][0] == "[BOS]"
+    assert (content["query_position"], content["probed_act"]) == (8, "blocks.0.attn.hook_result.1")
     # one weight for each token of the query: the viewer pairs them
-    assert len(said["attn_weights"]) == len(said["query_input"])
-    assert sum(said["attn_weights"]) == pytest.approx(1, abs=0.01) and said["attn_weights"][9:] == [0.0] * 4
-    assert len(said["generation"]) == 100
-    best = [row[-1] for row in said["generation"]]
+    assert len(content["attn_weights"]) == len(content["query_input"])
+    assert sum(content["attn_weights"]) == pytest.approx(1, abs=0.01) and content["attn_weights"][9:] == [0.0] * 4
+    assert len(content["generation"]) == 100
+    best = [row[-1] for row in content["generation"]]
     assert best == sorted(best, reverse=metric == "sim")
-    for tokens, effect, values, index, value in said["generation"]:
+    for tokens, effect, values, index, value in content["generation"]:
       assert tokens[0] == "[BOS]" and "<PAD>" not in tokens and len(tokens) == len(effect) == len(values)
       assert values[index] == value and value == (min if metric == "dist" else max)(values)
       if tokens[-1] == "[EOS]":
@@ -132,7 +132,7 @@ def test_the_commands_go_both_ways(save_small, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  ("change", "said"),
+  ("change", "message"),
   [
     (lambda t: t.pop("metric"), "lacks metric"),
     (lambda t: t.update(metric="l2"), "neither dist nor sim"),
@@ -145,18 +145,18 @@ def test_the_commands_go_both_ways(save_small, tmp_path, capsys):
     (lambda t: t.update(probed_act="a0.3"), "named for another site"),
   ],
 )
-def test_a_damaged_file_is_named_and_nothing_is_written(pages, tmp_path, capsys, change, said):
+def test_a_damaged_file_is_named_and_nothing_is_written(pages, tmp_path, capsys, change, message):
   (path, *_) = paper_viewer.write(tmp_path / "D", pages)
   table = json.loads((tmp_path / "D" / path).read_text())
   change(table)
   (tmp_path / "D" / path).write_text(json.dumps(table))
   assert cli.main(["import", str(tmp_path / "D"), "--task", "addition", "--out", str(tmp_path / "P")]) == 2
   err = capsys.readouterr().err
-  assert said in err and path.split("/")[1] in err and err.count("\n") == 1 and not (tmp_path / "P").exists()
+  assert message in err and path.split("/")[1] in err and err.count("\n") == 1 and not (tmp_path / "P").exists()
 
 
 @pytest.mark.parametrize(
-  ("argv", "said"),
+  ("argv", "message"),
   [
     (["export", "--out", "D"], "no inputs to export"),
     (["export", "6+1", "--out", "D", "--format", "csv"], "unknown format 'csv'"),
@@ -166,11 +166,11 @@ def test_a_damaged_file_is_named_and_nothing_is_written(pages, tmp_path, capsys,
     (["import", ".", "--task", "adition", "--out", "D"], "did you mean addition"),
   ],
 )
-def test_bad_input_is_one_line(argv, said, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_line(argv, message, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   assert cli.main(argv) == 2
   err = capsys.readouterr().err
-  assert said in err and err.count("\n") == 1 and not (tmp_path / "D").exists()
+  assert message in err and err.count("\n") == 1 and not (tmp_path / "D").exists()
 
 
 def test_files_of_another_task_are_refused(pages, tmp_path, capsys):

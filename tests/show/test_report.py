@@ -25,13 +25,13 @@ def make_preimage(
 ):
   rng = np.random.default_rng(seed)
   strings = list(text) if strings is None else strings
-  made = []
+  drawn = []
   for d in rng.lognormal(-2.5, 1.2, samples):
     shuffled = [strings[k] for k in rng.permutation(len(strings))]  # so that no two are the same
     ids = [int(c) if c.isdigit() else 0 for c in shuffled]
-    effect, where = rng.uniform(-1, 1, len(ids)), min(position, len(ids))
-    made.append(
-      Sample(ids, shuffled, "".join(shuffled), d, where, effect, temperature=1.0, noise=float(rng.integers(4)) / 10)
+    effect, nearest = rng.uniform(-1, 1, len(ids)), min(position, len(ids))
+    drawn.append(
+      Sample(ids, shuffled, "".join(shuffled), d, nearest, effect, temperature=1.0, noise=float(rng.integers(4)) / 10)
     )
   every = ["<BOS>", *strings, "<EOS>"]
   query = Query(
@@ -54,26 +54,26 @@ def make_preimage(
     "convention": "centered",
     "version": "1",
   }
-  return Preimage(query, made, seed=seed, **(given | kwargs))
+  return Preimage(query, drawn, seed=seed, **(given | kwargs))
 
 
 def real(reader="addition", samples=60, **kwargs):
-  """One whose texts are inputs of the task, so that what it says can be measured."""
+  """A preimage whose texts are inputs of the task, so that what it encodes can be measured."""
   task = tasks.get("addition")
   rng = np.random.default_rng(3)
   index = rng.integers(task.num_inputs, size=samples)
-  made = []
+  drawn = []
   for row, d in zip(task.tokens(index), rng.lognormal(-2.5, 1.2, samples), strict=True):
-    row[1] = 6  # all of them begin as the query does
+    row[1] = 6  # the query's first digit
     used = [int(t) for t in row if t not in (task.tokenizer.bos_id, task.tokenizer.eos_id, task.tokenizer.pad_id)]
-    made.append(
+    drawn.append(
       Sample(used, task.tokenizer.strings(used), task.tokenizer.text(used), d, 8, rng.uniform(-1, 1, len(used)))
     )
   tokens = task.tokenizer.encode_batch(["615+861=1476"], task.length, eos=True)[0].tolist()
   query = Query(
     "615+861=1476", tokens, task.tokenizer.strings(tokens), 8, "=", "a0.1", "blocks.0.attn.hook_result.1", [1.0, 2.0]
   )
-  return Preimage(query, made, 0.1, "euclidean", "anywhere", 0, reader, "addition", "centered", "1")
+  return Preimage(query, drawn, 0.1, "euclidean", "anywhere", 0, reader, "addition", "centered", "1")
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_page_runs_and_loads_nothing():
   assert "\u202e" not in page and "&lt;script&gt;" in page
 
 
-def test_index_leads_to_every_preimage_in_order_of_the_forward_pass():
+def test_the_index_links_to_every_preimage_in_order_of_the_forward_pass():
   every = [make_preimage(site=site, position=p, label=label, seed=k)
            for k, (site, p, label) in enumerate([("x1.post", 8, "="), ("a0.1", 8, "="), ("a0.1", 4, "+"), ("x0.pre", 8, "="), ("a0.1", 8, "=")])]  # fmt: skip
   page = report.to_report(every)
@@ -135,14 +135,14 @@ def test_rates_histogram_and_command_are_there():
     assert f"{len(p.inside)} of 40 candidates at or below epsilon 0.1" in page
 
 
-def test_what_an_activation_says_is_measured_where_the_task_is_known():
+def test_encoded_features_are_measured_where_the_task_is_known():
   page = report.to_report([real(), dataclasses.replace(real(), task="unknown")])
-  assert page.count('<table class="iv-says">') == 1
-  table = re.search(r'<table class="iv-says">.*?</table>', page, re.DOTALL).group()
+  assert page.count('<table class="iv-features">') == 1
+  table = re.search(r'<table class="iv-features">.*?</table>', page, re.DOTALL).group()
   assert re.search(r'<tr class="iv-encodes"><th scope="row">F1 = <code>6</code></th><td [^>]*>100 %</td>', table)
 
 
-def test_files_that_cannot_be_read_are_named_and_the_rest_is_shown(inversionview, tmp_path):
+def test_files_that_cannot_be_read_are_named_and_the_others_shown(inversionview, tmp_path):
   folder = tmp_path / "P" / "below"
   folder.mkdir(parents=True)
   make_preimage().to_json(folder / "good.json")
@@ -165,7 +165,7 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_is_shown(inversionview
 
 
 @pytest.mark.parametrize(
-  "argv, says",
+  "argv, message",
   [
     (["--out", "r.html"], "give one of the two"),
     (["P", "--config", "c.py", "--out", "r.html"], "give one of the two"),
@@ -181,7 +181,7 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_is_shown(inversionview
     (["--config", "short.py", "--out", "r.html"], "(reader, text, site, position)"),
   ],
 )
-def test_bad_input_is_refused_in_one_line_and_writes_nothing(inversionview, tmp_path, argv, says):
+def test_bad_input_is_refused_in_one_line_and_writes_nothing(inversionview, tmp_path, argv, message):
   (tmp_path / "P").mkdir()
   (tmp_path / "empty").mkdir()
   make_preimage().to_json(tmp_path / "P" / "p.json")
@@ -190,12 +190,12 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(inversionview, tmp_
   (tmp_path / "short.py").write_text(start + "{'queries': (('addition', '1+1'),)})\n")
   before = {path for path in tmp_path.rglob("*")}
   code, out, error = inversionview("report", *argv)
-  assert (code, out) == (2, "") and says in error and error.count("\n") == 1
+  assert (code, out) == (2, "") and message in error and error.count("\n") == 1
   assert {path for path in tmp_path.rglob("*") if "__pycache__" not in str(path)} == before
 
 
 @pytest.mark.usefixtures("quick_to_compile")
-def test_from_a_config_and_again_from_what_it_saved(inversionview, tmp_path, save_small):
+def test_from_a_config_and_again_from_the_saved_preimages(inversionview, tmp_path, save_small):
   save_small(tmp_path / "W")
   (tmp_path / "c.py").write_text(
     "from ml_collections import ConfigDict\n"
@@ -207,8 +207,8 @@ def test_from_a_config_and_again_from_what_it_saved(inversionview, tmp_path, sav
   assert (code, error) == (0, "") and out.startswith("2 preimages")
   page, saved = (tmp_path / "r.html").read_text(), sorted((tmp_path / "S").iterdir())
   assert "<h1>Small</h1>" in page and "--config.seed=4" in page and page.count('<td class="iv-d"') <= 10
-  found = [Preimage.from_json(path) for path in saved]
-  assert [(p.query.site, p.query.label, p.seed, len(p.samples)) for p in found] == [
+  preimages = [Preimage.from_json(path) for path in saved]
+  assert [(p.query.site, p.query.label, p.seed, len(p.samples)) for p in preimages] == [
     ("a0.1", "=", 4, 40),
     ("x0.mid", "A1", 4, 40),
   ]

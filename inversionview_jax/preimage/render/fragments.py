@@ -1,33 +1,34 @@
-"""HTML fragments of a `Preimage`: notebooks, pages, the report and the explorer are put together from these.
+"""HTML fragments of a `Preimage`, of which notebooks, pages, the report and the explorer are made.
 
-Every string that is not ours goes through `escape`. Fragments belong into an element of class "inversionview" (`style.STYLE`).
+Every string that does not come from this module goes through `escape`. Fragments belong into an element of class "inversionview" (`style.STYLE`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import html
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from inversionview_jax.preimage.render import plots, words
+from inversionview_jax.preimage.render import formatting, plots
 from inversionview_jax.preimage.render.style import STYLE
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage.data import Preimage, Query, Sample
 
-_FULL = 3  # a distance bar is full at this many epsilon: further out, how far no longer matters
-_FAINT = 0.05  # in a compact fragment an effect below this is left without colour
+_FULL = 3  # a distance bar is full at this many epsilon
+_FAINT = 0.05  # effects below this are not colored in a compact fragment
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-  """How much is shown.
+class DisplayOptions:
+  """What a display shows.
 
   Attributes:
     shown: samples at most.
-    colors: whether tokens are coloured by their effect.
-    notes: whether what things mean is written beside them.
-    compact: colours in nine steps and no effect in figures, which takes a quarter of the characters: for pages of many preimages.
+    colors: whether tokens are colored by their effect.
+    notes: whether marks and columns are explained.
+    compact: colors in nine steps and no effects as numbers: a quarter of the size, for pages of many preimages.
   """
 
   shown: int = 100
@@ -37,52 +38,54 @@ class Look:
 
 
 def escape(text: str) -> str:
-  """`text` made visible and harmless, in HTML text as in a quoted attribute."""
-  return html.escape(words.visible(text), quote=True)
+  """`text` with control characters made visible, escaped for HTML text and quoted attributes."""
+  return html.escape(formatting.visible(text), quote=True)
 
 
 def to_html(preimage: Preimage, shown: int = 100) -> str:
-  """An HTML fragment of at most `shown` samples: for a notebook or a page of one's own. Its style reaches nothing outside of it."""
-  return f"<style>{STYLE}</style>{section(preimage, Look(shown))}"
+  """An HTML fragment of at most `shown` samples: for a notebook or a page; its style applies to the fragment only."""
+  return f"<style>{STYLE}</style>{section(preimage, DisplayOptions(shown))}"
 
 
-def section(p: Preimage, look: Look, anchor: str = "", beside: str = "") -> str:
-  """One preimage with all that belongs to it.
+def section(p: Preimage, options: DisplayOptions, anchor: str = "", beside: str = "") -> str:
+  """One preimage: heading, query, counts, histogram, samples.
 
   Args:
+    p: the preimage.
+    options: what is shown.
     anchor: id of the section, where a page links to it.
-    beside: further HTML, put above the samples.
+    beside: further HTML, above the samples.
   """
   name = f' id="{escape(anchor)}"' if anchor else ""
   return f"""<section class="inversionview"{name}>
 <h2>{heading(p.query)}</h2>
-{facts(p) if look.notes else ""}{query_line(p.query, look.notes)}
-{counts(p, look)}{plots.histogram(p)}{beside}
-{samples(p, look)}{legend(p, look) if look.notes else ""}</section>
+{facts(p) if options.notes else ""}{query_line(p.query, options.notes)}
+{counts(p, options)}{plots.histogram(p)}{beside}
+{samples(p, options)}{legend(p, options) if options.notes else ""}</section>
 """
 
 
 def heading(query: Query) -> str:
-  """Whose activation it is: the site, and the position by its name."""
-  where = f" at <code>{escape(query.label) or query.position}</code>" if query.position >= 0 else ""
-  return f"<code>{escape(query.site)}</code>{where}"
+  """The site, and the position by its label."""
+  position = f" at <code>{escape(query.label) or query.position}</code>" if query.position >= 0 else ""
+  return f"<code>{escape(query.site)}</code>{position}"
 
 
 def facts(p: Preimage) -> str:
   """Reader, site, position and distance as a list."""
-  rows = "".join(f"<div><dt>{label}</dt><dd>{escape(value)}</dd></div>" for label, value in words.facts(p))
+  rows = "".join(f"<div><dt>{label}</dt><dd>{escape(value)}</dd></div>" for label, value in formatting.facts(p))
   return f"<dl>{rows}</dl>\n"
 
 
-def counts(p: Preimage, look: Look) -> str:
+def counts(p: Preimage, options: DisplayOptions) -> str:
   """How many candidates lie inside, and how many are shown."""
-  shown = p.shown(look.shown)
-  first, second = words.counts(p, shown, len(words.grouped(shown)))
+  shown = p.shown(options.shown)
+  first, second = formatting.counts(p, shown, len(formatting.grouped(shown)))
   return f'<p class="iv-count"><b>{first}</b><br>{second}</p>\n'
 
 
 def query_line(query: Query, notes: bool = True) -> str:
-  """The query's tokens, the position framed, shaded by attention where the site is a head."""
+  """The query's tokens, the position framed; shaded by attention where the site is a head."""
   attention = query.attention or ()
   top = max(attention, default=0.0) or 1.0
   tokens = []
@@ -94,16 +97,16 @@ def query_line(query: Query, notes: bool = True) -> str:
   line = f'<p class="iv-query">{"".join(tokens)}</p>'
   if not notes:
     return line
-  note = f"framed: position {escape(words.place(query))}"
+  note = f"framed: position {escape(formatting.position_text(query))}"
   if attention:
     note += f' · <span class="iv-att" style="--e:.7">shaded</span> where {escape(query.site)} attends from there, at most {top:.2f}'
   return f'{line}<p class="iv-note">{note}</p>'
 
 
-def samples(p: Preimage, look: Look) -> str:
+def samples(p: Preimage, options: DisplayOptions) -> str:
   """The table of samples, with the line at epsilon."""
-  groups = words.grouped(p.shown(look.shown))
-  sides = ("".join(_row(s, n, look) for s, n in groups if s.inside == side) for side in (True, False))
+  groups = formatting.grouped(p.shown(options.shown))
+  sides = ("".join(_row(s, n, options) for s, n in groups if s.inside == side) for side in (True, False))
   line = f'<tr class="iv-line"><td colspan="3"><div>ε = {p.epsilon:g}</div></td></tr>\n'
   head = '<thead><tr><th scope="col">distance</th><th scope="col"></th><th scope="col">input</th></tr></thead>'
   return (
@@ -112,11 +115,14 @@ def samples(p: Preimage, look: Look) -> str:
   )
 
 
-def tokens(sample: Sample, look: Look) -> str:
-  """One sample's text, its tokens coloured and the nearest one underlined."""
-  told = words.pieces(sample)
-  text = "".join(_steps(told, look.colors) if look.compact else (_token(*piece, look.colors) for piece in told))
-  return (text + ("" if sample.ended else f"<i>{words.CUT}</i>")) or "<i>∅</i>"
+def tokens(sample: Sample, options: DisplayOptions) -> str:
+  """One sample's text, its tokens colored and the nearest one underlined."""
+  pieces = formatting.token_pieces(sample)
+  if options.compact:
+    text = "".join(_merged_tokens(pieces, options.colors))
+  else:
+    text = "".join(_token(*piece, options.colors) for piece in pieces)
+  return (text + ("" if sample.ended else f"<i>{formatting.TRUNCATED}</i>")) or "<i>∅</i>"
 
 
 def _token(string: str, effect: float | None, here: bool, colors: bool) -> str:
@@ -128,10 +134,10 @@ def _token(string: str, effect: float | None, here: bool, colors: bool) -> str:
   return f"<span{names}{shade}{title}>{html.escape(string)}</span>"
 
 
-def _steps(told, colors: bool):
-  """Neighbours of one colour together: "u1" to "u9" for more likely, "d1" to "d9" for less."""
+def _merged_tokens(pieces: list[tuple[str, float | None, bool]], colors: bool) -> Iterator[str]:
+  """Tokens with neighbors of one color merged: classes "u1" to "u9" for more likely, "d1" to "d9" for less."""
   runs: list[list] = []
-  for string, effect, here in told:
+  for string, effect, here in pieces:
     step = ""
     if colors and effect and abs(effect) >= _FAINT:
       step = f"{'u' if effect > 0 else 'd'}{min(max(round(9 * abs(effect)), 1), 9)}"
@@ -144,67 +150,23 @@ def _steps(told, colors: bool):
     yield f'<s class="{name}">{html.escape(string)}</s>' if name else html.escape(string)
 
 
-def _row(sample: Sample, times: int, look: Look) -> str:
+def _row(sample: Sample, times: int, options: DisplayOptions) -> str:
+  """One sample of the table, drawn so many times."""
   far = f"{max(sample.distance, 0.0):.4g}" if sample.distance < 1e6 else "1e6"  # CSS knows no infinity
   return (
-    f'<tr><td class="iv-d" style="--d:{far}">{words.distance(sample.distance)}</td>'
-    f'<td class="iv-n">{f"×{times}" if times > 1 else ""}</td><td class="iv-text">{tokens(sample, look)}</td></tr>\n'
+    f'<tr><td class="iv-d" style="--d:{far}">{formatting.distance(sample.distance)}</td>'
+    f'<td class="iv-n">{f"×{times}" if times > 1 else ""}</td><td class="iv-text">{tokens(sample, options)}</td></tr>\n'
   )
 
 
-def legend(p: Preimage, look: Look) -> str:
-  """What the marks in the samples mean."""
-  shown = p.shown(look.shown)
+def legend(p: Preimage, options: DisplayOptions) -> str:
+  """The meaning of the marks in the samples."""
+  shown = p.shown(options.shown)
   text = '<span class="iv-here">underlined</span> nearest to the query'
-  if look.colors and any(s.effect for s in shown):
+  if options.colors and any(s.effect for s in shown):
     text += ' · <span class="iv-up" style="--e:.7">blue</span> the activation made the token more likely, '
     text += '<span class="iv-down" style="--e:.7">red</span> less likely'
   text += f" · ×2 drawn twice · bars are full at {_FULL} ε"
   if any(not s.ended for s in shown):
-    text += f" · {words.CUT} cut off"
+    text += f" · {formatting.TRUNCATED} cut off"
   return f'<p class="iv-note">{text}</p>\n'
-
-
-def says(saying, information=None, most: int = 8, notes: bool = True) -> str:
-  """What an activation says, as a table: most certain first.
-
-  Args:
-    saying: a `consistency.ActivationReading`.
-    information: an `information.Information` of the same activation, where it was measured; `saying` is then of the weighted texts behind it.
-    most: rows at most; those that say nothing come last and are left out first.
-    notes: whether the columns are explained.
-  """
-  rows = [row for row in saying.rows if row.rate.count]
-  told = [row for row in rows if row.verdict != "-"]
-  lines = ""
-  for row in told[:most]:
-    lines += (
-      f'<tr class="iv-{row.verdict.replace(" ", "-")}"><th scope="row">{escape(row.feature)} = <code>{escape(row.value) or "∅"}</code></th>'
-      f'<td class="iv-bar" style="--r:{100 * min(max(row.certainty, 0.0), 1.0):.0f}%">{100 * row.rate.value:.0f} %</td>'
-      f"<td>{100 * row.base:.0f} %</td><td>{row.verdict}</td></tr>"
-    )
-  if not rows:
-    lines = '<tr><td colspan="4">no candidate lies inside ε: nothing can be said</td></tr>'
-  elif not told:
-    lines = '<tr><td colspan="4">nothing that random inputs do not say</td></tr>'
-  left = len(rows) - len(told[:most])
-  foot = []
-  if information is not None and information.bits is None:
-    foot.append(escape(information.warning))
-  elif information is not None:
-    foot.append(
-      f"<b>{information.bits:.2f} ± {information.error:.2f} bits</b>: {100 * information.share:.3g} % of inputs lie inside ε"
-    )
-    foot += [escape(information.warning)] if information.warning else []
-  if saying.diversity.drawn and information is None:
-    foot.append(f"{saying.diversity.distinct} distinct texts among {saying.diversity.drawn} inside")
-  if left > 0 and told:
-    foot.append(f"{left} more properties are not shown")
-  foot.append("each candidate counts as it was drawn" if information is None else "each input counts as it occurs")
-  if notes:
-    foot.append("bars: how far from random (none) to all inside (full)")
-  head = "".join(f'<th scope="col">{name}</th>' for name in ("the query has", "inside ε", "random", ""))
-  return (
-    f'<table class="iv-says"><caption>What it says</caption><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
-    f'<p class="iv-note">{" · ".join(foot)}</p>\n'
-  )

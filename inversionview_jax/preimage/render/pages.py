@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import write_whole
-from inversionview_jax.preimage.render.fragments import Look, escape, section
+from inversionview_jax.preimage.render.fragments import DisplayOptions, escape, section
 from inversionview_jax.preimage.render.style import PAGE_STYLE, STYLE
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-
 
 
 def document(title: str, body: str, style: str = "") -> str:
-  """A whole HTML document that is forbidden to load or run anything; `body` is HTML, `title` text."""
+  """A complete HTML document whose content policy forbids it to load or run anything; `body` is HTML, `title` text."""
   return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -39,14 +39,21 @@ def to_page(
   preimages: Preimage | Sequence[Preimage],
   title: str = "InversionView",
   shown: int = 100,
-  look: Look | None = None,
+  options: DisplayOptions | None = None,
 ) -> str:
-  """A self-contained page of one or several preimages, side by side where there is room; forbidden to load or run anything."""
+  """A self-contained page of one or several preimages, in columns where the window is wide enough.
+
+  Args:
+    preimages: at least one.
+    title: of the page.
+    shown: samples of each preimage at most.
+    options: what is shown, in place of `shown`.
+  """
   preimages = [preimages] if not isinstance(preimages, Sequence) else list(preimages)
   if not preimages:
     raise InversionViewError("a page needs at least one preimage: the list is empty")
-  look = look or Look(shown)
-  sections = "".join(section(p, look) for p in preimages)
+  options = options or DisplayOptions(shown)
+  sections = "".join(section(p, options) for p in preimages)
   return document(title, f"<h1>{escape(title)}</h1>\n<main>\n{sections}</main>\n")
 
 

@@ -1,4 +1,4 @@
-"""Plots as HTML and inline SVG, a kilobyte or two each: they follow the page's colours, dark and light, and need no library to be seen."""
+"""Plots as HTML and inline SVG of one or two kilobytes; they follow the page's color scheme and need no script."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inversionview_jax.preimage.render import words
+from inversionview_jax.preimage.render import formatting
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage.data import Preimage
 
-# Distances are drawn on a logarithmic axis: what matters happens between a hundredth and one.
+# Distances are drawn on a logarithmic axis: thresholds lie between a hundredth and one.
 _LOW, _HIGH = 1e-3, 2.0
 _TICKS = (0.001, 0.01, 0.1, 1.0)
 _BINS = 50
@@ -28,7 +28,7 @@ def axis(d: float) -> float:
 
 
 def histogram(p: Preimage, ticks: bool = True) -> str:
-  """How many candidates lie at which distance, those inside epsilon in the colour of the inside; the first and last bar hold the rest."""
+  """Histogram of the candidates' distances, those inside epsilon in another color; the first and last bin hold what lies beyond the axis."""
   heights = np.zeros(_BINS)
   for s in p.samples:
     heights[min(int(axis(s.distance) * _BINS), _BINS - 1)] += s.count
@@ -36,36 +36,41 @@ def histogram(p: Preimage, ticks: bool = True) -> str:
   bars = ""
   for k, height in enumerate(heights):
     if height:
-      tall = max(round(60 * height / top, 1), 1.5)  # a single candidate is seen, too
+      tall = max(round(60 * height / top, 1), 1.5)  # a single candidate stays visible
       bars += f"M{12 * k + 1} 60v-{tall:g}h10v{tall:g}z"
   drawn = f'<svg viewBox="0 0 600 60" preserveAspectRatio="none" aria-hidden="true"><path d="{bars}"/></svg>'
-  inside, n = words.totals(p.inside), words.totals(p.samples)
-  said = f"histogram of distances: {inside} of {n} candidates at or below epsilon {p.epsilon:g}"
+  inside, n = formatting.totals(p.inside), formatting.totals(p.samples)
+  label = f"histogram of distances: {inside} of {n} candidates at or below epsilon {p.epsilon:g}"
   scale = "".join(f'<span style="left:{100 * axis(t):.1f}%">{t:g}</span>' for t in _TICKS)
-  # Twice the same, each clipped at epsilon, so that epsilon can move without drawing anew.
+  # The same twice, each clipped at epsilon, so that epsilon can move without a new drawing.
   return (
-    f'<div class="iv-hist" role="img" aria-label="{said}" style="--x:{100 * axis(p.epsilon):.2f}%">'
+    f'<div class="iv-hist" role="img" aria-label="{label}" style="--x:{100 * axis(p.epsilon):.2f}%">'
     f"<div>{drawn}</div><div>{drawn}</div>{f'<p>{scale}</p>' if ticks else ''}</div>\n"
   )
 
 
 def rates(rows: Sequence[tuple[str, float, str]], caption: str) -> str:
-  """Shares as horizontal bars in a table: (name, share from 0 to 1, what is said of it)."""
+  """A table of horizontal bars.
+
+  Args:
+    rows: (name, share from 0 to 1, text on the bar).
+    caption: of the table.
+  """
   lines = "".join(
-    f'<tr><th scope="row">{_escape(name)}</th><td class="iv-bar" style="--r:{100 * share:.1f}%">{_escape(said)}</td></tr>'
-    for name, share, said in rows
+    f'<tr><th scope="row">{_escape(name)}</th><td class="iv-bar" style="--r:{100 * share:.1f}%">{_escape(text)}</td></tr>'
+    for name, share, text in rows
   )
   return f'<table class="iv-rates"><caption>{_escape(caption)}</caption><tbody>{lines}</tbody></table>\n'
 
 
 def pattern(strings: Sequence[str], weights: np.ndarray, position: int = -1, labels: bool = True) -> str:
-  """An attention pattern: a row for each position that looks, a column for each that is looked at.
+  """An attention pattern: a row for each query position, a column for each key position.
 
   Args:
     strings: T tokens.
     weights: float[T, T]; rows sum to 1.
     position: the row to frame, or -1.
-    labels: whether the tokens are written beside it.
+    labels: whether the tokens are written beside rows and columns.
   """
   n, left = len(strings), 24 if labels else 0
   cells = "".join(
@@ -83,7 +88,7 @@ def pattern(strings: Sequence[str], weights: np.ndarray, position: int = -1, lab
   names = ""
   if labels:
     for k, string in enumerate(strings):
-      short = {"<BOS>": "▸", "<EOS>": "◂"}.get(string, words.visible(string).strip() or "∅")[:5]
+      short = {"<BOS>": "▸", "<EOS>": "◂"}.get(string, formatting.visible(string).strip() or "∅")[:5]
       at = left + 10 * k + 7.5
       names += f'<text x="{left - 3}" y="{at:g}" text-anchor="end">{_escape(short)}</text>'
       names += f'<text transform="translate({at:g} {left - 3})rotate(-90)">{_escape(short)}</text>'
@@ -98,4 +103,4 @@ def pattern(strings: Sequence[str], weights: np.ndarray, position: int = -1, lab
 
 
 def _escape(text: str) -> str:
-  return html.escape(words.visible(text), quote=True)
+  return html.escape(formatting.visible(text), quote=True)

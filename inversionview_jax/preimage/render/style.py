@@ -1,7 +1,7 @@
-"""How the fragments look, dark and light; every rule is bound to the class "inversionview"."""
+"""CSS of the fragments, light and dark; every rule is limited to the class "inversionview"."""
 
-# The class is doubled where a notebook's own table rules would otherwise win. `light-dark` follows `color-scheme`, so that a page
-# whose colours are chosen, not those of the system, hands its choice on.
+# The class is doubled where a notebook's own table rules would otherwise take precedence. `light-dark` follows `color-scheme`, so that the
+# fragments follow a page whose scheme is chosen by its author or its reader.
 STYLE = """
 .inversionview{--bg:light-dark(#fff,#15181d);--fg:light-dark(#1c2127,#e2e6ec);--dim:light-dark(#5d6775,#97a1af);
 --line:light-dark(#e3e7ec,#2b3038);--eps:light-dark(#a84e05,#f0a94a);--in:light-dark(#3f72cf,#6d9bea);--out:light-dark(#a3acb8,#626c7a);
@@ -60,16 +60,16 @@ background:linear-gradient(var(--out),var(--out)) 0/min(100%,calc(100%*var(--d)/
 .inversionview.inversionview .iv-rates th{width:6rem;font-size:.85rem;color:inherit}
 .inversionview.inversionview .iv-bar{padding:.15rem .5rem;font-size:.82rem;font-variant-numeric:tabular-nums;
 background:linear-gradient(var(--in),var(--in)) 0 100%/var(--r) 3px no-repeat,linear-gradient(var(--line),var(--line)) 0 100%/100% 3px no-repeat}
-.inversionview :is(.iv-rates,.iv-says){font-variant-numeric:tabular-nums}
-.inversionview .iv-says caption{text-align:left;color:var(--dim);font-size:.8rem;font-weight:600;padding-bottom:.2rem}
-.inversionview.inversionview .iv-says tbody th{font-size:.87rem;color:var(--fg);padding-right:.6rem}
-.inversionview.inversionview .iv-says td{font-size:.82rem;padding:.2rem .5rem;white-space:nowrap}
-.inversionview.inversionview .iv-says thead th{white-space:nowrap;padding-right:.3rem}
-.inversionview.inversionview .iv-says thead th+th{padding-left:.5rem}
-.inversionview .iv-says tr.iv-encodes>th{font-weight:650}
-.inversionview.inversionview .iv-says td:last-child,.inversionview.inversionview tr.iv-partly-encodes>*{color:var(--dim)}
-.inversionview.inversionview .iv-says td.iv-bar{width:30%}
-.inversionview .iv-says+.iv-note{margin:.6rem 0 1rem}
+.inversionview :is(.iv-rates,.iv-features){font-variant-numeric:tabular-nums}
+.inversionview .iv-features caption{text-align:left;color:var(--dim);font-size:.8rem;font-weight:600;padding-bottom:.2rem}
+.inversionview.inversionview .iv-features tbody th{font-size:.87rem;color:var(--fg);padding-right:.6rem}
+.inversionview.inversionview .iv-features td{font-size:.82rem;padding:.2rem .5rem;white-space:nowrap}
+.inversionview.inversionview .iv-features thead th{white-space:nowrap;padding-right:.3rem}
+.inversionview.inversionview .iv-features thead th+th{padding-left:.5rem}
+.inversionview .iv-features tr.iv-encodes>th{font-weight:650}
+.inversionview.inversionview .iv-features td:last-child,.inversionview.inversionview tr.iv-partly-encodes>*{color:var(--dim)}
+.inversionview.inversionview .iv-features td.iv-bar{width:30%}
+.inversionview .iv-features+.iv-note{margin:.6rem 0 1rem}
 .inversionview .iv-pattern{display:block;width:100%;max-width:30rem;font:6.5px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;fill:var(--att)}
 .inversionview .iv-pattern text{fill:var(--fg)}
 .inversionview .iv-pattern .iv-edge{fill:none;stroke:var(--line)}

@@ -1,4 +1,4 @@
-"""A `Preimage` in a terminal, by rich: with colours, or with marks in their place."""
+"""A `Preimage` in a terminal, by rich: with colors, or with marks in their place."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.rule import Rule
 from rich.text import Text
 
-from inversionview_jax.preimage.render import words
+from inversionview_jax.preimage.render import formatting
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage.data import Preimage, Query, Sample
 
-_FAINT = 0.05  # an effect below this is left without colour: in a terminal it would only be noise
-_GUTTER = 15  # columns left of a sample's text: "  0.0213  ×12  "
+_FAINT = 0.05  # effects below this are not colored
+_GUTTER = 15  # columns to the left of a sample's text: "  0.0213  ×12  "
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -42,7 +42,7 @@ def print_preimage(preimage: Preimage, console: Console | None = None, shown: in
 
 @dataclasses.dataclass(frozen=True)
 class TerminalView:
-  """What `to_rich` returns: decides about colour and width when it is printed, since only then the console is known."""
+  """What `to_rich` returns; colors and width are decided when it is printed, since only then the console is known."""
 
   preimage: Preimage
   shown: int
@@ -52,21 +52,21 @@ class TerminalView:
     p, width = self.preimage, options.max_width
     plain = not self.colors or console.no_color or console.color_system is None
     samples = p.shown(self.shown)
-    groups = words.grouped(samples)
+    groups = formatting.grouped(samples)
 
-    for label, value in words.facts(p):
+    for label, value in formatting.facts(p):
       yield from _hanging(label, Text(value), console, width)
     yield Text()
     yield from _query_lines(p.query, max(width - _GUTTER, 16), plain)
     yield Text()
     for inside in (True, False):
       for sample, times in (g for g in groups if g[0].inside == inside):
-        left = f"{words.distance(sample.distance):>8} {f'×{times}' if times > 1 else '':>5}"
+        left = f"{formatting.distance(sample.distance):>8} {f'×{times}' if times > 1 else '':>5}"
         yield from _hanging(left, _sample_line(sample, plain), console, width)
       if inside:
         yield Rule(Text(f"ε = {p.epsilon:g}"), characters="─", style="" if plain else "yellow")
     yield Text()
-    counts, of_shown = words.counts(p, samples, len(groups))
+    counts, of_shown = formatting.counts(p, samples, len(groups))
     yield Text(counts, "bold")
     yield Text(of_shown)
     yield _legend(plain, any(s.effect for s in samples), any(not s.ended for s in samples))
@@ -81,19 +81,19 @@ def _hanging(left: str, body: Text, console: Console, width: int) -> Iterator[Te
 
 def _sample_line(sample: Sample, plain: bool) -> Text:
   line = Text()
-  for string, effect, here in words.pieces(sample):
+  for string, effect, here in formatting.token_pieces(sample):
     if plain and here:  # [Paris], with a leading space left outside
       word = string.lstrip(" ") or string
       line.append(f"{string[: len(string) - len(word)]}[{word}]")
     else:
       line.append(string, "" if plain else f"{_background(effect or 0.0)} {'bold underline' if here else ''}".strip())
   if not sample.ended:
-    line.append(words.CUT, "dim")
+    line.append(formatting.TRUNCATED, "dim")
   return line if line.plain else Text("∅", "dim")
 
 
 def _background(effect: float) -> str:
-  """From a grey in the middle towards blue or red: a terminal may be dark or light, so strength is told by hue, not by brightness."""
+  """A color between grey and blue (positive) or red: strength is shown by hue, not brightness, since a terminal may be dark or light."""
   if abs(effect) < _FAINT:
     return ""
   grey, hue = ((94, 106, 128), (29, 78, 216)) if effect > 0 else ((122, 108, 106), (200, 30, 45))
@@ -103,7 +103,7 @@ def _background(effect: float) -> str:
 
 def _legend(plain: bool, effects: bool, cut: bool) -> Text:
   legend = Text("[ ]") if plain else Text.assemble(("underlined", "bold underline"))
-  legend.append(" nearest to the query · ×2 drawn twice" + (f" · {words.CUT} cut off" if cut else ""), "dim")
+  legend.append(" nearest to the query · ×2 drawn twice" + (f" · {formatting.TRUNCATED} cut off" if cut else ""), "dim")
   if effects and not plain:
     legend.append("\n").append(" blue ", _background(0.9)).append(" the activation made the token more likely, ", "dim")
     legend.append(" red ", _background(-0.9)).append(" less likely", "dim")
@@ -111,11 +111,11 @@ def _legend(plain: bool, effects: bool, cut: bool) -> Text:
 
 
 def _query_lines(query: Query, width: int, plain: bool) -> Iterator[Text]:
-  """The query's tokens; under them one bar a token for attention; under that a caret at the position. Folded at `width` columns."""
-  strings = [words.visible(s) or "∅" for s in query.token_strings]
+  """The query's tokens, a row of bars for attention below them, and a caret below the position; folded at `width` columns."""
+  strings = [formatting.visible(s) or "∅" for s in query.token_strings]
   attention = query.attention or ()
   top = max(attention, default=0.0) or 1.0
-  # BOS hangs in the gutter, so that the query's text stands exactly above the text of the samples.
+  # BOS is written into the gutter, so that the query's text is aligned with that of the samples.
   hang = cell_len(strings[0]) if strings[:1] == ["<BOS>"] else 0
   rows, column = [[]], -hang
   for k, string in enumerate(strings):
@@ -142,7 +142,7 @@ def _query_lines(query: Query, width: int, plain: bool) -> Iterator[Text]:
       bars.rstrip()
       yield bars
     if caret is not None:
-      label = words.visible(query.label) or f"position {query.position}"
+      label = formatting.visible(query.label) or f"position {query.position}"
       yield caret.append(f" {label}") if cell_len(f"{caret.plain} {label}") <= _GUTTER + width else caret
   if attention:
     ranked = sorted(range(len(attention)), key=lambda k: -attention[k])[:3]

@@ -1,10 +1,12 @@
-"""A piece of the page in the browser: shows HTML that Python made, and tells Python what was clicked.
+"""A part of the page in the browser: shows HTML made in Python, and sends clicks back.
 
-The HTML comes from `panels`, escaped there. The script moves epsilon by itself, from distances it was given, so that the line follows the
-hand; when the hand rests it tells Python, which picks samples for the new line from the candidates it has.
+The HTML comes from `panels`, escaped there. The script moves epsilon from the distances it was given, so that the line follows the slider;
+when the slider rests it sends the new epsilon, and Python chooses samples for it from the candidates that are drawn.
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from inversionview_jax.preimage.render.style import STYLE
 
@@ -18,11 +20,11 @@ const percent = (part, whole) => part && part < whole
 function move(root, readings, epsilon, from) {
   const limit = Math.fround(epsilon);
   for (const part of root.querySelectorAll("[data-reading]")) {
-    const said = readings[part.dataset.reading];
-    if (!said) continue;
+    const reading = readings[part.dataset.reading];
+    if (!reading) continue;
     let inside = 0;
-    for (const d of said.distances) if (d <= limit) inside++;
-    part.querySelector("[data-percent]").textContent = percent(inside, said.distances.length);
+    for (const d of reading.distances) if (d <= limit) inside++;
+    part.querySelector("[data-percent]").textContent = percent(inside, reading.distances.length);
     part.querySelector("[data-inside]").textContent = inside;
     part.querySelector("[data-value]").textContent = epsilon;
     part.querySelector(".iv-hist").style.setProperty("--x", 100 * axis(epsilon) + "%");
@@ -31,7 +33,7 @@ function move(root, readings, epsilon, from) {
     line.querySelector("div").textContent = "ε = " + epsilon;
     const rows = [...table.tBodies[0].rows].filter(row => row !== line);
     let k = 0;
-    while (k < rows.length && said.rows[k] <= limit) k++;
+    while (k < rows.length && reading.rows[k] <= limit) k++;
     table.tBodies[0].insertBefore(line, rows[k] || null);
   }
   const slider = root.querySelector("[data-epsilon]"), exact = root.querySelector("[data-exact]");
@@ -48,7 +50,7 @@ export default function(component) {
   const root = parentElement.querySelector(".ex-root");
   const state = root.state || (root.state = { html: null, held: false, timer: 0 });
   state.data = data;
-  state.tell = said => setTriggerValue("pick", said);
+  state.send = action => setTriggerValue("pick", action);
   state.show = () => {
     if (state.held || state.html === state.data.html) return;
     const active = focusKey(root.getRootNode().activeElement);
@@ -64,17 +66,17 @@ export default function(component) {
 
   const settle = epsilon => {
     clearTimeout(state.timer);
-    state.timer = setTimeout(() => { state.held = false; state.tell("epsilon=" + epsilon); }, 80);
+    state.timer = setTimeout(() => { state.held = false; state.send("epsilon=" + epsilon); }, 80);
   };
   root.addEventListener("click", event => {
     const button = event.target.closest("[data-pick]");
-    if (button) state.tell(button.dataset.pick);
+    if (button) state.send(button.dataset.pick);
   });
   root.addEventListener("input", event => {
     const from = event.target;
     const epsilon = "epsilon" in from.dataset ? value(from.value / 1000) : Number(from.value);
     if (!(epsilon > 0 && isFinite(epsilon))) return;
-    state.held = true;  // what Python sends meanwhile must not take the slider out of the hand
+    state.held = true;  // updates from Python must not replace the slider while it is dragged
     clearTimeout(state.timer);
     move(root, state.data.readings, epsilon, from);
   });
@@ -84,7 +86,7 @@ export default function(component) {
     if (epsilon > 0 && isFinite(epsilon)) settle(epsilon);
     else { state.held = false; state.html = null; state.show(); }
   });
-  // Arrow keys go to the nearest button in their direction.
+  // Arrow keys move the focus to the nearest button in their direction.
   root.addEventListener("keydown", event => {
     const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     const group = event.target.closest("[data-keys]");
@@ -102,7 +104,7 @@ export default function(component) {
 }
 """
 
-_LOOK = """
+_PANEL_STYLE = """
 .inversionview{color-scheme:inherit;max-width:none;margin:0 0 .25rem;padding:1rem 1.15rem}
 .inversionview.ex-bare{border:0;padding:0;background:none}
 .inversionview h3{margin:0 0 .6rem;font-size:.8rem;font-weight:600;color:var(--dim);letter-spacing:.02em}
@@ -127,7 +129,7 @@ min-width:2.1rem;min-height:3rem;padding:.3rem .3rem .15rem;text-align:center;wh
 .ex-layer>div{flex:1;display:grid;grid-template-columns:repeat(var(--n),minmax(0,1fr));gap:.25rem}
 .inversionview .ex-site{position:relative;overflow:hidden;min-height:2.4rem;padding:.2rem 0;font:600 .76rem ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .inversionview .ex-wide{grid-column:span 2}
-.inversionview .iv-says+.iv-note{margin:.6rem 0 0}
+.inversionview .iv-features+.iv-note{margin:.6rem 0 0}
 .inversionview .ex-site u{position:absolute;left:0;right:0;bottom:0;height:4px;background:linear-gradient(var(--in),var(--in)) 0/var(--r) 100% no-repeat var(--line)}
 .inversionview .ex-in{margin:.1rem 0 .4rem;color:var(--dim);font-size:.9rem}
 .inversionview .ex-figure{display:flex;flex-wrap:wrap;gap:.1rem .7rem;align-items:baseline;margin:.5rem 0 .6rem;font-variant-numeric:tabular-nums;color:var(--dim);font-size:.87rem}
@@ -161,27 +163,28 @@ color:var(--fg);font-size:.9rem}
 
 
 @functools.cache
-def _component():
+def _component() -> Callable[..., Any]:
   import streamlit as st
 
   return st.components.v2.component(
-    "inversionview_pane", html='<div class="ex-root"></div>', css=STYLE + _LOOK, js=_SCRIPT
+    "inversionview_pane", html='<div class="ex-root"></div>', css=STYLE + _PANEL_STYLE, js=_SCRIPT
   )
 
 
-def pane(key: str, html: str, picked, readings=()) -> None:
+def pane(key: str, html: str, on_click: Callable[[str], None], readings: Sequence[dict | None] = ()) -> None:
   """Shows HTML of `panels`.
 
   Args:
     key: of the pane, the same from run to run.
-    picked: called with what `data-pick` of the clicked part says, before the page is made anew.
-    readings: `panels.measured` of each reading in it whose epsilon can be moved.
+    html: what is shown.
+    on_click: called with the `data-pick` of the clicked element, before the page is made again.
+    readings: `panels.slider_data` of each reading in it whose epsilon can be moved.
   """
   import streamlit as st
 
   def on_pick() -> None:
-    said = st.session_state[key].get("pick")
-    if said:
-      picked(str(said))
+    action = st.session_state[key].get("pick")
+    if action:
+      on_click(str(action))
 
   _component()(key=key, data={"html": html, "readings": list(readings)}, on_pick_change=on_pick)

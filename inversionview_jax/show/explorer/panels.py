@@ -1,101 +1,109 @@
 """The parts of the page as HTML, made from the fragments of `render`; no Streamlit, no JAX.
 
-What can be clicked carries `data-pick`, a query string that `View.picked` reads: nothing that a browser sends is trusted more than an
-address that somebody typed. Every string that is not ours is escaped.
+Elements that can be clicked carry `data-pick`, a query string that `View.after_click` checks as it checks a typed address. Every string that
+does not come from this module is escaped.
 """
 
 import dataclasses
 import urllib.parse
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from inversionview_jax import sites
 from inversionview_jax.distance import METRICS
-from inversionview_jax.preimage import Preimage
-from inversionview_jax.preimage.render import fragments, plots, words
-from inversionview_jax.preimage.render.fragments import Look, escape
+from inversionview_jax.preimage import Preimage, Sample
+from inversionview_jax.preimage.render import formatting, fragments, plots
+from inversionview_jax.preimage.render.fragments import DisplayOptions, escape
+from inversionview_jax.show import feature_table
 from inversionview_jax.show.explorer.service import Input
 from inversionview_jax.show.explorer.state import View
 
-_KINDS = {
+if TYPE_CHECKING:
+  from inversionview_jax.measures.consistency import ActivationReading
+  from inversionview_jax.measures.information import Information
+
+_DESCRIPTIONS = {
   "embed": "the token embedding",
   "pos_embed": "the position embedding",
   "pre": "the residual stream before layer {l}",
-  "mid": "the residual stream behind the attention of layer {l}",
-  "mlp": "what the MLP of layer {l} writes",
-  "post": "the residual stream behind layer {l}",
-  "head": "what head {h} of layer {l} writes",
+  "mid": "the residual stream after the attention of layer {l}",
+  "mlp": "the output of the MLP of layer {l}",
+  "post": "the residual stream after layer {l}",
+  "head": "the output of head {h} of layer {l}",
 }
-_BRIEF = {"pre": "pre", "mid": "mid", "mlp": "mlp", "post": "post"}
-_FEW = 5  # samples in a small panel
-_THUMBNAILS = 16  # attention patterns at once; of more heads, those of one layer
+_SHORT_NAMES = {"pre": "pre", "mid": "mid", "mlp": "mlp", "post": "post"}
+_PANEL_SAMPLES = 5  # in a small panel
+_THUMBNAILS = 16  # attention patterns shown at once; where there are more heads, those of one layer are shown
 
 
-def pick(label: str, tag: str = "button", **said) -> str:
-  """The attributes of something to click that sets these parts of the view."""
-  return f'<{tag} type="button" data-pick="{escape(urllib.parse.urlencode(said))}" aria-label="{escape(label)}"'
+def pick(label: str, tag: str = "button", **changes: object) -> str:
+  """The start of an element that sets these fields of the view when it is clicked."""
+  return f'<{tag} type="button" data-pick="{escape(urllib.parse.urlencode(changes))}" aria-label="{escape(label)}"'
 
 
 def describe(name: str) -> str:
-  """A site in words."""
+  """A site as a phrase."""
   site = sites.parse(name)
-  return _KINDS[site.kind].format(l=site.layer, h=site.head)
+  return _DESCRIPTIONS[site.kind].format(l=site.layer, h=site.head)
 
 
 def alert(message: str) -> str:
-  """What went wrong, in its place."""
+  """An error message."""
   return f'<div class="inversionview iv-alert" role="alert">{escape(message)}</div>'
 
 
-def token_strip(view: View, seen: Input) -> str:
-  """The input's tokens to click at; shaded by where the chosen site's head attends to from the chosen position."""
-  chosen = _position(view, seen)
+def token_strip(view: View, encoded: Input) -> str:
+  """The input's tokens as buttons; shaded by the attention of the chosen site's head from the chosen position."""
+  chosen = _position(view, encoded)
   weights, top = (), 1.0
   site = sites.parse(view.site)
   if site.kind == "head" and chosen is not None:
-    weights = seen.patterns[site.layer, site.head, chosen, : chosen + 1]
+    weights = encoded.patterns[site.layer, site.head, chosen, : chosen + 1]
     top = float(weights.max()) or 1.0
   cells = []
-  for k, (string, label) in enumerate(zip(seen.strings, seen.labels, strict=True)):
-    name = seen.name(k)
-    here, usual = k == chosen, name in seen.asked
+  for k, (string, label) in enumerate(zip(encoded.strings, encoded.labels, strict=True)):
+    name = encoded.name(k)
+    here, trained = k == chosen, name in encoded.query_positions
     shade = f' style="--e:{weights[k] / top:.3f}"' if k < len(weights) else ""
-    says = f"position {k}" + (f", {label}" if label else "") + f", token {string}"
-    says += f", attention {weights[k]:.2f}" if k < len(weights) else ""
+    label_text = f"position {k}" + (f", {label}" if label else "") + f", token {string}"
+    label_text += f", attention {weights[k]:.2f}" if k < len(weights) else ""
     special = string in ("<BOS>", "<EOS>", "<PAD>")
     if string == "<EOS>":  # no query is taken there
       cells.append(f'<span class="ex-token ex-end">{escape(string)}<small>{k}</small></span>')
       continue
     cells.append(
-      f'{pick(says, position=name)} aria-pressed="{str(here).lower()}" title="{escape(says)}"{shade} class="ex-token iv-att'
-      f'{" ex-end" if special else ""}{"" if usual else " ex-unusual"}">{escape(string) or "∅"}'
+      f'{pick(label_text, position=name)} aria-pressed="{str(here).lower()}" title="{escape(label_text)}"{shade} class="ex-token iv-att'
+      f'{" ex-end" if special else ""}{"" if trained else " ex-unusual"}">{escape(string) or "∅"}'
       f"<small>{escape('' if special else label) or k}</small></button>"
     )
   note = ""
   if view.notes:
     note = "Click the token whose activation is read."
     if len(weights):
-      note += f' <span class="iv-att" style="--e:.7">Shaded</span>: where head {escape(view.site)} looks from there, at most {top:.2f}.'
-    if chosen is not None and seen.name(chosen) not in seen.asked:
-      note += " The reader was trained on other positions: what it says here is a guess."
+      note += f' <span class="iv-att" style="--e:.7">Shaded</span>: where head {escape(view.site)} attends from there, at most {top:.2f}.'
+    if chosen is not None and encoded.name(chosen) not in encoded.query_positions:
+      note += " The reader was trained on other positions: what it shows here is an extrapolation."
   return _card(
     f'<div class="ex-tokens" data-keys role="group" aria-label="position">{"".join(cells)}</div>', note, "ex-bare"
   )
 
 
 def site_map(view: View, names: Sequence[str], known: Callable[[str], Preimage | None]) -> str:
-  """The reader's sites, a row for each layer; under each its in-epsilon rate where that has been seen.
+  """The reader's sites as buttons, a row for each layer, each with its in-epsilon rate where it is known.
 
   Args:
+    view: the query; its site is marked.
+    names: of the sites.
     known: site -> its preimage for the same input and position, if it has been drawn.
   """
-  found = [sites.parse(name) for name in names]
+  parsed = [sites.parse(name) for name in names]
   rows: dict[str, dict[str, str]] = {}
-  for site in found:
+  for site in parsed:
     early = site.layer is None or (site.kind == "pre" and site.layer == 0)
     row = "in" if early else f"layer {site.layer}"
     column = f"head {site.head}" if site.kind == "head" else site.kind
     rows.setdefault(row, {})[column] = site.short
-  heads = sorted({site.head for site in found if site.kind == "head"})
+  heads = sorted({site.head for site in parsed if site.kind == "head"})
   columns = [
     *(f"head {h}" for h in heads),
     *(k for k in ("pre", "mid", "mlp", "post") if any(k in r for n, r in rows.items() if n != "in")),
@@ -110,55 +118,55 @@ def site_map(view: View, names: Sequence[str], known: Callable[[str], Preimage |
     )
   note = ""
   if view.notes:
-    note = f"<b>{escape(view.site)}</b> is {describe(view.site)}. Bars: share of candidates inside ε, where a site has been looked at."
+    note = f"<b>{escape(view.site)}</b> is {describe(view.site)}. Bars: share of candidates inside ε, where a site has been read."
   return _card(f'<div class="ex-map" data-keys role="group" aria-label="site">{body}</div>', note, title="Site")
 
 
 def _site(view: View, name: str, known: Preimage | None) -> str:
   here = str(name == view.site).lower()
-  says = f"{name}, {describe(name)}" + ("" if known is None else f", {_rate(known)} inside epsilon")
+  label = f"{name}, {describe(name)}" + ("" if known is None else f", {_rate(known)} inside epsilon")
   bar = "" if known is None else f'<u style="--r:{100 * known.rate:.0f}%"></u>'
-  return f'{pick(says, site=name)} aria-pressed="{here}" title="{escape(says)}" class="ex-site{" ex-wide" if len(_short(name)) > 4 else ""}">{escape(_short(name))}{bar}</button>'
+  return f'{pick(label, site=name)} aria-pressed="{here}" title="{escape(label)}" class="ex-site{" ex-wide" if len(_short(name)) > 4 else ""}">{escape(_short(name))}{bar}</button>'
 
 
 def _short(name: str) -> str:
-  """In its row the layer need not be said; a head is known by its whole name."""
+  """The name of a site in the row of its layer, without the layer; heads keep their full name."""
   site = sites.parse(name)
   return (
     name
     if site.kind in ("head", "embed", "pos_embed") or (site.kind == "pre" and site.layer == 0)
-    else _BRIEF[site.kind]
+    else _SHORT_NAMES[site.kind]
   )
 
 
 def reading(view: View, p: Preimage, slider: bool = True) -> str:
   """The chosen activation's preimage, with epsilon to move."""
-  head = f'<h2>{_where(p)}</h2><p class="ex-in"><code>{escape(p.query.text)}</code></p>'
+  head = f'<h2>{_title(p)}</h2><p class="ex-in"><code>{escape(p.query.text)}</code></p>'
   return _card(_body(view, p, head, slider=slider), "", data=' data-reading="0"')
 
 
-def says(view: View, saying, information) -> str:
-  """What the activation says, as a table."""
-  return _card(fragments.says(saying, information, notes=view.notes), "")
+def encoded_features(view: View, reading: "ActivationReading", information: "Information | None") -> str:
+  """The properties that the activation encodes, as a table."""
+  return _card(feature_table.encoded_features(reading, information, notes=view.notes), "")
 
 
 def _body(view: View, p: Preimage, head: str, slider: bool) -> str:
-  look = Look(view.shown, view.colors, view.notes)
+  options = DisplayOptions(view.shown, view.colors, view.notes)
   scale = _scale(p, plots.histogram(p)) if slider else plots.histogram(p)
-  return f"{head}{_figure(p)}{scale}{fragments.samples(p, look)}{fragments.legend(p, look) if view.notes else ''}"
+  return f"{head}{_figure(p)}{scale}{fragments.samples(p, options)}{fragments.legend(p, options) if view.notes else ''}"
 
 
 def _figure(p: Preimage) -> str:
-  n, inside = words.totals(p.samples), words.totals(p.inside)
+  n, inside = formatting.totals(p.samples), formatting.totals(p.inside)
   return (
-    f'<p class="ex-figure" aria-live="polite"><b data-percent>{words.percent(inside, n)}</b> '
+    f'<p class="ex-figure" aria-live="polite"><b data-percent>{formatting.percent(inside, n)}</b> '
     f"<span><span data-inside>{inside}</span> of {n} candidates inside ε = <span data-value>{p.epsilon:g}</span>, "
     f"{METRICS[p.metric]}{', at this position' if p.match == 'position' else ''}</span></p>\n"
   )
 
 
 def _scale(p: Preimage, above: str = "") -> str:
-  """Epsilon to move, on the axis of the histogram above it, and to type."""
+  """A slider for epsilon, on the axis of the histogram above it, and a field for its exact value."""
   return (
     f'<div class="ex-scale"><div>{above}<input type="range" min="0" max="1000" step="1" value="{1000 * plots.axis(p.epsilon):.0f}" '
     f'data-epsilon aria-label="epsilon, the threshold on the distance" aria-valuetext="{p.epsilon:g}"></div>'
@@ -166,58 +174,60 @@ def _scale(p: Preimage, above: str = "") -> str:
   )
 
 
-def measured(p: Preimage, view: View) -> dict:
-  """What the browser needs to move epsilon by itself: every distance and, in the order of the table, the rows."""
-  rows = [s.distance for s, _ in words.grouped(p.shown(view.shown))]
+def slider_data(p: Preimage, view: View) -> dict[str, list[float]]:
+  """The data with which the browser moves epsilon: all distances, and those of the table's rows in their order."""
+  rows = [s.distance for s, _ in formatting.grouped(p.shown(view.shown))]
   distances = [s.distance for s in p.samples for _ in range(s.count)]
   finite = [[min(d, 1e30) for d in values] for values in (distances, rows)]  # JSON knows no infinity
   return {"distances": finite[0], "rows": finite[1]}
 
 
 def grid(view: View, parts: Sequence[tuple[str, dict, Preimage | None]]) -> str:
-  """Small panels side by side, one for each place; a click opens it.
+  """Small panels in a grid, one for each site or position; a click opens it.
 
   Args:
-    parts: (name, what a click sets, the preimage or None while it is still to be drawn).
+    view: the view that is shown.
+    parts: (name, the fields of the view that a click sets, the preimage or None while it is not drawn).
   """
-  small = Look(2 * _FEW, view.colors, False, compact=True)
+  small = DisplayOptions(2 * _PANEL_SAMPLES, view.colors, False, compact=True)
   cells = ""
-  for name, said, p in parts:
-    here = all(getattr(view, key) == value for key, value in said.items())
+  for name, changes, p in parts:
+    here = all(getattr(view, key) == value for key, value in changes.items())
     title = f"<b>{escape(name)}</b><span>{'…' if p is None else _rate(p)}</span>"
-    opens = pick(f"open {name}", **said, panel="reading")
+    opens = pick(f"open {name}", **changes, panel="reading")
     body = ""
     if p is not None:
-      near = words.grouped(p.inside)[:_FEW] or words.grouped(p.outside)[:_FEW]
+      near = formatting.grouped(p.inside)[:_PANEL_SAMPLES] or formatting.grouped(p.outside)[:_PANEL_SAMPLES]
       lines = "".join(
         f'<li class="iv-text{"" if s.inside else " ex-out"}">{fragments.tokens(s, small)}</li>'
-        for s, _ in _spread(near)
+        for s, _ in _by_distance(near)
       )
       body = f"{plots.histogram(p, ticks=False)}<ol>{lines}</ol>"
     cells += (
       f'<article class="ex-small{" ex-here" if here else ""}">{opens} class="ex-open">{title}</button>{body}</article>'
     )
   note = (
-    "Of each place the nearest samples, and the share inside ε of 256 candidates. Click a heading to open it."
+    "The nearest samples of each, and the share inside ε of 256 candidates. Click a heading to open it."
     if view.notes
     else ""
   )
   return _card(f'<div class="ex-grid" data-keys>{cells}</div>', note)
 
 
-def _spread(near):
+def _by_distance(near: Sequence[tuple[Sample, int]]) -> list[tuple[Sample, int]]:
+  """Groups of equal samples, nearest first."""
   return sorted(near, key=lambda group: group[0].distance)
 
 
-def attention(view: View, seen: Input) -> str:
+def attention(view: View, encoded: Input) -> str:
   """The attention pattern of one head, large, and those of the others to choose from."""
-  n_layers, n_heads = seen.patterns.shape[:2]
-  layer, head = chosen_head(view, seen)
-  position = _position(view, seen)
+  n_layers, n_heads = encoded.patterns.shape[:2]
+  layer, head = chosen_head(view, encoded)
+  position = _position(view, encoded)
   layers = range(n_layers) if n_layers * n_heads <= _THUMBNAILS else [layer]
   small = "".join(
     f'{pick(f"head {h} of layer {l}", head=f"{l}.{h}")} aria-pressed="{str((l, h) == (layer, head)).lower()}" class="ex-thumb">'
-    f"{plots.pattern(seen.strings, seen.patterns[l, h], labels=False)}a{l}.{h}</button>"
+    f"{plots.pattern(encoded.strings, encoded.patterns[l, h], labels=False)}a{l}.{h}</button>"
     for l in layers
     for h in range(n_heads)
   )
@@ -228,9 +238,9 @@ def attention(view: View, seen: Input) -> str:
       for l in range(n_layers)
     )
     others = f'<p class="ex-chips">layer {others}</p>'
-  large = plots.pattern(seen.strings, seen.patterns[layer, head], -1 if position is None else position)
+  large = plots.pattern(encoded.strings, encoded.patterns[layer, head], -1 if position is None else position)
   note = (
-    "Each row is a position that looks, each column one that is looked at; the framed row is the chosen position."
+    "Each row is a query position, each column a key position; the framed row is the chosen position."
     if view.notes
     else ""
   )
@@ -238,9 +248,9 @@ def attention(view: View, seen: Input) -> str:
   return _card(body, note)
 
 
-def chosen_head(view: View, seen: Input) -> tuple[int, int]:
+def chosen_head(view: View, encoded: Input) -> tuple[int, int]:
   """(layer, head) whose attention is shown."""
-  n_layers, n_heads = seen.patterns.shape[:2]
+  n_layers, n_heads = encoded.patterns.shape[:2]
   layer, _, head = view.head.partition(".")
   if layer.isdecimal() and head.isdecimal() and int(layer) < n_layers and int(head) < n_heads:
     return int(layer), int(head)
@@ -248,34 +258,40 @@ def chosen_head(view: View, seen: Input) -> tuple[int, int]:
   return (site.layer, site.head) if site.kind == "head" else (0, 0)
 
 
-def pinned(view: View, found: Sequence[Preimage | str]) -> str:
-  """The readings that were put aside, side by side, with one epsilon for all; a text in place of one says why it is not there."""
+def pinned(view: View, results: Sequence[Preimage | str]) -> str:
+  """The pinned readings in columns, with one epsilon for all.
+
+  Args:
+    view: with the pins.
+    results: the preimage of each pin, or the error message in place of one.
+  """
   cells = ""
-  look = dataclasses.replace(view, notes=False)
-  for k, (pin, p) in enumerate(zip(view.pins, found, strict=True)):
+  options = dataclasses.replace(view, notes=False)
+  for k, (pin, p) in enumerate(zip(view.pins, results, strict=True)):
     buttons = f'{pick("open this reading", **dataclasses.asdict(pin), panel="reading")} class="ex-chip">open</button> '
-    buttons += f'{pick("take this reading away", unpin=k)} class="ex-chip">take away</button>'
+    buttons += f'{pick("unpin this reading", unpin=k)} class="ex-chip">unpin</button>'
     if isinstance(p, str):
       cells += f'<section class="ex-pin"><p><code>{escape(pin.text)}</code></p><p role="alert">{escape(p)}</p>{buttons}</section>'
       continue
     head = (
-      f'<h2>{_where(p)}</h2><p class="ex-in">{escape(pin.reader)} · <code>{escape(p.query.text)}</code></p>{buttons}'
+      f'<h2>{_title(p)}</h2><p class="ex-in">{escape(pin.reader)} · <code>{escape(p.query.text)}</code></p>{buttons}'
     )
-    cells += f'<section class="ex-pin" data-reading="{k}">{_body(look, p, head, slider=False)}</section>'
-  shown = [p for p in found if not isinstance(p, str)]
+    cells += f'<section class="ex-pin" data-reading="{k}">{_body(options, p, head, slider=False)}</section>'
+  shown = [p for p in results if not isinstance(p, str)]
   return _card(f'{_scale(shown[0]) if shown else ""}<div class="ex-pins">{cells}</div>', "")
 
 
-def _where(p: Preimage) -> str:
+def _title(p: Preimage) -> str:
+  """Site and position as a heading."""
   return f"<b>{escape(p.query.site)}</b> at {escape(p.query.label) or p.query.position}<small> · position {p.query.position}</small>"
 
 
-def _position(view: View, seen: Input) -> int | None:
-  """The index of the chosen position; None where this input has none of that name."""
-  labels = [k for k, label in enumerate(seen.labels) if label == view.position]
+def _position(view: View, encoded: Input) -> int | None:
+  """The index of the chosen position; None where this input has no such position."""
+  labels = [k for k, label in enumerate(encoded.labels) if label == view.position]
   if labels:
     return labels[0]
-  last = len(seen.strings) - (seen.strings[-1] == "<EOS>")
+  last = len(encoded.strings) - (encoded.strings[-1] == "<EOS>")
   try:
     return int(view.position) % last if -last <= int(view.position) < last else None
   except ValueError:
@@ -283,7 +299,7 @@ def _position(view: View, seen: Input) -> int | None:
 
 
 def _rate(p: Preimage) -> str:
-  return words.percent(words.totals(p.inside), words.totals(p.samples))
+  return formatting.percent(formatting.totals(p.inside), formatting.totals(p.samples))
 
 
 def _card(body: str, note: str, extra: str = "", title: str = "", data: str = "") -> str:

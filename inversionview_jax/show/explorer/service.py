@@ -1,4 +1,4 @@
-"""Readers and what they have drawn, kept between the clicks of all sessions of one page."""
+"""Readers and the preimages they have drawn, kept between the clicks of all sessions of one page."""
 
 import collections
 import dataclasses
@@ -7,34 +7,35 @@ import pathlib
 import random
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.show.explorer.state import View
+from inversionview_jax.tasks import Task
 from inversionview_jax.tasks.extension import is_named
 
-if TYPE_CHECKING:  # JAX takes seconds to import, and what only looks at the settings does without
+if TYPE_CHECKING:  # JAX takes seconds to import, and tests of the settings do without it
   from inversionview_jax.measures.consistency import ActivationReading
-  from inversionview_jax.measures.information import InformationResult, Information
+  from inversionview_jax.measures.information import Information, InformationResult
   from inversionview_jax.reading import Reader
 
-_KEPT = 200  # preimages; 2 MB each
-SKETCH = 256  # candidates of each panel where many places are shown at once
-# What a page opens with. Other tasks open with an input of their test split.
-_STARTS = {
+_CACHE_SIZE = 200  # preimages, of 2 MB each
+SKETCH_SAMPLES = 256  # candidates of each panel where many sites or positions are shown
+# The query a page opens with. Other tasks open with an input of their test split.
+_FIRST_QUERIES = {
   "addition": {"text": "615+861=1476", "site": "a0.0", "position": "="},
   "counting": {"text": "vvzccvczvvvzvcvc|v:8", "site": "a0.0", "position": ":"},
 }
 
 
 class Service:
-  """The readers a page can show, each loaded when it is first asked for.
+  """The readers of a page, each loaded when it is first needed.
 
   Args:
-    readers: shipped names and folders; a page opens nothing else, whatever its address says.
+    readers: shipped names and folders; a page opens no others, whatever its address names.
   """
 
   def __init__(self, readers: Sequence[str]):
@@ -43,14 +44,14 @@ class Service:
       raise InversionViewError(f"two readers have the same name: {', '.join(readers)}; rename a folder")
     self._readers: dict[str, Reader] = {}
     self._drawn: collections.OrderedDict[tuple, Preimage] = collections.OrderedDict()
-    self._seen: collections.OrderedDict[tuple, Input] = collections.OrderedDict()
-    self._said: collections.OrderedDict[tuple, ActivationReading] = collections.OrderedDict()
+    self._inputs: collections.OrderedDict[tuple, Input] = collections.OrderedDict()
+    self._readings: collections.OrderedDict[tuple, ActivationReading] = collections.OrderedDict()
     self._bits: collections.OrderedDict[tuple, InformationResult] = collections.OrderedDict()
-    self._lock = threading.Lock()  # of what is kept
-    self._work = threading.RLock()  # one thing is computed at a time: two would take longer, each
+    self._lock = threading.Lock()  # of the caches
+    self._work = threading.RLock()  # one computation at a time: two at once would take longer each
 
   def reader(self, name: str) -> "Reader":
-    """Raises `InversionViewError` for a name that was not given, and for a reader that cannot be loaded."""
+    """The reader of this name; raises `InversionViewError` for a name that is not the page's, and for a reader that cannot be loaded."""
     if name not in self.names:
       raise one_of("reader", name, self.names)
     with self._work:
@@ -60,8 +61,8 @@ class Service:
         self._readers[name] = load_reader(self.names[name])
       return self._readers[name]
 
-  def warm(self) -> threading.Thread:
-    """Loads the first reader and draws what a page opens with, beside whatever else starts meanwhile."""
+  def preload(self) -> threading.Thread:
+    """Loads the first reader and draws the first preimage in a thread, while the server starts."""
     name = next(iter(self.names))
 
     def draw() -> None:
@@ -70,20 +71,20 @@ class Service:
         self.input(name, view.text)
         self.preimage(view)
       except InversionViewError:
-        pass  # the page says so
+        pass  # the page shows the error
 
-    thread = threading.Thread(target=draw, name="warm", daemon=True)
+    thread = threading.Thread(target=draw, name="preload", daemon=True)
     thread.start()
     return thread
 
   def start(self, name: str) -> dict[str, str]:
-    """What a page opens with: text, site and position."""
+    """The query a page opens with: text, site and position."""
     reader = self.reader(name)
-    said = _STARTS.get(reader.task.name)
-    if said and said["site"] in reader.config.sites:
-      return dict(said)
+    query = _FIRST_QUERIES.get(reader.task.name)
+    if query and query["site"] in reader.config.sites:
+      return dict(query)
     text = self.random_text(name, 0)
-    return {"text": text, "site": reader.config.sites[0], "position": self.input(name, text).asked[-1]}
+    return {"text": text, "site": reader.config.sites[0], "position": self.input(name, text).query_positions[-1]}
 
   def random_text(self, name: str, seed: int | None = None) -> str:
     """An input of the task's test split."""
@@ -92,37 +93,38 @@ class Service:
     return task.tokenizer.text(task.tokens(index[random.Random(seed).randrange(len(index))][None])[0])
 
   def input(self, name: str, text: str) -> "Input":
-    """What the target makes of a text; raises `InversionViewError` for one that the task cannot encode."""
+    """A text's tokens, positions and attention; raises `InversionViewError` for one that the task cannot encode."""
     key = (name, text)
     with self._lock:
-      if key in self._seen:
-        self._seen.move_to_end(key)
-        return self._seen[key]
+      if key in self._inputs:
+        self._inputs.move_to_end(key)
+        return self._inputs[key]
     with self._work:
-      made = _look_at(self.reader(name), text)
-    self._keep(self._seen, key, made)
-    return made
+      encoded = _encode(self.reader(name), text)
+    self._keep(self._inputs, key, encoded)
+    return encoded
 
   def preimage(
     self, view: View, samples: int | None = None, progress: Callable[[int, int], object] | None = None
   ) -> Preimage:
-    """What `view` looks at, at its epsilon. Another epsilon, or a look back, draws nothing.
+    """The preimage of `view` at its epsilon; nothing is drawn again for another epsilon or for a view that was shown before.
 
     Args:
-      samples: candidates; None: as many as the view says.
+      view: the query and the settings.
+      samples: candidates; None for the view's number.
       progress: called with (candidates drawn, all of them) while they are drawn.
     """
     key = self._key(view, samples)
-    found = self._get(key)
-    if found is None:
+    preimage = self._get(key)
+    if preimage is None:
       reader = self.reader(view.reader)
       if is_named(view.mixture):
         # Elsewhere a mixture may be named as package.module:NAME; the address of a page must not choose a module to import.
         raise one_of(f"mixture of task {reader.task.name!r}:", view.mixture, reader.task.mixtures)
       with self._work:
-        found = self._get(key)  # another session may have asked for it meanwhile
-        if found is None:
-          found = reader.preimage(
+        preimage = self._get(key)  # another session may have drawn it meanwhile
+        if preimage is None:
+          preimage = reader.preimage(
             view.text,
             view.site,
             view.position,
@@ -135,47 +137,54 @@ class Service:
             seed=view.seed,
             progress=progress or (lambda done, total: None),
           )
-      self._keep(self._drawn, key, found)
-    return found if view.epsilon is None else found.at(view.epsilon)
+      self._keep(self._drawn, key, preimage)
+    return preimage if view.epsilon is None else preimage.at(view.epsilon)
 
   def known(self, view: View, samples: int | None = None) -> Preimage | None:
-    """The same, if it has been drawn before."""
-    found = self._get(self._key(view, samples))
-    return found if found is None or view.epsilon is None else found.at(view.epsilon)
+    """What `preimage` returns, if it has been drawn before."""
+    preimage = self._get(self._key(view, samples))
+    return preimage if preimage is None or view.epsilon is None else preimage.at(view.epsilon)
 
-  def saying(self, view: View, preimage: Preimage) -> "ActivationReading":
-    """What the activation says at this epsilon: of its candidates as they were drawn or, once the bits were measured, of inputs weighted as they
-    occur."""
+  def reading(self, view: View, preimage: Preimage) -> "ActivationReading":
+    """The properties that the activation encodes at this epsilon.
+
+    Taken from the candidates as they were drawn or, once the bits were measured, from inputs weighted as they occur.
+    """
     key = (self._key(view, None), preimage.epsilon)
-    found = self._bits.get(key)
-    if (saying := self._said.get((key, found is None))) is None:
+    measured = self._bits.get(key)
+    if (reading := self._readings.get((key, measured is None))) is None:
       from inversionview_jax.measures import consistency
 
       task = self.reader(view.reader).task
-      saying = consistency.activation_reading(preimage, task, found and found.members)
-      self._keep(self._said, (key, found is None), saying)
-    return saying
+      reading = consistency.activation_reading(preimage, task, measured and measured.members)
+      self._keep(self._readings, (key, measured is None), reading)
+    return reading
 
   def information(self, view: View, preimage: Preimage, measure: bool = False) -> "Information | None":
-    """The information in bits at this epsilon; measured if asked for, which takes a second or more, else None unless it is known."""
+    """The information in bits at this epsilon; None where it has not been measured.
+
+    Args:
+      view: the query and the settings.
+      preimage: of the view.
+      measure: whether to measure it now, which takes a second or more.
+    """
     key = (self._key(view, None), preimage.epsilon)
     if measure and key not in self._bits:
       from inversionview_jax.measures import information
 
       settings = {"epsilon": preimage.epsilon, "metric": preimage.metric, "match": preimage.match, "seed": view.seed}
       with self._work:
-        found = information.measure(self.reader(view.reader), [preimage.query], **settings)[0]
-      self._keep(self._bits, key, found)
-    found = self._bits.get(key)
-    return found and found.information
+        measured = information.measure(self.reader(view.reader), [preimage.query], **settings)[0]
+      self._keep(self._bits, key, measured)
+    return self._bits[key].information if key in self._bits else None
 
-  def _keep(self, where: collections.OrderedDict, key, value) -> None:
+  def _keep(self, cache: collections.OrderedDict, key: tuple, value: Any) -> None:
     with self._lock:
-      where[key] = value
-      while len(where) > _KEPT:
-        where.popitem(last=False)
+      cache[key] = value
+      while len(cache) > _CACHE_SIZE:
+        cache.popitem(last=False)
 
-  def _get(self, key) -> Preimage | None:
+  def _get(self, key: tuple) -> Preimage | None:
     with self._lock:
       if key in self._drawn:
         self._drawn.move_to_end(key)
@@ -197,46 +206,45 @@ class Service:
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-  """A text as the target sees it.
+  """A text's tokens, positions and attention.
 
   Attributes:
     strings: its T tokens, BOS first.
     labels: the task's name of each position; "" where it has none.
-    asked: how each position where the reader takes queries is called: its label if that is its alone, else its index.
+    query_positions: names of the positions where the reader was trained to read.
     patterns: float32[L, H, T, T], attention of every head.
   """
 
   strings: tuple[str, ...]
   labels: tuple[str, ...]
-  asked: tuple[str, ...]
+  query_positions: tuple[str, ...]
   patterns: np.ndarray
 
   def name(self, position: int) -> str:
-    """How a position is called."""
+    """A position's label if no other has it, else its index."""
     label = self.labels[position]
     return label if label and self.labels.count(label) == 1 else str(position)
 
 
-def _look_at(reader: "Reader", text: str) -> Input:
+def _encode(reader: "Reader", text: str) -> Input:
   task, tokenizer = reader.task, reader.task.tokenizer
   if not text:
     raise InversionViewError("the text is empty: type an input of the task, or take a random one")
   row = tokenizer.encode_batch([text], length=task.length, eos=True)[0]
-  used = [int(token) for token in row if token != tokenizer.pad_id]
-  labels = tuple(task.labels(used))
-  asked = np.flatnonzero(np.asarray(task.query_mask(row[None]))[0])
-  made = Input(
-    tuple(tokenizer.strings(used)), labels, (), reader.attention(row[None])[0][:, :, : len(used), : len(used)]
-  )
-  return dataclasses.replace(made, asked=tuple(made.name(int(k)) for k in asked))
+  ids = [int(token) for token in row if token != tokenizer.pad_id]
+  queries = np.flatnonzero(np.asarray(task.query_mask(row[None]))[0])
+  patterns = reader.attention(row[None])[0][:, :, : len(ids), : len(ids)]
+  encoded = Input(tuple(tokenizer.strings(ids)), tuple(task.labels(ids)), (), patterns)
+  return dataclasses.replace(encoded, query_positions=tuple(encoded.name(int(k)) for k in queries))
 
 
 @functools.lru_cache(maxsize=8)
-def _test_split(task) -> np.ndarray:
+def _test_split(task: Task) -> np.ndarray:
   return task.split("test")
 
 
 def _label(name: str) -> str:
+  """The name of a reader on the page: its own if it is shipped, else that of its folder."""
   return name if "/" not in name and not pathlib.Path(name).is_dir() else pathlib.Path(name).resolve().name
 
 
@@ -244,14 +252,14 @@ _current: Service | None = None
 
 
 def configure(readers: Sequence[str]) -> Service:
-  """Sets what the pages of this process show; the command does so before it starts the server."""
+  """Sets the readers of the pages of this process; the command calls this before it starts the server."""
   global _current
   _current = Service(readers)
   return _current
 
 
 def current() -> Service:
-  """The service of this process; that of the shipped readers if nobody said otherwise."""
+  """The service of this process; that of the shipped readers unless `configure` was called."""
   if _current is None:
     from inversionview_jax.reading import shipped_readers
 

@@ -1,9 +1,10 @@
-"""What is looked at: plain data, and its form in the address bar, so that a view can be shared and come back after a reload."""
+"""The view of the page as plain data, and its form in the address bar, so that a view can be shared and survives a reload."""
 
 import dataclasses
 import math
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from inversionview_jax.distance import MATCHES, METRICS
 from inversionview_jax.errors import InversionViewError, one_of
@@ -21,7 +22,7 @@ MOST_PINS, MOST_SHOWN = 6, 500
 
 @dataclasses.dataclass(frozen=True)
 class Pin:
-  """A reading that was put aside, to be compared with others."""
+  """A query whose reading is pinned, for comparison with others."""
 
   reader: str
   site: str
@@ -32,16 +33,17 @@ class Pin:
     return "|".join(dataclasses.astuple(self))
 
   @classmethod
-  def parse(cls, said: str) -> "Pin":
-    parts = said.split("|", 3)  # a text may hold the sign, the others do not
+  def parse(cls, text: str) -> "Pin":
+    """Reads "reader|site|position|text"."""
+    parts = text.split("|", 3)  # the text may contain "|", the others do not
     if len(parts) < 4 or not all(parts):
-      raise InversionViewError(f"pin {said!r} is not reader|site|position|text")
+      raise InversionViewError(f"pin {text!r} is not reader|site|position|text")
     return cls(*parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """Everything that the page shows follows from this, from the readers, and from nothing else.
+  """The whole state of the page: what it shows depends on this and on the readers only.
 
   Attributes:
     reader: one of the readers the page was started with.
@@ -51,12 +53,12 @@ class View:
     mixture: name of a sampling mixture; "" is the task's own, unless `temperatures` or `noise` are given.
     temperatures, noise: as for `Reader.preimage`; () when not given.
     samples: candidates that are drawn.
-    shown: of these, at most so many are shown.
+    shown: samples that are shown at most.
     seed: of the candidates.
-    colors, notes: whether tokens are coloured, and whether descriptions are shown.
+    colors, notes: whether tokens are colored, and whether descriptions are shown.
     panel: a key of `PANELS`.
     head: "layer.head" whose attention is shown; "" is that of the site, else the first.
-    pins: readings that were put aside.
+    pins: pinned queries.
   """
 
   reader: str = ""
@@ -80,14 +82,15 @@ class View:
 
   @property
   def here(self) -> Pin:
+    """The query that is shown."""
     return Pin(self.reader, self.site, self.position, self.text)
 
   def at(self, pin: Pin) -> "View":
-    """The same settings, looking at another reading."""
+    """The same settings with another query."""
     return dataclasses.replace(self, **dataclasses.asdict(pin))
 
   def to_params(self) -> dict[str, str | list[str]]:
-    """The query string of the address, as a mapping; what is as it would be anyway is left out."""
+    """The query string of the address, as a mapping; fields with their default values are left out."""
     params = {}
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
@@ -95,66 +98,73 @@ class View:
         if value:
           params["pin"] = [str(pin) for pin in value]
       elif value != field.default:
-        params[field.name] = _write(value)
+        params[field.name] = _to_string(value)
     return params
 
-  def to_query(self, **changes) -> str:
-    """The query string of this view with some things changed."""
+  def to_query(self, **changes: Any) -> str:
+    """The query string of this view with some fields changed."""
     return urllib.parse.urlencode(dataclasses.replace(self, **changes).to_params(), doseq=True)
 
   def read(self, params: Mapping[str, Sequence[str]]) -> tuple["View", list[str]]:
-    """This view with what an address says.
+    """This view with the fields of an address.
+
+    Args:
+      params: the query string as a mapping from names to values.
 
     Returns:
-      The view, and what of the address could not be used, in words: nothing is passed over in silence.
+      The view, and an error message for each part of the address that could not be used.
     """
-    changes, complaints = {}, []
+    changes, errors = {}, []
     for name, values in params.items():
       try:
         if name == "pin":
           changes["pins"] = _pins(values)
-        elif name in _READ:
-          changes[name] = _READ[name](name, values[-1])
+        elif name in _PARSERS:
+          changes[name] = _PARSERS[name](name, values[-1])
         else:
-          raise one_of("setting", name, (*_READ, "pin"))
+          raise one_of("setting", name, (*_PARSERS, "pin"))
       except InversionViewError as error:
-        complaints.append(str(error))
-    return dataclasses.replace(self, **changes), complaints
+        errors.append(str(error))
+    return dataclasses.replace(self, **changes), errors
 
-  def picked(self, said: str) -> "View":
-    """This view after a click on something of the page that says `said`: a query string, or "pin", or "unpin=" and a number."""
-    if said == "pin":
+  def after_click(self, action: str) -> "View":
+    """This view after a click on an element with this action: a query string, "pin", or "unpin=" and a number."""
+    if action == "pin":
       if self.here in self.pins:
         return self
       if len(self.pins) >= MOST_PINS:
-        raise InversionViewError(f"{MOST_PINS} readings are pinned already: take one away first")
+        raise InversionViewError(f"{MOST_PINS} readings are pinned already: unpin one first")
       return dataclasses.replace(self, pins=(*self.pins, self.here))
     try:
-      params = urllib.parse.parse_qs(said, keep_blank_values=True, strict_parsing=True)
+      params = urllib.parse.parse_qs(action, keep_blank_values=True, strict_parsing=True)
     except ValueError:
       params = {}
     if not params:
-      raise InversionViewError(f"{said!r} is not something to click at")
-    if gone := params.pop("unpin", None):
-      return dataclasses.replace(self, pins=tuple(pin for k, pin in enumerate(self.pins) if str(k) != gone[-1]))
-    view, complaints = self.read(params)
-    if complaints:
-      raise InversionViewError(complaints[0])
+      raise InversionViewError(f"{action!r} is not the action of a click")
+    if unpinned := params.pop("unpin", None):
+      return dataclasses.replace(self, pins=tuple(pin for k, pin in enumerate(self.pins) if str(k) != unpinned[-1]))
+    view, errors = self.read(params)
+    if errors:
+      raise InversionViewError(errors[0])
     return view
 
 
-def numbers(name: str, said: str) -> tuple[float, ...]:
-  """ "0.5, 1" -> (0.5, 1.0); "" -> ()."""
-  return tuple(_number(name, part) for part in said.replace(";", ",").split(",") if part.strip())
+def numbers(name: str, text: str) -> tuple[float, ...]:
+  """Numbers of 0 or more, separated by commas: "0.5, 1" -> (0.5, 1.0); "" -> ().
+
+  Raises:
+    InversionViewError: naming `name`, for anything else.
+  """
+  return tuple(_number(name, part) for part in text.replace(";", ",").split(",") if part.strip())
 
 
 def _pins(values: Sequence[str]) -> tuple[Pin, ...]:
   if len(values) > MOST_PINS:
-    raise InversionViewError(f"{len(values)} pins are more than the {MOST_PINS} that fit beside each other")
+    raise InversionViewError(f"{len(values)} pins are more than the {MOST_PINS} that fit on the page")
   return tuple(dict.fromkeys(map(Pin.parse, values)))
 
 
-def _write(value) -> str:
+def _to_string(value: object) -> str:
   if isinstance(value, bool):
     return "1" if value else "0"
   if isinstance(value, tuple):
@@ -162,69 +172,69 @@ def _write(value) -> str:
   return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _number(name: str, said: str) -> float:
+def _number(name: str, text: str) -> float:
   try:
-    value = float(said)
+    value = float(text)
   except ValueError:
     value = math.nan
   if not (math.isfinite(value) and value >= 0):
-    raise InversionViewError(f"{name} {said.strip()!r} is not a number of 0 or more")
+    raise InversionViewError(f"{name} {text.strip()!r} is not a number of 0 or more")
   return value
 
 
-def _epsilon(name: str, said: str) -> float:
-  if (value := _number(name, said)) <= 0:
-    raise InversionViewError(f"{name} {said!r} must be above 0")
+def _epsilon(name: str, text: str) -> float:
+  if (value := _number(name, text)) <= 0:
+    raise InversionViewError(f"{name} {text!r} must be above 0")
   return value
 
 
 def _whole(low: int, high: int) -> Callable[[str, str], int]:
-  def read(name: str, said: str) -> int:
-    if not (said.isascii() and said.isdigit() and low <= int(said) <= high):
-      raise InversionViewError(f"{name} {said!r} must be a whole number from {low} to {high}")
-    return int(said)
+  def read(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+      raise InversionViewError(f"{name} {text!r} must be a whole number from {low} to {high}")
+    return int(text)
 
   return read
 
 
-def _among(choices) -> Callable[[str, str], str]:
-  def read(name: str, said: str) -> str:
-    if said not in choices:
-      raise one_of(name, said, choices)
-    return said
+def _one_of(choices: Iterable[str]) -> Callable[[str, str], str]:
+  def read(name: str, text: str) -> str:
+    if text not in choices:
+      raise one_of(name, text, choices)
+    return text
 
   return read
 
 
-def _yes(name: str, said: str) -> bool:
-  return _among(("0", "1"))(name, said) == "1"
+def _switch(name: str, text: str) -> bool:
+  return _one_of(("0", "1"))(name, text) == "1"
 
 
-def _samples(name: str, said: str) -> int:
-  return int(_among(tuple(map(str, SAMPLES)))(name, said))
+def _samples(name: str, text: str) -> int:
+  return int(_one_of(tuple(map(str, SAMPLES)))(name, text))
 
 
-def _any(name: str, said: str) -> str:
+def _string(name: str, text: str) -> str:
   del name
-  return said
+  return text
 
 
-_READ: dict[str, Callable] = {
-  "reader": _any,
-  "text": _any,
-  "site": _any,
-  "position": _any,
+_PARSERS: dict[str, Callable[[str, str], Any]] = {
+  "reader": _string,
+  "text": _string,
+  "site": _string,
+  "position": _string,
   "epsilon": _epsilon,
-  "metric": _among(METRICS),
-  "match": _among(MATCHES),
-  "mixture": _any,
+  "metric": _one_of(METRICS),
+  "match": _one_of(MATCHES),
+  "mixture": _string,
   "temperatures": numbers,
   "noise": numbers,
   "samples": _samples,
   "shown": _whole(1, MOST_SHOWN),
   "seed": _whole(0, 2**32 - 1),
-  "colors": _yes,
-  "notes": _yes,
-  "panel": _among(PANELS),
-  "head": _any,
+  "colors": _switch,
+  "notes": _switch,
+  "panel": _one_of(PANELS),
+  "head": _string,
 }

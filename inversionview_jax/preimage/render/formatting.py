@@ -1,4 +1,4 @@
-"""What every display of a `Preimage` says: strings, groups and counts; no colour, no layout."""
+"""Strings, groups and counts that every display of a `Preimage` has in common; no color, no layout."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from inversionview_jax.distance import MATCHES, METRICS
 if TYPE_CHECKING:
   from inversionview_jax.preimage.data import Preimage, Query, Sample
 
-CUT = "…"  # behind a candidate that never ended
+TRUNCATED = "…"  # after a candidate without EOS
 
 
 def visible(text: str) -> str:
-  """`text` with everything that would move a cursor, break a line or hide replaced by a sign: "\\n" -> "⏎", ESC -> "␛"."""
-  return "".join(map(_sign, text))
+  """`text` with control and invisible characters replaced by visible ones: "\\n" -> "⏎", ESC -> "␛"."""
+  return "".join(map(_visible_character, text))
 
 
-def _sign(c: str) -> str:
+def _visible_character(c: str) -> str:
   if c.isprintable():  # False for control, format (bidirectional overrides), surrogate and unassigned characters
     return c
   if c in "\n\t\x7f":
@@ -28,45 +28,49 @@ def _sign(c: str) -> str:
 
 
 def grouped(samples: Iterable[Sample]) -> list[tuple[Sample, int]]:
-  """Equal candidates once, at the nearest of them, with how often they were drawn; never across the line at epsilon."""
+  """Equal candidates merged, each with how often it was drawn; those inside epsilon are never merged with those outside."""
   groups: dict[tuple, list[Sample]] = {}
   for s in samples:
     groups.setdefault((s.tokens, s.token_strings, s.position, s.inside, s.ended), []).append(s)
   return [(group[0], sum(s.count for s in group)) for group in groups.values()]
 
 
-def pieces(sample: Sample) -> list[tuple[str, float | None, bool]]:
-  """(visible string, effect, whether here is the minimum) of each token."""
+def token_pieces(sample: Sample) -> list[tuple[str, float | None, bool]]:
+  """(visible string, effect, whether the distance is smallest here) of each token."""
   effects = sample.effect or (None,) * len(sample.tokens)
   strings = enumerate(zip(sample.token_strings, effects), start=1)  # BOS is position 0
-  found = [(visible(string) or "∅", effect, k == sample.position) for k, (string, effect) in strings]
-  return [("<BOS>", None, True), *found] if sample.position == 0 else found
+  pieces = [(visible(string) or "∅", effect, k == sample.position) for k, (string, effect) in strings]
+  return [("<BOS>", None, True), *pieces] if sample.position == 0 else pieces
 
 
 def distance(d: float) -> str:
+  """Four decimals, or four digits from 10 on."""
   if math.isinf(d):
     return "∞"
-  # + 0.0: rounding noise of cosine must not read "-0.0000"
+  # + 0.0: rounding noise of cosine must not print as "-0.0000"
   return f"{round(d, 4) + 0.0:.4f}" if abs(d) < 10 else f"{d:.4g}"
 
 
 def percent(part: int, whole: int) -> str:
+  """A share such as "72 %"; 0 % and 100 % only where they are exact."""
   if 0 < part < whole:  # 1023 of 1024 is not "100 %"
     return f"{min(max(round(100 * part / whole), 1), 99)} %"
   return "100 %" if part else "0 %"
 
 
-def place(query: Query) -> str:
+def position_text(query: Query) -> str:
+  """A position as its index and its label."""
   if query.position < 0:
     return "unknown"
   return f'{query.position}, "{visible(query.label)}"' if query.label else f"{query.position}"
 
 
 def facts(p: Preimage) -> list[tuple[str, str]]:
+  """Reader, site, position and distance, as (label, value)."""
   return [
     ("reader", f"{visible(p.reader)} · task {visible(p.task)} · {visible(p.convention)} weights · seed {p.seed}"),
     ("site", f"{visible(p.query.site)} · {visible(p.query.hook)}"),
-    ("position", place(p.query)),
+    ("position", position_text(p.query)),
     ("distance", f"{METRICS[p.metric]}, {MATCHES[p.match]}"),
   ]
 
@@ -77,6 +81,7 @@ def totals(samples: Iterable[Sample]) -> int:
 
 
 def counts(p: Preimage, samples: Sequence[Sample], distinct: int) -> tuple[str, str]:
+  """How many candidates lie inside epsilon, and how many samples are shown."""
   n, inside = totals(p.samples), totals(p.inside)
   shown, shown_inside = totals(samples), totals(s for s in samples if s.inside)
   return (

@@ -1,4 +1,4 @@
-"""The commands that measure, `evaluate` and `bench`: what they print and write, and what they refuse."""
+"""`inversionview evaluate`: what it prints and writes, and what it refuses."""
 
 import json
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from inversionview_jax import cli
-from inversionview_jax.benchmarks import bench
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sampling import exact
 from inversionview_jax.show import charts
@@ -32,19 +31,19 @@ def test_evaluate_prints_and_writes_what_it_measured(inversionview, tmp_path, sa
     "evaluate", "--reader", "W", "--out", "E", "--queries", 3, "--exact", 0, "--completeness", 1, "--inputs", 300
   )
   assert code == 0
-  found = json.loads((tmp_path / "E" / "evaluation.json").read_text())
-  assert [site["rate"]["count"] for site in found["sites"]] == [3] * len(found["sites"])
-  for site in found["sites"]:
+  evaluation = json.loads((tmp_path / "E" / "evaluation.json").read_text())
+  assert [site["rate"]["count"] for site in evaluation["sites"]] == [3] * len(evaluation["sites"])
+  for site in evaluation["sites"]:
     assert any(line.split()[:2] == [site["site"], f"{site['rate']['value']:.3f}"] for line in out.splitlines())
-  assert f"{found['summary']['rate']:.3f}" in out and "exact" in found
-  told = json.loads((tmp_path / "E" / "completeness.json").read_text())["queries"]
-  assert sum(map(sum, told[0]["counts"])) == 300
+  assert f"{evaluation['summary']['rate']:.3f}" in out and "exact" in evaluation
+  queries = json.loads((tmp_path / "E" / "completeness.json").read_text())["queries"]
+  assert sum(map(sum, queries[0]["counts"])) == 300
   for name in ("rates.png", "completeness.png"):
     assert (tmp_path / "E" / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_evaluate_compares_with_exact_preimages(inversionview, tmp_path, save_small, monkeypatch):
-  some = np.arange(0, 810_000, 2699)  # as if these were all
+  some = np.arange(0, 810_000, 2699)  # stands for all inputs
   monkeypatch.setattr(exact, "every_input", lambda task: some)
   monkeypatch.setattr("inversionview_jax.tasks.addition.Addition.split", lambda *_: some)
   save_small(tmp_path / "W")
@@ -65,8 +64,12 @@ def test_evaluate_compares_with_exact_preimages(inversionview, tmp_path, save_sm
     "--no-plots",
   )
   assert code == 0 and "against exact preimages: 40 candidates" in out
-  found = json.loads((tmp_path / "E" / "evaluation.json").read_text())
-  assert len(found["exact"]) == 2 and found["mixture"]["num_samples"] == 40 and not found["mixture"]["stratified"]
+  evaluation = json.loads((tmp_path / "E" / "evaluation.json").read_text())
+  assert (
+    len(evaluation["exact"]) == 2
+    and evaluation["mixture"]["num_samples"] == 40
+    and not evaluation["mixture"]["stratified"]
+  )
   assert sorted(path.name for path in (tmp_path / "E").iterdir()) == ["evaluation.json"]
 
 
@@ -86,7 +89,7 @@ def test_evaluate_refuses_in_one_line_and_writes_nothing(inversionview, tmp_path
   assert not (tmp_path / "E").exists()
 
 
-def test_exact_asked_of_a_task_that_cannot_enumerate_is_refused(inversionview, tmp_path, monkeypatch):
+def test_exact_preimages_of_a_task_that_cannot_enumerate_are_refused(inversionview, tmp_path, monkeypatch):
   monkeypatch.setattr("inversionview_jax.tasks.addition.Addition.enumerable", False)
   code, _, error = inversionview("evaluate", "--out", "E", "--exact", 5)
   assert code == 2 and "cannot be enumerated" in error and not (tmp_path / "E").exists()
@@ -99,41 +102,3 @@ def test_figures_without_matplotlib_are_refused_before_the_work(inversionview, t
   monkeypatch.setattr(charts, "check", missing)
   code, _, error = inversionview("evaluate", "--out", "E")
   assert code == 2 and "matplotlib" in error and not (tmp_path / "E").exists()
-
-
-@pytest.mark.parametrize("cases", [("capture",), pytest.param(bench.CASES, marks=pytest.mark.slow)], ids=("one", "all"))
-def test_bench_times_every_case(cases, inversionview, tmp_path):
-  only = [] if cases == bench.CASES else ["--only", *cases]
-  code, out, _ = inversionview(
-    "bench", "--size", "small", "--repeats", 1, "--seconds", 0, "--no-rivals", "--json", "b.json", *only
-  )
-  assert code == 0
-  table = json.loads((tmp_path / "b.json").read_text())
-  assert [case["case"] for case in table["cases"]] == list(cases)
-  for case in table["cases"]:
-    (side,) = case["sides"]
-    assert 0 < side["low"] <= side["median"] <= side["high"] and f"{case['case']}: {case['about']}" in out
-  assert table["matmul_gflops"]["inversionview_jax"] > 0 and table["machine"]["cores"] >= 1
-
-
-def test_bench_counts_the_work_that_a_transformer_does():
-  """Matrix products of one layer, counted one by one: Q, K, V, O, two of the MLP, two of attention, and the unembedding."""
-  from inversionview_jax.models.transformer import TransformerConfig
-
-  d, m, t, v = 8, 24, 5, 11
-  products = 4 * [(t, d, d)] + [(t, d, m), (t, m, d), (t, d, t), (t, t, d), (t, d, v)]
-  config = TransformerConfig(v, t, 1, 2, d, m)
-  assert bench.transformer_flops(config, t, t) == sum(2 * a * b * c for a, b, c in products)
-
-
-@pytest.mark.parametrize(
-  ("wrong", "named"),
-  [
-    (["--size", "fll"], "did you mean full"),
-    (["--only", "trian"], "did you mean train?"),
-    (["--repeats", "0"], "--repeats 0"),
-  ],
-)
-def test_bench_names_what_it_does_not_know(inversionview, wrong, named):
-  code, _, error = inversionview("bench", *wrong)
-  assert code == 2 and named in error

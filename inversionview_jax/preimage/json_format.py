@@ -1,0 +1,132 @@
+"""The JSON of a preimage: written, and read with every part checked.
+
+Version 1 has no `count` of samples; version 2 has. Samples are stored by column, which is a third of the size of a list of objects.
+"""
+
+import functools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from inversionview_jax.errors import InversionViewError
+
+FORMAT, FORMAT_VERSION = "inversionview-preimage", 2
+PREIMAGE_KEYS = ("epsilon", "metric", "match", "seed", "reader", "task", "convention", "version")
+QUERY_KEYS = ("text", "tokens", "token_strings", "position", "label", "site", "hook", "activation", "attention")
+SAMPLE_KEYS = (
+  "tokens",
+  "token_strings",
+  "text",
+  "distance",
+  "position",
+  "effect",
+  "temperature",
+  "noise",
+  "ended",
+  "count",
+)
+_REMEDY = "give a file that Preimage.to_json wrote"
+
+
+def dumps(fields: Mapping[str, Any], query: Mapping[str, Any], samples: Mapping[str, Sequence[Any]]) -> str:
+  """Strict JSON of a preimage; an infinite distance is null.
+
+  Args:
+    fields: values of `PREIMAGE_KEYS`.
+    query: values of `QUERY_KEYS`.
+    samples: the columns `SAMPLE_KEYS`.
+  """
+  samples = dict(samples)
+  samples["distance"] = [shortest(d) if math.isfinite(d) else None for d in samples["distance"]]
+  query = dict(query)
+  for name in ("activation", "attention"):
+    query[name] = query[name] and [shortest(v) for v in query[name]]  # attention may be None
+  table = {"format": FORMAT, "format_version": FORMAT_VERSION, **fields, "query": query, "samples": samples}
+  return json.dumps(table, allow_nan=False, separators=(",", ":"))
+
+
+def loads(path_or_text: "str | os.PathLike") -> dict[str, Any]:
+  """The JSON object in a file, or in the text itself (which starts with "{").
+
+  Raises:
+    InversionViewError: no such file, or not JSON.
+  """
+  try:
+    if is_text(path_or_text):
+      return json.loads(path_or_text)
+    return json.loads(pathlib.Path(path_or_text).expanduser().read_text(encoding="utf-8"))
+  except OSError as error:
+    raise InversionViewError(
+      f"cannot read preimage {source_name(path_or_text)!r}: {error.strerror}; {_REMEDY}"
+    ) from None
+  except (ValueError, RecursionError) as error:
+    raise InversionViewError(f"{source_name(path_or_text)} is not JSON ({error}); {_REMEDY}") from None
+
+
+def is_text(path_or_text: "str | os.PathLike") -> bool:
+  """Whether this is JSON, as opposed to the path of a file."""
+  return isinstance(path_or_text, str) and path_or_text.lstrip().startswith("{")
+
+
+def source_name(path_or_text: "str | os.PathLike") -> str:
+  """What an error message calls the source."""
+  return "this text" if is_text(path_or_text) else os.fspath(path_or_text)
+
+
+def parse(table: Any) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+  """Checks the object of a preimage, of any version, and takes it apart.
+
+  Returns:
+    The fields of `Preimage` without query and samples, those of `Query`, and those of each `Sample`.
+
+  Raises:
+    InversionViewError: another format, a newer version of it, or a part that is missing or malformed.
+  """
+  name, version = _take(table, ("format", "format_version"), "the file")
+  if name != FORMAT:
+    raise InversionViewError(f"its format is {name!r}, not {FORMAT!r}; {_REMEDY}")
+  if type(version) is not int or version < 1:
+    raise InversionViewError(f"format_version {version!r} is not a version; {_REMEDY}")
+  if version > FORMAT_VERSION:
+    raise InversionViewError(
+      f"format_version {version} is newer than the {FORMAT_VERSION} this package reads; upgrade inversionview_jax"
+    )
+  *fields, query, samples = _take(table, (*PREIMAGE_KEYS, "query", "samples"), "the file")
+  query = _take(query, QUERY_KEYS, "query")
+  keys = SAMPLE_KEYS if version > 1 else SAMPLE_KEYS[:-1]
+  columns = dict(zip(keys, _take(samples, keys, "samples")))
+  if wrong := [key for key, column in columns.items() if not isinstance(column, list)]:
+    raise InversionViewError(f"samples.{wrong[0]} is not a list")
+  check_lengths("samples", columns["tokens"], **columns)
+  columns["distance"] = [math.inf if d is None else d for d in columns["distance"]]
+  rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
+  return dict(zip(PREIMAGE_KEYS, fields)), dict(zip(QUERY_KEYS, query)), rows
+
+
+@functools.lru_cache(256)  # the temperatures and noises of a mixture are few
+def shortest(value: float) -> float:
+  """The double with the fewest digits that has the same float32 value: exact when it is read again, and half as long in a file."""
+  return float(str(np.float32(value)))
+
+
+def check_lengths(what: str, tokens: Sequence[Any], /, **columns: Sequence[Any]) -> None:
+  """Raises `InversionViewError` for the first column that is not as long as `tokens`."""
+  for name, column in columns.items():
+    if len(column) != len(tokens):
+      raise InversionViewError(
+        f"{what}: {name} has length {len(column)} and tokens has length {len(tokens)}; they must agree"
+      )
+
+
+def _take(table: Any, keys: Sequence[str], name: str) -> list[Any]:
+  """The values of these keys; raises `InversionViewError` where one is missing."""
+  if not isinstance(table, dict):
+    raise InversionViewError(f"{name} is not a JSON object; {_REMEDY}")
+  if missing := [key for key in keys if key not in table]:
+    raise InversionViewError(f"{name} lacks {', '.join(map(repr, missing))}; {_REMEDY}")
+  return [table[key] for key in keys]

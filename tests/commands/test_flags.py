@@ -1,0 +1,89 @@
+"""The flags that commands share: one spelling and one help text each; renamed flags; help without JAX."""
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from inversionview_jax import cli
+from inversionview_jax.commands import flags
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+  """The parser of each command."""
+  parser = cli._parser()
+  (action,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+  return dict(action.choices)
+
+
+def test_shared_flags_have_one_help_text():
+  """A flag that two commands have under one name is one of the shared ones, or is listed here with its own meaning in each."""
+  own_meaning = {
+    "--help",
+    "--queries",  # held-out inputs to evaluate or measure; queries in a prompt
+    "--inputs",  # random inputs for completeness, or for the bits
+    "--temperature",  # of the decoder, or of a language model
+    "--feature",  # one of the task's, or an expression
+    "--out",  # of `report`: a file
+  }
+  texts: dict[str, set[str]] = {}
+  for parser in commands().values():
+    for action in parser._actions:
+      for option in action.option_strings:
+        if option.startswith("--"):
+          texts.setdefault(option, set()).add((action.help or "").split(" (")[0])
+  for option, helps in texts.items():
+    if option[2:] in flags.FLAGS:
+      helps -= {flags.FLAGS[option[2:]].help.split(" (")[0]}
+      assert not helps or option in own_meaning, (option, helps)
+    else:
+      assert len(helps) == 1 or option in own_meaning, (option, helps)
+
+
+def test_every_flag_is_spelled_with_hyphens_and_has_a_help_text():
+  for parser in commands().values():
+    for action in parser._actions:
+      assert action.help
+      assert all("_" not in option for option in action.option_strings)
+
+
+def test_defaults_are_in_the_help_text(capsys):
+  with pytest.raises(SystemExit):
+    cli.main(["view", "--help"])
+  printed = " ".join(capsys.readouterr().out.split())
+  assert "workdir of a trained one (default: addition)" in printed and "(default: anywhere)" in printed
+  assert "threshold on the distance (default: the task's)" in printed
+
+
+@pytest.mark.parametrize(
+  ("argv", "new"),
+  [
+    (["train", "--config=c.py", "--workdir=w", "--num_processes=2"], "--num-processes"),
+    (["sample", "--out", "o", "--requests", "q", "--process_id", "1"], "--process-id"),
+    (["sample", "--out", "o", "--queries", "q.jsonl"], "--requests"),
+    (["sample", "--out", "o", "--requests", "q", "--sites=a0.0,a0.1"], "--site (once for each site)"),
+    (["evaluate", "--out", "o", "--draws", "500"], "--noise-draws"),
+    (["bench", "--no-rivals"], "--no-torch"),
+  ],
+)
+def test_a_renamed_flag_is_refused_with_its_new_name(capsys, argv, new):
+  assert cli.main(argv) == 2
+  error = capsys.readouterr().err
+  assert f"is now called {new}" in error and error.count("\n") == 1
+
+
+def test_a_flag_is_renamed_in_its_own_commands_only(capsys):
+  flags.refuse_renamed(["measure", "--queries", "20", "--draws", "768"])
+  flags.refuse_renamed([])
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["view", "--help"], ["train", "--help"], ["--version"]])
+def test_help_does_not_import_jax(argv):
+  code = (
+    "import sys\n"
+    "from inversionview_jax import cli\n"
+    "try:\n  cli.main(sys.argv[1:])\nexcept SystemExit:\n  pass\n"
+    "sys.exit(bool({'jax', 'flax', 'ml_collections', 'rich'} & set(sys.modules)))"
+  )
+  assert subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, check=False).returncode == 0

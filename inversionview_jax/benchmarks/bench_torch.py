@@ -1,6 +1,6 @@
-"""What the benchmark compares with: the same jobs on PyTorch with `transformers`, and with TransformerLens where it is installed.
+"""The benchmark's jobs on PyTorch with `transformers`, and on TransformerLens where it is installed.
 
-Written as a user of those libraries would: GPT-2 models of the same shapes, AdamW, `generate` with its cache. The activation enters as an
+Written as a user of those libraries would write them: GPT-2 models of the same shapes, AdamW, `generate` with its cache. The activation enters as an
 embedding in front of the text, since GPT-2 has no slot for it. Parameters are random; no dropout on either side.
 """
 
@@ -11,9 +11,10 @@ import importlib.util
 
 import numpy as np
 
-from inversionview_jax.benchmarks import bench
-from inversionview_jax.benchmarks.bench import Jobs, Side
-from inversionview_jax.devices import parallel
+from inversionview_jax.benchmarks import timing
+from inversionview_jax.benchmarks.jobs import Jobs
+from inversionview_jax.benchmarks.timing import Side
+from inversionview_jax.devices import cpu
 from inversionview_jax.models.transformer import TransformerConfig
 
 
@@ -23,18 +24,18 @@ def available() -> bool:
 
 
 def versions() -> dict[str, str]:
-  """Of what is compared with."""
+  """The versions of the libraries, and the number of threads that torch uses."""
   import torch
   import transformers
 
-  told = {
+  versions = {
     "torch": torch.__version__,
     "transformers": transformers.__version__,
     "torch_threads": str(torch.get_num_threads()),
   }
   if importlib.util.find_spec("transformer_lens"):
-    told["transformer_lens"] = importlib.metadata.version("transformer_lens")
-  return told
+    versions["transformer_lens"] = importlib.metadata.version("transformer_lens")
+  return versions
 
 
 def matmul_peak(size: int = 2048) -> float:
@@ -42,11 +43,11 @@ def matmul_peak(size: int = 2048) -> float:
   import torch
 
   a = torch.ones(size, size, device=_device())
-  return bench.best_gflops(lambda: _done(a @ a), size)
+  return timing.best_gflops(lambda: _done(a @ a), size)
 
 
 def train(jobs: Jobs, batch: int) -> tuple[Side, ...]:
-  """The decoder's training step, with the target's forward pass inside."""
+  """The training step of a decoder, with the target's forward pass inside."""
   import torch
 
   decoder, target = _gpt2(jobs.decoder.transformer, jobs.task.length + 1).train(), _gpt2(jobs.target.config)
@@ -66,11 +67,11 @@ def train(jobs: Jobs, batch: int) -> tuple[Side, ...]:
     loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], ignore_index=pad)
     _step(loss, decoder, optimizer)
 
-  return _also_short(Side("transformers", run, batch))
+  return _with_bf16(Side("transformers", run, batch))
 
 
 def train_target(jobs: Jobs, batch: int) -> tuple[Side, ...]:
-  """The target's training step."""
+  """The training step of a target."""
   import torch
 
   model = _gpt2(jobs.target.config).train()
@@ -86,7 +87,10 @@ def train_target(jobs: Jobs, batch: int) -> tuple[Side, ...]:
 
 
 def query(jobs: Jobs, samples: int, shape: TransformerConfig) -> tuple[Side, ...]:
-  """With a decoder of this shape, one query from text to sorted samples: encode, run the target, `generate`, run the target on the samples, distances, sort, decode."""
+  """One query with a decoder of this shape, from text to sorted samples.
+
+  Encodes, runs the target, calls `generate`, runs the target on the samples, takes distances, sorts and decodes.
+  """
   import torch
 
   t, length = jobs.task.tokenizer, jobs.task.length
@@ -111,20 +115,20 @@ def query(jobs: Jobs, samples: int, shape: TransformerConfig) -> tuple[Side, ...
     tokens = torch.nn.functional.pad(written, (1, length - 1 - written.shape[1]), value=t.pad_id)
     tokens[:, 0] = t.bos_id
     hidden = target(input_ids=tokens, output_hidden_states=True).hidden_states[1]
-    far = torch.linalg.vector_norm(hidden - z, dim=-1) / torch.linalg.vector_norm(z)
-    far = far.masked_fill((tokens == t.pad_id) | (tokens == t.eos_id), float("inf")).min(dim=1)
-    order = torch.argsort(far.values)
-    rows, distances, places = (x[order].tolist() for x in (tokens, far.values, far.indices))
+    distance = torch.linalg.vector_norm(hidden - z, dim=-1) / torch.linalg.vector_norm(z)
+    distance = distance.masked_fill((tokens == t.pad_id) | (tokens == t.eos_id), float("inf")).min(dim=1)
+    order = torch.argsort(distance.values)
+    rows, distances, positions = (x[order].tolist() for x in (tokens, distance.values, distance.indices))
     return [
       (t.text([i for i in row if i not in (t.bos_id, t.eos_id, t.pad_id)]), d, p)
-      for row, d, p in zip(rows, distances, places, strict=True)
+      for row, d, p in zip(rows, distances, positions, strict=True)
     ]
 
-  return _also_short(Side("transformers", run, 1))
+  return _with_bf16(Side("transformers", run, 1))
 
 
 def capture(jobs: Jobs, tokens: np.ndarray) -> tuple[Side, ...]:
-  """Every site of a batch: TransformerLens' cache where one before 4.0 is installed, and the hidden states of `transformers`, which are fewer sites."""
+  """Every site of a batch: the cache of TransformerLens, before 4.0, and the hidden states of `transformers`, which are fewer sites."""
   import torch
 
   ids = torch.tensor(tokens, dtype=torch.long, device=_device())
@@ -172,16 +176,16 @@ def capture(jobs: Jobs, tokens: np.ndarray) -> tuple[Side, ...]:
 
 
 def _hooked_transformer() -> bool:
-  """Whether a TransformerLens is installed that builds a model from a config; 4.0 took `HookedTransformer` away."""
-  found = importlib.util.find_spec("transformer_lens")
-  return found is not None and int(importlib.metadata.version("transformer_lens").split(".")[0]) < 4
+  """Whether a TransformerLens is installed that builds a model from a config; 4.0 has no `HookedTransformer`."""
+  spec = importlib.util.find_spec("transformer_lens")
+  return spec is not None and int(importlib.metadata.version("transformer_lens").split(".")[0]) < 4
 
 
-def _also_short(side: Side) -> tuple[Side, ...]:
-  """The side, and the same as it is when asked to multiply in bfloat16, where that is what our decoders do of themselves."""
+def _with_bf16(side: Side) -> tuple[Side, ...]:
+  """The side, and the same under autocast to bfloat16 where this package's decoders multiply in bfloat16 by default."""
   import torch
 
-  if _device().type != "cpu" or not parallel.has_tiles():
+  if _device().type != "cpu" or not cpu.has_amx():
     return (side,)
 
   def run():

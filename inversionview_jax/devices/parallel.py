@@ -6,13 +6,14 @@
 
 import functools
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax.extend.core import get_opaque_trace_state
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from inversionview_jax.devices import numerics
 from inversionview_jax.errors import InversionViewError
 
 DATA, MODEL = "data", "model"
@@ -68,15 +69,16 @@ def pmap(function: Callable, mesh: Mesh, in_axes: Sequence[int | None], out_axes
   out_specs = jax.tree.map(_spec, out_axes, is_leaf=lambda x: x is None)
   mapped = per_device(function, mesh, tuple(map(_spec, in_axes)), out_specs)
   named = functools.wraps(function)(lambda *args: mapped(*args))
-  program = jax.jit(named, donate_argnums=donate_argnums, compiler_options=compiler_options(platform(mesh)))
+  program = jit(named, platform(mesh), donate_argnums)
   if not spans_hosts(mesh):
     return program  # jit puts them there itself
 
   def call(*args):
+    if _is_traced():
+      return program(*args)
     return program(*(put(x, NamedSharding(mesh, _spec(axis))) for x, axis in zip(args, in_axes, strict=True)))
 
-  call._cache_size, call.lower = program._cache_size, program.lower
-  call.trace = program.trace
+  call._cache_size, call.lower, call.trace = program._cache_size, program.lower, program.trace
   return functools.wraps(function)(call)
 
 
@@ -203,55 +205,53 @@ def fold_in_each(key: jax.Array, index: jax.Array) -> jax.Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def jit(function: Callable, **kwargs) -> Callable:
-  """`jax.jit` with `compiler_options`; the platform is looked up at the first call, not when a module is imported."""
+def jit(function: Callable, platform: str | None = None, donate_argnums=(), **kwargs) -> Callable:
+  """`jax.jit` with this package's compiler options where JAX takes them: at the top level, not under another transformation.
+
+  Args:
+    function: what is compiled.
+    platform: for which; None for JAX's default backend, which is looked up at the first call and not when a module is imported.
+    donate_argnums: arguments whose buffers the result may take over; at the top level.
+    **kwargs: of `jax.jit`.
+
+  Returns:
+    The compiled function, with the `trace` and `lower` of `jax.jit`. Under `jax.jit`, `jax.grad`, `jax.jvp` or `jax.vmap` it is plain
+    `jax.jit(function)`: `compiler_options` may only be given to the outermost `jit`.
+  """
+  plain = jax.jit(function, **kwargs)
 
   @functools.cache
   def compiled():
-    return jax.jit(function, compiler_options=compiler_options(jax.default_backend()), **kwargs)
+    target = platform or jax.default_backend()
+    options = numerics.compiler_options(target)
+    return target, jax.jit(function, donate_argnums=donate_argnums, compiler_options=options, **kwargs)
+
+  def at_top_level(run, *args, **named):
+    target, program = compiled()
+    with numerics.compiled_for(target):
+      return run(program)(*args, **named)
 
   @functools.wraps(function)
   def call(*args, **named):
-    return compiled()(*args, **named)
+    if _is_traced():
+      return plain(*args, **named)
+    return at_top_level(lambda program: program, *args, **named)
 
-  call._cache_size = lambda: compiled()._cache_size()
+  call._cache_size = lambda: compiled()[1]._cache_size()
+  call.trace = functools.partial(at_top_level, lambda program: program.trace)
+  call.lower = functools.partial(at_top_level, lambda program: program.lower)
   return call
 
 
-_YNNPACK, _ALONE = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+def _is_traced() -> bool:
+  """Whether a JAX transformation is under way in this thread."""
+  return get_opaque_trace_state() != _top_level()
 
 
 @functools.cache
-def has_tiles() -> bool:
-  """Whether this host's CPU multiplies matrices of bfloat16 in tiles (Intel's AMX), and XLA can be told to let it."""
-  try:
-    return "amx_bf16" in pathlib.Path("/proc/cpuinfo").read_text() and _known(_ALONE)
-  except OSError:  # not Linux
-    return False
-
-
-@functools.cache
-def compiler_options(platform: str) -> dict | None:
-  """What every program of this package is compiled with.
-
-  On CPUs, XLA's fusions for YNNPACK are switched off. With jaxlib 0.10.2 they return wrong numbers for a matrix product followed by
-  multiply-and-sum over a reshape of it (attention with one query; tests/test_parallel.py has the case), and cost speed besides. Products
-  on their own stay with it where the CPU has tiles: nothing else of XLA's uses them.
-  """
-  if platform != "cpu":
-    return None
-  fusions = _ALONE if has_tiles() else ""
-  return {_YNNPACK: fusions} if _known(fusions) else None
-
-
-@functools.cache
-def _known(fusions: str) -> bool:
-  """Whether XLA can be told to make these fusions for YNNPACK; a jaxlib without it cannot."""
-  try:
-    jax.jit(lambda: jax.numpy.zeros(()), compiler_options={_YNNPACK: fusions}).lower().compile()
-  except jax.errors.JaxRuntimeError:
-    return False
-  return True
+def _top_level():
+  with jax.core.eval_context():
+    return get_opaque_trace_state()
 
 
 def use_compilation_cache() -> None:

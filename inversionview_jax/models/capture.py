@@ -73,6 +73,18 @@ def rows_at(x, at):
   return jnp.take_along_axis(x, at.reshape(at.shape + (1,) * (x.ndim - 2)), axis=1)
 
 
+@jax.custom_jvp
+def _unfused(x, never):
+  """x, which nothing is fused with; `never`, int32[], is zero."""
+  return jax.lax.fori_loop(0, never, lambda _, y: -y, x)
+
+
+@_unfused.defjvp
+def _unfused_jvp(primals, tangents):
+  """The identity's: JAX has no reverse mode for a loop whose length is data."""
+  return _unfused(*primals), tangents[0]
+
+
 class Recorder:
   """Collects captures and applies edits as the residual stream flows by; lives for one trace of the forward pass."""
 
@@ -91,11 +103,10 @@ class Recorder:
   def boundary(self, x):
     """Keeps the compiler from fusing, and so from rounding otherwise, depending on what is captured or edited here.
 
-    A loop that never runs, which only the data knows: `jax.lax.optimization_barrier` is gone by the time XLA's CPU backend fuses.
+    A loop whose number of iterations, zero, is known at run time only: `jax.lax.optimization_barrier` is gone by the time XLA's CPU backend
+    fuses.
     """
-    if self.never is None:
-      return x
-    return jax.lax.fori_loop(0, self.never, lambda _, y: -y, x)
+    return x if self.never is None else _unfused(x, self.never)
 
   def at_positions(self, x, site=None, attention=None):
     """float[B, T, ...] -> the rows at the positions asked for (of this site), float[B, P, ...].

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inversionview_jax.devices import numerics
 from inversionview_jax.errors import one_of
-from inversionview_jax.models.layers import may_be_quick
-from inversionview_jax.models.transformer import LayerNorm, Linear, Transformer, TransformerConfig
+from inversionview_jax.models.config import Compute, TransformerConfig
+from inversionview_jax.models.layers import LayerNorm, Linear
+from inversionview_jax.models.transformer import Transformer
 
 NORMALIZATIONS = ("none", "standard", "whiten")
 NEVER = -1e9  # a logit that no sample will have
@@ -53,20 +55,15 @@ class DecoderConfig:
   encoder_inner: int = 0
   site_inputs: bool = False
 
-  def quick(self, mesh, config=None) -> "DecoderConfig":
-    """The same with quick products, where `may_be_quick` has it."""
-    quick = may_be_quick(mesh, config)
-    return dataclasses.replace(self, transformer=dataclasses.replace(self.transformer, quick=quick))
-
   @classmethod
-  def from_dict(cls, said: dict) -> "DecoderConfig":
-    """The inverse of `dataclasses.asdict`."""
+  def from_dict(cls, stored: dict) -> "DecoderConfig":
+    """The inverse of `dataclasses.asdict`, as `TransformerConfig.from_dict`."""
     return cls(
       **{
-        **said,
-        "transformer": TransformerConfig(**said["transformer"]),
-        "sites": tuple(said["sites"]),
-        "forbidden": tuple(said["forbidden"]),
+        **stored,
+        "transformer": TransformerConfig.from_dict(stored["transformer"]),
+        "sites": tuple(stored["sites"]),
+        "forbidden": tuple(stored["forbidden"]),
       }
     )
 
@@ -79,13 +76,23 @@ def _by_site(x, matrices, site):
 
 
 class ActivationEncoder(nn.Module):
-  """(z, site) -> J slots for each layer of the transformer; where it has an attention of its own for them, the same one, unprojected."""
+  """(activation, site) -> J slots for each layer of the transformer; with `cross_width` the encoding itself, as one slot for all layers."""
 
   config: DecoderConfig
+  dot_general: numerics.DotGeneral = numerics.matmul
 
   @nn.compact
-  def __call__(self, activation, site, said=False):
-    """float32[N, D], int32[N] -> float32[N, L, J, M], with `cross_width` float32[N, L, 1, R]; `said`: float32[N, R], before it is cut into slots."""
+  def __call__(self, activation, site, encoding_only=False):
+    """The slots of activations.
+
+    Args:
+      activation: float32[N, D].
+      site: int32[N], indices into `config.sites`.
+      encoding_only: return the encoding float32[N, R] instead, before its projections to slots.
+
+    Returns:
+      float32[N, L, J, M]; with `cross_width` float32[N, L, 1, R].
+    """
     c = self.config
     mean = self.variable("stats", "mean", jnp.zeros, (len(c.sites), c.d_activation)).value
     x = activation.astype(jnp.float32)
@@ -104,22 +111,23 @@ class ActivationEncoder(nn.Module):
     names = self.param("site_embed", nn.initializers.normal(1.0), (len(c.sites), c.site_width or len(c.sites)))
     x = jnp.concatenate([x, names[site]], axis=-1)
     if c.encoder_width:
+      # Not under the matmul policy: distances depend on an activation's last digits.
       x = Linear(c.encoder_width, std=x.shape[-1] ** -0.5, name="widen")(x) + own
-    quick = c.transformer.quick  # not on the way in: an activation is read to its last digit
     for block in range(c.encoder_blocks):
       inner = c.encoder_inner or c.encoder_width or c.d_activation
-      y = jax.nn.relu(Linear(inner, quick=quick, name=f"in_{block}")(LayerNorm(name=f"ln_{block}")(x)))
-      x = x + Linear(x.shape[-1], quick=quick, name=f"out_{block}")(y)
+      y = LayerNorm(name=f"ln_{block}")(x)
+      y = jax.nn.relu(Linear(inner, dot_general=self.dot_general, name=f"in_{block}")(y))
+      x = x + Linear(x.shape[-1], dot_general=self.dot_general, name=f"out_{block}")(y)
     x = LayerNorm(name="ln_f")(x)
-    if said:
+    if encoding_only:
       return x
     if c.transformer.cross_width:
       return jnp.broadcast_to(x[:, None, None, :], (x.shape[0], c.transformer.n_layers, 1, x.shape[-1]))
     m = c.transformer.d_model
     slots = []
     for layer in range(c.transformer.n_layers):
-      each = Linear(c.n_slots * m, quick=quick, name=f"slot_{layer}")(x).reshape(*x.shape[:-1], c.n_slots, m)
-      slots.append(LayerNorm(name=f"slot_ln_{layer}")(each))
+      projected = Linear(c.n_slots * m, dot_general=self.dot_general, name=f"slot_{layer}")(x)
+      slots.append(LayerNorm(name=f"slot_ln_{layer}")(projected.reshape(*x.shape[:-1], c.n_slots, m)))
     return jnp.stack(slots, axis=1)
 
 
@@ -127,10 +135,11 @@ class Decoder(nn.Module):
   """p(text | activation, site). Variables: "params", and "stats" (normalization, not trained)."""
 
   config: DecoderConfig
+  compute: Compute = Compute()
 
   def setup(self):
-    self.encoder = ActivationEncoder(self.config)
-    self.transformer = Transformer(self.config.transformer)
+    self.encoder = ActivationEncoder(self.config, self.compute.dot_general)
+    self.transformer = Transformer(self.config.transformer, self.compute)
 
   def __call__(self, tokens, activation, site, *, deterministic=True):
     """int32[N, T], float32[N, D], int32[N] -> float32[N, T, V]: logits of the token behind each position."""
@@ -141,18 +150,20 @@ class Decoder(nn.Module):
     return self.encoder(activation, site)
 
   def encode(self, activation, site):
-    """float32[N, D], int32[N] -> float32[N, R]: what the encoder makes of an activation, before it is cut into slots."""
-    return self.encoder(activation, site, said=True)
+    """float32[N, D], int32[N] -> float32[N, R]: the encoder's output, before its projections to slots."""
+    return self.encoder(activation, site, encoding_only=True)
 
   def logits(self, tokens, slots, *, deterministic=True):
     """int32[N, T], float32[N, L, J, M] -> float32[N, T, V]."""
     return self._allowed(self.transformer(tokens, slots=slots, deterministic=deterministic).logits)
 
   def init_cache(self, slots, length: int):
+    """`Transformer.init_cache`."""
     return self.transformer.init_cache(slots, length)
 
-  def longer_cache(self, cache, tokens: int):
-    return self.transformer.longer_cache(cache, tokens)
+  def extend_cache(self, cache, tokens: int):
+    """`Transformer.extend_cache`."""
+    return self.transformer.extend_cache(cache, tokens)
 
   def step(self, tokens, position, cache):
     """int32[N] at int32[] and the cache -> float32[N, V] logits of the next token, and the cache."""
@@ -166,13 +177,13 @@ class Decoder(nn.Module):
 
 
 def initial(config: DecoderConfig, key: jax.Array) -> dict:
-  """The variables of a new decoder: "params", and "stats" that change nothing."""
+  """The variables of a new decoder: "params", and "stats" with mean 0 and scale 1."""
   blank = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, config.d_activation)), jnp.zeros(1, jnp.int32)
   return Decoder(config).init(key, *blank)
 
 
 def token_count_head(config: DecoderConfig, times: int) -> Linear:
-  """What makes of the encoder's float32[N, R] how often each token occurs, from none to `times` - 1 times or more: float32[N, V * times]."""
+  """Linear map from the encoding, float32[N, R], to logits of each token's count, float32[N, V * times]: 0 to `times` - 2, or more."""
   return Linear(config.transformer.vocab_size * times)
 
 

@@ -28,6 +28,11 @@ RENAMED_CONFIG_KEYS = {
 }
 RENAMED_DESCRIPTION_KEYS = {"bag": "count_classes"}  # of model.json
 RENAMED_PARAMETERS = {"bag": "count_head"}  # a part of a parameter's path
+COMPUTE_KEYS = (
+  "dtype",
+  "remat",
+  "quick",
+)  # of a transformer's "config": how version 0.1 computed it (`config.Compute`), no part of it
 
 
 def renamed_parameter(name: str) -> str:
@@ -39,7 +44,9 @@ def refuse_renamed(keys: Iterable[str]) -> None:
   """Raises `InversionViewError` with the new name if one of these dotted config keys had another name in version 0.1."""
   for key in keys:
     if key in RENAMED_CONFIG_KEYS:
-      raise InversionViewError(f"config key {key} is called {RENAMED_CONFIG_KEYS[key]} since version 0.2; use that name")
+      raise InversionViewError(
+        f"config key {key} is called {RENAMED_CONFIG_KEYS[key]} since version 0.2; use that name"
+      )
 
 
 def flatten(tree) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ def architecture(name: str, **changes) -> TransformerConfig:
 
   Args:
     name: one of `NAMES`.
-    changes: attributes of `TransformerConfig` that shall be otherwise, such as n_ctx or dtype.
+    changes: attributes of `TransformerConfig` with other values, such as n_ctx.
 
   Raises:
     InversionViewError: an unknown name.
@@ -36,7 +36,7 @@ def architecture(name: str, **changes) -> TransformerConfig:
   elif name in _LLAMA3:
     layers, heads, kv_heads, width, inner, tied = _LLAMA3[name]
     d_head = width // heads
-    # The frequencies of theta = 500,000. Llama 3.2 stretches the lowest of them for long texts, which costs nothing.
+    # The frequencies of theta = 500,000. Llama 3.2 stretches the lowest of them for long texts, which does not change the cost.
     rotary = tuple(500_000.0 ** (-2 * i / d_head) for i in range(d_head // 2))
     shape = {
       "vocab_size": 128_256,

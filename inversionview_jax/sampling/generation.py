@@ -79,7 +79,7 @@ def generate(
   carry = jnp.int32(0), tokens, cache, jnp.zeros(rows, bool), stratum
   for start, end in zip((0, *ends), ends, strict=False):
     if start:
-      longer = decoder.apply(variables, carry[2], end - start, method="longer_cache")
+      longer = decoder.apply(variables, carry[2], end - start, method="extend_cache")
       carry = carry[0], carry[1], longer, *carry[3:]
     carry = jax.lax.while_loop(functools.partial(unfinished, end), body, carry)
   return carry[1]

@@ -16,7 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from inversionview_jax import distance, sites
-from inversionview_jax.devices import parallel
+from inversionview_jax.devices import numerics, parallel
+from inversionview_jax.models.config import Compute
 from inversionview_jax.models.decoder import Decoder, DecoderConfig
 from inversionview_jax.models.transformer import Transformer, texts_that_fit
 from inversionview_jax.sampling.candidates import Candidates, Queries, Rows
@@ -65,7 +66,8 @@ class Sampler:
       mesh: rows are divided over its data axis; all devices by default.
     """
     self.mesh = parallel.make_mesh() if mesh is None else mesh
-    self.decoder, self.target, self.task = Decoder(config.quick(self.mesh)), target, task
+    compute = Compute(dot_general=numerics.matmul_policy(self.mesh))
+    self.decoder, self.target, self.task = Decoder(config, compute), target, task
     self._sites = tuple(sites.parse(name) for name in config.sites)
     t = task.tokenizer
     self._specials = {"bos_id": t.bos_id, "eos_id": t.eos_id, "pad_id": t.pad_id}

@@ -12,7 +12,8 @@ from inversionview_jax import pretrained, tasks
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import storage
-from inversionview_jax.models.transformer import Transformer, TransformerConfig
+from inversionview_jax.models.config import Compute, TransformerConfig
+from inversionview_jax.models.transformer import Transformer
 from inversionview_jax.targets.target import Target
 from inversionview_jax.tasks import tokenizers
 
@@ -40,6 +41,7 @@ def load_target(
   dtype: str | None = None,
   layers: int | None = None,
   mesh: jax.sharding.Mesh | None = None,
+  family: str | None = None,
 ) -> Target:
   """Loads a target model.
 
@@ -52,6 +54,7 @@ def load_target(
     dtype: of parameters on the device and of what is computed with them: "float32" (what None means for checkpoints) or "bfloat16".
     layers: load and run the first so many only, which is all that reading their activations takes; there are no logits then.
     mesh: as for `Target.from_raw`.
+    family: of a Hugging Face folder of another model type: the user's own `pretrained.Family`, as ``package.module:NAME``.
 
   Raises:
     InversionViewError: no such model, files missing or damaged, an architecture or attribute that is not handled, a tokenizer that is not
@@ -65,7 +68,7 @@ def load_target(
   if (shipped := shipped_folder(str(name))) and not folder.is_dir():
     folder = shipped
   if folder.is_file():
-    return _from_checkpoint(folder, convention, tokenizer, dtype, layers, task, mesh)
+    return _from_checkpoint(folder, convention, tokenizer, dtype, layers, task, mesh, family)
   if not folder.is_dir():
     raise InversionViewError(
       f"no target {str(name)!r}: not a folder or a .gguf file, and shipped are only: {', '.join(shipped_names())}"
@@ -73,11 +76,13 @@ def load_target(
   if (folder / "target" / "model.json").exists():
     folder = folder / "target"
   if not (folder / "model.json").exists():
-    return _from_checkpoint(folder, convention, tokenizer, dtype, layers, task, mesh)
+    return _from_checkpoint(folder, convention, tokenizer, dtype, layers, task, mesh, family)
   params, description = storage.load_model(folder, _expected_shapes)
   tokenizer = tokenizers.from_description(description["tokenizer"]) if description["tokenizer"] else tokenizer
-  params, config = _first_layers(params, TransformerConfig(**description["config"]), layers)
-  return Target.from_raw(params, config, tokenizer, convention, description["name"], description["task"], dtype, mesh)
+  params, config = _first_layers(params, TransformerConfig.from_dict(description["config"]), layers)
+  name, task = description["name"], description["task"]
+  compute = Compute(dtype=description["config"].get("dtype", "float32"))  # of a model that version 0.1 trained
+  return Target.from_raw(params, config, tokenizer, convention, name, task, dtype, mesh, compute=compute)
 
 
 def check_tokenizer(target: Target, task: tasks.Task, source: str | os.PathLike) -> None:
@@ -98,12 +103,13 @@ def _from_checkpoint(
   layers: int | None,
   task: str = "",
   mesh=None,
+  family: str | None = None,
 ) -> Target:
-  checkpoint = pretrained.open_checkpoint(path)
+  checkpoint = pretrained.open_checkpoint(path, family)
   missing = ""
   if tokenizer is None:
     tokenizer, missing = pretrained.tokenizer_of(path, checkpoint)
-  return Target.from_raw(
+  target = Target.from_raw(
     *_first_layers(checkpoint.parts, checkpoint.config, layers),
     tokenizer,
     convention,
@@ -113,6 +119,7 @@ def _from_checkpoint(
     mesh=mesh,
     missing_tokenizer=missing,
   )
+  return dataclasses.replace(target, family=family or "")
 
 
 def _first_layers(parts, config: TransformerConfig, layers: int | None):
@@ -131,7 +138,7 @@ def _expected_shapes(description: dict):
   if missing := {"name", "task", "config", "tokenizer"} - set(description):
     raise InversionViewError(f"model.json is damaged: {', '.join(sorted(missing))} is missing")
   try:
-    module = Transformer(TransformerConfig(**description["config"]))
+    module = Transformer(TransformerConfig.from_dict(description["config"]))
     return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
   except (KeyError, TypeError) as error:
     raise InversionViewError(

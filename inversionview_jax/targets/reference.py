@@ -27,9 +27,11 @@ def write_reference(folder: str | os.PathLike, source: str | os.PathLike, target
     "path": _relative_to_home(pathlib.Path(source).expanduser().resolve()),
     "layers": None if target.has_logits else target.config.n_layers,
     "convention": target.convention,
-    "dtype": target.config.dtype,
+    "dtype": target.compute.dtype,
     "fingerprint": target.fingerprint,
   }
+  if target.family:
+    reference["family"] = target.family
   write_whole(make_folder(folder) / FILE, json.dumps(reference, indent=1) + "\n")
 
 
@@ -85,6 +87,7 @@ def load_reference(
     reference["dtype"],
     reference["layers"],
     mesh,
+    reference.get("family"),
   ).for_task(task)
   if target.fingerprint != reference["fingerprint"]:
     raise InversionViewError(

@@ -14,7 +14,8 @@ from inversionview_jax.devices import parallel, sharding
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.models import storage
 from inversionview_jax.models.capture import Output
-from inversionview_jax.models.transformer import Transformer, TransformerConfig
+from inversionview_jax.models.config import Compute, TransformerConfig
+from inversionview_jax.models.transformer import Transformer
 from inversionview_jax.sites import Site
 from inversionview_jax.tables import ShowsTable, Table
 from inversionview_jax.targets.edits import CAPTURABLE, Edit, refuse_overlap, resolve_edit
@@ -36,6 +37,7 @@ class Target(ShowsTable):
     name: for messages and results.
     task: name of the task that it is a target of, or "".
     missing_tokenizer: why there is no tokenizer, where that is known.
+    family: the user's own `pretrained.Family` with which its checkpoint was read, as ``package.module:NAME``; "": one of this package's.
   """
 
   params: dict
@@ -46,6 +48,8 @@ class Target(ShowsTable):
   name: str = ""
   task: str = ""
   missing_tokenizer: str = ""
+  family: str = ""
+  compute: Compute = Compute()
   _task: tasks.Task | None = None
 
   @classmethod
@@ -60,6 +64,7 @@ class Target(ShowsTable):
     dtype: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
     missing_tokenizer: str = "",
+    compute: Compute = Compute(),
   ) -> "Target":
     """A target of raw parameters.
 
@@ -71,8 +76,9 @@ class Target(ShowsTable):
       convention: None takes "centered" for LayerNorm and "raw" for RMSNorm.
       name, task, missing_tokenizer: as the attributes.
       dtype: of parameters and of what is computed with them, "float32" or "bfloat16"; norms, softmax and logits stay float32. None keeps
-        the parameters float32 and computes as `config` says.
+        the parameters float32 and computes as `compute` says.
       mesh: parts go to its devices by `sharding`'s rules, for a target that no single device can hold; None for the first device.
+      compute: how the model is computed; a dtype here, other than float32, belongs to the model and its fingerprint.
 
     Raises:
       InversionViewError: an unknown convention or dtype, or a tokenizer that does not fit the parameters.
@@ -83,7 +89,8 @@ class Target(ShowsTable):
       tokenizers.check_fits(tokenizer, config.vocab_size)
     convention = pretrained.resolve(convention, config)
     params, converted_config = {}, pretrained.converted(config, convention)
-    fingerprint = storage.Fingerprint(converted_config.stated())
+    stored_dtype = {} if compute.dtype == "float32" else {"dtype": compute.dtype}
+    fingerprint = storage.Fingerprint(converted_config.non_defaults() | stored_dtype)
     kept = jnp.dtype(dtype or "float32")
     for part, raw, converted in pretrained.convert(raw_params, config, convention):
       if raw is not None:
@@ -93,13 +100,13 @@ class Target(ShowsTable):
       else:
         tree = {part: jax.tree.map(lambda x: np.asarray(x).astype(kept), converted)}
         params |= parallel.put(tree, sharding.shardings(tree, mesh))
-    if dtype:
-      converted_config = dataclasses.replace(converted_config, dtype=dtype)
-    return cls(params, converted_config, tokenizer, convention, fingerprint.hex(), name, task, missing_tokenizer)
+    compute = dataclasses.replace(compute, dtype=dtype or compute.dtype)
+    made = cls(params, converted_config, tokenizer, convention, fingerprint.hex(), name, task, missing_tokenizer)
+    return dataclasses.replace(made, compute=compute)
 
   @property
   def module(self) -> Transformer:
-    return Transformer(self.config)
+    return Transformer(self.config, self.compute)
 
   @property
   def has_logits(self) -> bool:
@@ -247,7 +254,7 @@ class Target(ShowsTable):
     """
     if self.convention != "raw":
       raise InversionViewError("only a target loaded with convention='raw' can be written back")
-    if self.config.dtype != "float32":
+    if self.compute.dtype != "float32":
       raise InversionViewError("only a target loaded with dtype='float32' can be written back")
     save_target(folder, self.params, self.config, self.tokenizer, self.name, self.task)
 

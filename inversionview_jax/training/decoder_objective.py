@@ -80,7 +80,7 @@ class DecoderObjective:
     width, forbidden = target.config.d_model, (t.bos_id, t.pad_id)
     self.model = model_shapes.decoder_config(config, transformer, names, width, forbidden)
     self._mesh = parallel.make_mesh() if mesh is None else mesh
-    self._module = Decoder(model_shapes.decoder_in_training(self.model, config, self._mesh))
+    self._module = Decoder(self.model, model_shapes.decoder_compute_in_training(self.model, config, self._mesh))
     self.frozen = parallel.put(target.params, sharding.shardings(target.params, self._mesh))
     self._sampler = Sampler(self.model, target.module, task, self._mesh)
     self._bos = parallel.fetch(bos_activations(target.module, self.frozen, self._sites, t.bos_id))
@@ -108,11 +108,16 @@ class DecoderObjective:
     if self.model.normalize == "none":
       start = self._mean_and_std[:, :1] + self._mean_and_std[:, 1:] * params["encoder"]["site_embed"]
       params = {**params, "encoder": {**params["encoder"], "site_embed": start.astype(jnp.float32)}}
-    if self._config.get("token_count_loss", 0.0):
-      width = params["encoder"]["ln_f"]["scale"].shape[0]
-      params = {**params, token_counts.HEAD: token_counts.initial_head(self.model, key, width)}
+    params = self._with_count_head(params, key)
     statistics = {"encoder": {k: jnp.asarray(v) for k, v in self._statistics.items()}}
     return params, {"stats": statistics, "site_logits": jnp.zeros(len(self._sites))}
+
+  def _with_count_head(self, params: dict, key: jax.Array) -> dict:
+    """The parameters, with those of the head of the token-count loss if the config has that loss."""
+    if not self._config.get("token_count_loss", 0.0):
+      return params
+    width = params["encoder"]["ln_f"]["scale"].shape[0]
+    return {**params, token_counts.HEAD: token_counts.initial_head(self.model, key, width)}
 
   def loss(
     self, params: dict, extra: dict, frozen: Any, tokens: jax.Array, keys: jax.Array
@@ -165,13 +170,12 @@ class DecoderObjective:
   @property
   def identity(self) -> dict:
     """What the state of a run depends on besides its config and its inputs: the target's fingerprint, convention and dtype."""
-    return {"target": self.target.fingerprint, "convention": self.target.convention, "dtype": self.target.config.dtype}
+    return {"target": self.target.fingerprint, "convention": self.target.convention, "dtype": self.target.compute.dtype}
 
   def without_remat(self) -> Self:
     """The same loss without rematerialization, for counting the FLOPs of a step."""
     other = copy.copy(self)
-    shape = dataclasses.replace(self._module.config.transformer, remat=False)
-    other._module = Decoder(dataclasses.replace(self._module.config, transformer=shape))
+    other._module = Decoder(self.model, dataclasses.replace(self._module.compute, remat=False))
     return other
 
   def inspect(self, extra: dict, tokens: jax.Array, keys: jax.Array) -> tuple[dict, list[str]]:
@@ -203,7 +207,7 @@ class DecoderObjective:
     return metrics, extra
 
   def finish(self, params: dict, metrics: dict[str, float], folder: pathlib.Path) -> None:
-    config = dataclasses.replace(self.model, transformer=self.model.transformer.for_use())
+    config = dataclasses.replace(self.model, transformer=self.model.transformer.for_inference())
     variables: dict = {"params": {name: part for name, part in params.items() if name != token_counts.HEAD}}
     variables["stats"] = {"encoder": self._statistics}
     if token_counts.HEAD in params:  # not used by a reader, but by training that starts from this decoder

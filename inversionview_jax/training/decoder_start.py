@@ -138,7 +138,7 @@ class DecoderStart:
 
   def statistics(self, config: DecoderConfig) -> dict:
     """The statistics that the decoder was trained with; raises `InversionViewError` if the config describes another decoder."""
-    config = dataclasses.replace(config, transformer=config.transformer.for_use())
+    config = dataclasses.replace(config, transformer=config.transformer.for_inference())
     for name, own in dataclasses.asdict(self._config).items():
       wanted = dataclasses.asdict(config)[name]
       if name == "transformer":

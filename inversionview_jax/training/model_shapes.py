@@ -5,9 +5,10 @@ import dataclasses
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from inversionview_jax.devices import numerics
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.models.config import DTYPES, Compute, TransformerConfig
 from inversionview_jax.models.decoder import DecoderConfig
-from inversionview_jax.models.transformer import TransformerConfig
 from inversionview_jax.tasks import Task
 
 
@@ -20,6 +21,9 @@ def transformer_config(task: Task, config: ConfigDict) -> TransformerConfig:
     raise InversionViewError(
       f"model.d_model = {config.model.d_model} does not divide into {config.model.n_heads} heads (model.n_heads); use a multiple of it"
     )
+  for name in ("dtype", "remat"):
+    if name in config.model:
+      raise InversionViewError(f"config key model.{name} is called compute.{name} since version 0.2; use that name")
   return TransformerConfig(vocab_size=task.tokenizer.vocab_size, n_ctx=task.length, **config.model)
 
 
@@ -55,19 +59,21 @@ def decoder_config(
   )
 
 
-def in_training(shape: TransformerConfig, config: ConfigDict) -> TransformerConfig:
-  """The transformer as it is trained: with `compute.dtype` ("": its own) and `compute.remat` of the config, both optional."""
+def compute_in_training(config: ConfigDict) -> Compute:
+  """How a transformer is computed in training: with `compute.dtype` ("": float32) and `compute.remat` of the config, both optional."""
   compute = config.get("compute") or {}
-  dtype = compute.get("dtype", "") or shape.dtype
-  if dtype not in ("float32", "bfloat16"):
-    raise one_of("compute.dtype", dtype, ("float32", "bfloat16"))
-  return dataclasses.replace(shape, dtype=dtype, remat=bool(compute.get("remat", shape.remat)))
+  dtype = compute.get("dtype", "") or "float32"
+  if dtype not in DTYPES:
+    raise one_of("compute.dtype", dtype, DTYPES)
+  return Compute(dtype=dtype, remat=bool(compute.get("remat", False)))
 
 
-def decoder_in_training(shape: DecoderConfig, config: ConfigDict, mesh: Mesh) -> DecoderConfig:
-  """The decoder as it is trained: `in_training`, with bfloat16 matmuls where they are faster.
+def decoder_compute_in_training(shape: DecoderConfig, config: ConfigDict, mesh: Mesh) -> Compute:
+  """How a decoder is computed in training: `compute_in_training`, with bfloat16 matmuls where they are faster.
 
   Not if `compute.dtype` is float32; nor with dropout, for which each row goes through the model by itself.
   """
-  shape = dataclasses.replace(shape, transformer=in_training(shape.transformer, config))
-  return shape if shape.transformer.has_dropout else shape.quick(mesh, config)
+  compute = compute_in_training(config)
+  if shape.transformer.has_dropout:
+    return compute
+  return dataclasses.replace(compute, dot_general=numerics.matmul_policy(mesh, config))

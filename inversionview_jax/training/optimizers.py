@@ -10,27 +10,28 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from inversionview_jax.devices import sharding
+from inversionview_jax.devices import numerics, sharding
 from inversionview_jax.errors import one_of
-from inversionview_jax.models import layers
 
 # Newton-Schulz's quintic with a steep start, and how often (Jordan et al., Muon, 2024).
 _QUINTIC, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
 def of_training(config: ConfigDict, mesh) -> optax.GradientTransformation:
-  """The optimizer of a whole config: `make_optimizer`, with quick products where `layers.may_be_quick` has them and no state is spread."""
-  quick = layers.may_be_quick(mesh, config) and not sharding.shards_optimizer(config)
-  return make_optimizer(config.optimizer, config.steps, quick=quick)
+  """The optimizer of a whole config: `make_optimizer`, with `numerics.matmul_policy` unless its state is sharded."""
+  dot_general = numerics.matmul if sharding.shards_optimizer(config) else numerics.matmul_policy(mesh, config)
+  return make_optimizer(config.optimizer, config.steps, dot_general)
 
 
-def make_optimizer(config: ConfigDict, steps: int, quick: bool = False) -> optax.GradientTransformation:
+def make_optimizer(
+  config: ConfigDict, steps: int, dot_general: numerics.DotGeneral = numerics.matmul
+) -> optax.GradientTransformation:
   """config.optimizer -> optax.
 
   Keys: name ("adamw" or "muon": Muon on the kernels, Adam elsewhere), lr, adam_lr (with Muon, the rate of what Adam trains; 0: also
   lr), warmup_steps, schedule ("constant", "cosine" to zero at `steps`, or "trapezoid", which falls to zero over the last fifth),
-  weight_decay (on matrices only), clip (global norm, 0: off), b2 (of Adam). `quick`: Muon's products may take bfloat16 factors where
-  that is quicker (`layers.shortens`).
+  weight_decay (on matrices only), clip (global norm, 0: off), b2 (of Adam). `dot_general`: matmul policy of
+  Muon's products.
 
   Raises:
     InversionViewError: an unknown name or schedule.
@@ -46,7 +47,7 @@ def make_optimizer(config: ConfigDict, steps: int, quick: bool = False) -> optax
       nesterov=True,
     )
     muon = optax.chain(
-      orthogonal_momentum(quick),
+      orthogonal_momentum(dot_general),
       optax.add_decayed_weights(config.weight_decay),
       optax.scale_by_learning_rate(rate),
     )
@@ -95,14 +96,16 @@ class Momentum(NamedTuple):
   mu: optax.Updates
 
 
-def orthogonal_momentum(quick: bool = False, beta: float = 0.95) -> optax.GradientTransformation:
+def orthogonal_momentum(
+  dot_general: numerics.DotGeneral = numerics.matmul, beta: float = 0.95
+) -> optax.GradientTransformation:
   """Muon (Jordan et al., 2024): the gradients' average, looking ahead (Nesterov), of every matrix with its singular values near 1.
 
-  The same as `optax.contrib.scale_by_muon` and its scaling by shape, sqrt(max(1, E / D)); but there products cannot be told to be quick,
-  and they are most of a training step of our readers.
+  The same as `optax.contrib.scale_by_muon` and its scaling by shape, sqrt(max(1, E / D)); but there no matmul policy
+  can be given, and products are most of a training step of our readers.
 
   Args:
-    quick: products may take bfloat16 factors, float32 sums (`layers.shortens`), as its authors have them.
+    dot_general: matmul policy; its authors multiply in bfloat16.
     beta: the average's decay.
 
   Returns:
@@ -121,7 +124,7 @@ def orthogonal_momentum(quick: bool = False, beta: float = 0.95) -> optax.Gradie
       optax.tree.bias_correction(mu, beta, optax.safe_increment(count)),
       optax.tree.bias_correction(grads, beta, count),
     )
-    return jax.tree.map(lambda x: _orthogonal(x, quick) * _length(x.shape), ahead), Momentum(count, mu)
+    return jax.tree.map(lambda x: _orthogonal(x, dot_general) * _length(x.shape), ahead), Momentum(count, mu)
 
   return optax.GradientTransformation(init, update)
 
@@ -130,21 +133,19 @@ def _length(shape) -> float:
   return max(1.0, shape[-1] / shape[-2]) ** 0.5
 
 
-def _orthogonal(x, quick: bool):
+def _orthogonal(x, dot_general: numerics.DotGeneral):
   """float32[..., D, E] -> about U V^T of its singular value decomposition U S V^T: singular values of 0.7 to 1.2."""
-  if x.ndim > 2:  # not quick: the order in memory that short products need is not kept when several are made at once
-    return jax.vmap(lambda each: _orthogonal(each, False))(x)
+  if x.ndim > 2:  # in float32: XLA's CPU backend fails on batched bfloat16 products
+    return jax.vmap(lambda each: _orthogonal(each, numerics.matmul))(x)
   if x.shape[0] > x.shape[1]:
-    return _orthogonal(x.T, quick).T
-  if layers.shortens(x, quick):
-    factor, dot = layers.shortened, layers.short_dot
-  else:
-    factor, dot = (lambda y: y), (lambda a, b, axis: a @ (b.T if axis else b))
+    return _orthogonal(x.T, dot_general).T
+
+  def dot(a, b, axis):
+    return dot_general(a, b, (((1,), (axis,)), ((), ())))
+
   x = x / (jnp.linalg.norm(x) + 1e-8)
   for _ in range(_ITERATIONS):
-    rows = factor(x)
-    square = dot(rows, rows, 1)
-    again = factor(square)
-    polynomial = _QUINTIC[1] * square + _QUINTIC[2] * dot(again, again, 0)
-    x = _QUINTIC[0] * x + dot(factor(polynomial), rows, 0)
+    square = dot(x, x, 1)
+    polynomial = _QUINTIC[1] * square + _QUINTIC[2] * dot(square, square, 0)
+    x = _QUINTIC[0] * x + dot(polynomial, x, 0)
   return x

@@ -40,7 +40,7 @@ class TargetObjective:
   def __init__(self, task: Task, config: ConfigDict, held_out: np.ndarray, mesh: Mesh | None = None):
     self.task, self._config, self._held_out = task, config, held_out
     self.model = model_shapes.transformer_config(task, config)
-    self._module = Transformer(model_shapes.in_training(self.model, config))
+    self._module = Transformer(self.model, model_shapes.compute_in_training(config))
     start = config.get("start")
     self.start = target_start.parameters(start, self.model, task, config.seed) if start and start.target else {}
     self._mesh = parallel.make_mesh() if mesh is None else mesh
@@ -81,10 +81,10 @@ class TargetObjective:
   def without_remat(self) -> Self:
     """The same loss without rematerialization, for counting the FLOPs of a step."""
     other = copy.copy(self)
-    other._module = Transformer(dataclasses.replace(self._module.config, remat=False))
+    other._module = Transformer(self.model, dataclasses.replace(self._module.compute, remat=False))
     return other
 
   def finish(self, params: Any, metrics: dict[str, float], folder: pathlib.Path) -> None:
     targets.save_target(
-      folder, params, self.model.for_use(), self.task.tokenizer, self.task.name, self.task.name, metrics
+      folder, params, self.model.for_inference(), self.task.tokenizer, self.task.name, self.task.name, metrics
     )

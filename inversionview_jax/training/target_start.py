@@ -36,7 +36,7 @@ def parameters(start: ConfigDict, config: TransformerConfig, task: Task, seed: i
     InversionViewError: no such target, another shape, or a token that the task does not have.
   """
   target = load_target(start.target, convention="raw", tokenizer=task.tokenizer)
-  if target.config.for_use() != config.for_use():
+  if target.config.for_inference() != config.for_inference():
     raise InversionViewError(
       f"target {start.target!r} has another shape ({target.config}) than the config describes ({config})"
     )

@@ -100,12 +100,8 @@ def make_update(
     replicated = NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(functools.partial(initial_state, objective, optimizer, config))
     options["out_shardings"] = state_shardings(shapes, config, mesh), replicated, replicated
-  return jax.jit(
-    steps,
-    donate_argnums=(0,) if compute.get("donate", True) else (),
-    compiler_options=parallel.compiler_options(parallel.platform(mesh)),
-    **options,
-  )
+  donated = (0,) if compute.get("donate", True) else ()
+  return parallel.jit(steps, parallel.platform(mesh), donate_argnums=donated, **options)
 
 
 def _step(objective: Objective, optimizer, config: ConfigDict, mesh: Mesh, frozen, state: State, tokens):

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from inversionview_jax import tasks
-from inversionview_jax.devices import parallel, sharding
+from inversionview_jax.devices import numerics, parallel, sharding
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import storage
 from inversionview_jax.planning import abstract_programs
@@ -221,7 +221,7 @@ def test_step_compiled_ahead_is_the_step_that_trains(small_target, one_device):
   mesh = mesh_of(config, 4)
   objective = decoder_objective.DecoderObjective(TASK, config, small_target, ROWS, ROWS, mesh)
   update, (state, frozen, tokens) = abstract_programs.training_step(
-    TASK, config, small_target.config, objective.model, mesh
+    TASK, config, small_target.module, objective.model, mesh
   )
   real = initial_state(objective, optimizers.make_optimizer(config.optimizer, config.steps), config)
   assert jax.tree.structure(state) == jax.tree.structure(real)
@@ -237,7 +237,7 @@ def test_step_compiled_ahead_is_the_step_that_trains(small_target, one_device):
 def test_sampler_compiled_ahead_takes_what_a_reader_gives(small_target, small_decoder):
   mesh = parallel.make_mesh(devices=jax.devices()[:2])
   program, arguments = abstract_programs.sampler(
-    TASK, small_target.config, small_decoder[0], mesh, queries=2, rows=8, effects=False
+    TASK, small_target.module, small_decoder[0], mesh, queries=2, rows=8, effects=False
   )
   assert program.lower(*arguments).compile().memory_analysis().argument_size_in_bytes > 0
 
@@ -261,13 +261,13 @@ def test_pieces_that_do_not_fit_are_refused(pieces, named):
     loop.check(changed(compute={"accumulate": pieces}), parallel.make_mesh())
 
 
-def test_unknown_type_is_refused(small_target):
+def test_unknown_dtype_is_refused():
   with pytest.raises(InversionViewError, match="compute.dtype 'float16'"):
-    model_shapes.in_training(small_target.config, ConfigDict({"compute": {"dtype": "float16"}}))
+    model_shapes.compute_in_training(ConfigDict({"compute": {"dtype": "float16"}}))
 
 
 @pytest.mark.parametrize(
-  ("compute", "dropout", "model", "quick"),
+  ("compute", "dropout", "model", "bf16"),
   [
     ({}, 0.0, 1, True),
     ({"dtype": "bfloat16"}, 0.0, 1, True),
@@ -276,10 +276,12 @@ def test_unknown_type_is_refused(small_target):
     ({}, 0.0, 2, False),
   ],
 )
-def test_decoders_train_with_quick_products_unless_they_are_asked_not_to_or_cannot(
-  compute, dropout, model, quick, small_decoder
+def test_decoders_train_with_bf16_matmuls_except_for_float32_dropout_or_a_divided_model(
+  compute, dropout, model, bf16, small_decoder
 ):
   shape, _ = small_decoder
   shape = dataclasses.replace(shape, transformer=dataclasses.replace(shape.transformer, dropout_attn=dropout))
-  made = model_shapes.decoder_in_training(shape, ConfigDict({"compute": compute}), parallel.make_mesh(model=model))
-  assert made.transformer.quick == quick and not made.transformer.for_use().quick
+  mesh = parallel.make_mesh(model=model)
+  made = model_shapes.decoder_compute_in_training(shape, ConfigDict({"compute": compute}), mesh)
+  assert made.dot_general is (numerics.bf16_matmul if bf16 else numerics.matmul)
+  assert made.dtype == compute.get("dtype", "float32")

@@ -43,7 +43,7 @@ def test_capturing_all_sites_takes_no_more_than_twice_what_it_returns(layers, wi
   rows, at = jax.ShapeDtypeStruct((256, length), jnp.int32), jax.ShapeDtypeStruct((256, len(listed)), jnp.int32)
 
   def taken(run, *arguments):
-    program = jax.jit(run, compiler_options=parallel.compiler_options("cpu"))
+    program = parallel.jit(run)
     return program.lower(params, *arguments).compile().memory_analysis()
 
   vectors = len(listed) * 256 * width * 4

@@ -7,17 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from inversionview_jax import tasks
-from inversionview_jax.devices import parallel
+from inversionview_jax.devices import cpu, numerics, parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import decoder
+from inversionview_jax.models.capture import SiteEdit
+from inversionview_jax.models.config import Compute, TransformerConfig
 from inversionview_jax.models.decoder import ActivationEncoder, Decoder, DecoderConfig
-from inversionview_jax.models.transformer import SiteEdit, Transformer, TransformerConfig
+from inversionview_jax.models.transformer import Transformer
 from inversionview_jax.sites import Site
-from inversionview_jax.training import decoder_objective, optimizers
-from inversionview_jax.training.update import State, make_update
 
 TASK = tasks.get("addition")
 PAD, BOS, EOS = TASK.tokenizer.pad_id, TASK.tokenizer.bos_id, TASK.tokenizer.eos_id
@@ -38,7 +37,7 @@ def variables(small_decoder):
 
 
 @pytest.fixture(scope="module")
-def asked(config):
+def queries(config):
   """Activations float32[N, D] and sites int32[N]."""
   return np.random.default_rng(2).normal(size=(N, config.d_activation)).astype(np.float32), np.array(
     [0, 3, 5, 2], np.int32
@@ -51,18 +50,19 @@ def slots(config):
   return np.random.default_rng(3).normal(size=shape).astype(np.float32)
 
 
-def jitted(config, method, **static):
-  return parallel.jit(lambda variables, *args: Decoder(config).apply(variables, *args, method=method, **static))
+def jitted(config, method, compute=None, **static):
+  module = Decoder(config, compute or Compute())
+  return parallel.jit(lambda variables, *args: module.apply(variables, *args, method=method, **static))
 
 
-def step_by_step(config, variables, tokens, slots, grown=0):
-  """float32[N, T, V]: the logits that a cache gives, one token at a time; `grown`: places that it gets when they are needed."""
-  step = jitted(config, "step")
-  cache = jitted(config, "init_cache", length=tokens.shape[1] - grown)(variables, slots)
+def step_by_step(config, variables, tokens, slots, grown=0, compute=None):
+  """float32[N, T, V]: the logits of cached steps, one token at a time; the cache is extended for the last `grown` tokens."""
+  step = jitted(config, "step", compute)
+  cache = jitted(config, "init_cache", compute, length=tokens.shape[1] - grown)(variables, slots)
   out = []
   for position in range(tokens.shape[1]):
     if grown and position == tokens.shape[1] - grown:
-      cache = jitted(config, "longer_cache", tokens=grown)(variables, cache)
+      cache = jitted(config, "extend_cache", compute, tokens=grown)(variables, cache)
     logits, cache = step(variables, tokens[:, position], jnp.int32(position), cache)
     out.append(logits)
   return np.stack(out, axis=1)
@@ -91,18 +91,26 @@ def test_cached_decoding_with_heads_wider_than_are_summed_at_a_time(random_varia
     np.testing.assert_allclose(logits, whole[:, position], rtol=0, atol=1e-4)
 
 
-def test_quick_products_come_near_full_ones_in_whole_texts_and_in_cached_steps(random_variables, monkeypatch):
-  monkeypatch.setattr(parallel, "has_tiles", lambda: True)
+def test_bf16_matmuls_come_near_full_ones_in_whole_texts_and_in_cached_steps(random_variables, monkeypatch):
+  monkeypatch.setattr(cpu, "has_amx", lambda: True)
+
+  def program(function):
+    def call(*args, **named):
+      with numerics.compiled_for("cpu"):
+        return jax.jit(function)(*args, **named)
+
+    return call
+
   full = TransformerConfig(TASK.tokenizer.vocab_size, T, n_layers=2, n_heads=4, d_model=128, d_mlp=256)
   params = jax.tree.map(jnp.asarray, random_variables(0.1, 4, Transformer(full), jnp.zeros((1, 1), jnp.int32)))
   slots = np.random.default_rng(5).normal(size=(N, 2, 1, 128)).astype(np.float32)
-  module = Transformer(dataclasses.replace(full, quick=True))
-  expected, whole = (parallel.jit(m.apply)(params, TOKENS, slots=slots).logits for m in (Transformer(full), module))
+  module = Transformer(full, Compute(dot_general=numerics.bf16_matmul))
+  expected, whole = (program(m.apply)(params, TOKENS, slots=slots).logits for m in (Transformer(full), module))
   near = {"rtol": 0, "atol": 0.03 * np.std(expected)}
   np.testing.assert_allclose(whole, expected, **near)
   assert np.abs(whole - expected).max() > 1e-4  # they are others
-  step = parallel.jit(lambda *args: module.apply(params, *args, method="step"))
-  cache = parallel.jit(lambda slots: module.apply(params, slots, T, method="init_cache"))(slots)
+  step = program(lambda *args: module.apply(params, *args, method="step"))
+  cache = program(lambda slots: module.apply(params, slots, T, method="init_cache"))(slots)
   for position in range(T):
     logits, cache = step(TOKENS[:, position], jnp.int32(position), cache)
     np.testing.assert_allclose(logits, expected[:, position], **near)
@@ -113,17 +121,17 @@ def test_a_cache_that_grows_gives_the_same(config, variables, slots):
   np.testing.assert_allclose(twice, once, rtol=0, atol=1e-6)
 
 
-def test_scores_are_those_of_the_encoders_slots(config, variables, asked):
-  slots = jitted(config, "slots")(variables, *asked)
+def test_scores_are_those_of_the_encoders_slots(config, variables, queries):
+  slots = jitted(config, "slots")(variables, *queries)
   assert slots.shape == (N, config.transformer.n_layers, config.n_slots, config.transformer.d_model)
-  whole = jitted(config, "__call__")(variables, TOKENS, *asked)
+  whole = jitted(config, "__call__")(variables, TOKENS, *queries)
   assert whole.shape == (N, T, config.transformer.vocab_size) and whole.dtype == jnp.float32  # a slot is never a query
   np.testing.assert_allclose(jitted(config, "logits")(variables, TOKENS, slots), whole, rtol=0, atol=1e-5)
 
 
-def test_activation_site_and_its_embedding_reach_the_logits_at_every_position(config, variables, asked):
+def test_activation_site_and_its_embedding_reach_the_logits_at_every_position(config, variables, queries):
   call = jitted(config, "__call__")
-  activation, site = asked
+  activation, site = queries
   original = np.asarray(call(variables, TOKENS, activation, site))
   params = variables["params"]
   renamed = {**params["encoder"], "site_embed": -params["encoder"]["site_embed"]}
@@ -177,16 +185,32 @@ def test_logits_have_no_gradient_from_later_tokens_and_some_from_the_slots(confi
   assert (np.abs(of_slots).max(axis=-1) > 1e-6).all()
 
 
-def test_bfloat16_compute_gives_float32_logits_near_those_of_float32(config, variables, asked):
-  half = dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, dtype="bfloat16"))
-  exact = jax.nn.softmax(jitted(config, "__call__")(variables, TOKENS, *asked))
-  logits = jitted(half, "__call__")(variables, TOKENS, *asked)
+def test_bfloat16_compute_gives_float32_logits_near_those_of_float32(config, variables, queries):
+  half = Compute(dtype="bfloat16")
+  exact = jax.nn.softmax(jitted(config, "__call__")(variables, TOKENS, *queries))
+  logits = jitted(config, "__call__", half)(variables, TOKENS, *queries)
   assert logits.dtype == jnp.float32
   gap = np.abs(jax.nn.softmax(logits) - exact)
   assert 1e-4 < gap.max() < 0.05
-  stepped = step_by_step(half, variables, TOKENS, jitted(half, "slots")(variables, *asked))
+  stepped = step_by_step(config, variables, TOKENS, jitted(config, "slots", half)(variables, *queries), compute=half)
   assert stepped.dtype == np.float32
   assert np.abs(jax.nn.softmax(stepped) - exact).max() < 0.05
+
+
+def test_each_site_may_have_a_matrix_of_its_own_into_the_encoder(config, variables, queries):
+  """Zeros change nothing, other numbers the slots of that site alone."""
+  more = dataclasses.replace(config, site_inputs=True)
+  own = np.zeros((len(config.sites), config.d_activation, config.encoder_width), np.float32)
+
+  def slots(own):
+    params = {**variables["params"], "encoder": {**variables["params"]["encoder"], "site_inputs": own}}
+    return np.asarray(jitted(more, "slots")({**variables, "params": params}, *queries))
+
+  without = np.asarray(jitted(config, "slots")(variables, *queries))
+  np.testing.assert_array_equal(slots(own), without)
+  own[3] = np.random.default_rng(6).normal(size=own[3].shape)
+  moved = np.abs(slots(own) - without).max(axis=(1, 2, 3))
+  assert (moved > 0.1).tolist() == (queries[1] == 3).tolist() and (moved[queries[1] != 3] == 0).all()
 
 
 # A distribution over texts.
@@ -202,10 +226,10 @@ def test_forbidden_tokens_have_probability_zero(config, variables, slots):
     np.testing.assert_allclose(p.sum(axis=-1), 1, atol=1e-6)
 
 
-def test_log_prob_is_the_sum_over_tokens_with_eos_but_without_padding(config, variables, asked):
+def test_log_prob_is_the_sum_over_tokens_with_eos_but_without_padding(config, variables, queries):
   score = parallel.jit(decoder.log_prob, static_argnums=(0, 5))
-  got = score(Decoder(config), variables, TOKENS, *asked, PAD)
-  logits = step_by_step(config, variables, TOKENS, jitted(config, "slots")(variables, *asked))
+  got = score(Decoder(config), variables, TOKENS, *queries, PAD)
+  logits = step_by_step(config, variables, TOKENS, jitted(config, "slots")(variables, *queries))
   log_p = np.asarray(jax.nn.log_softmax(logits, axis=-1))
   for row, tokens in enumerate(TOKENS):
     used = [int(t) for t in tokens if t != PAD]
@@ -213,7 +237,7 @@ def test_log_prob_is_the_sum_over_tokens_with_eos_but_without_padding(config, va
     by_hand = sum(log_p[row, place - 1, token] for place, token in enumerate(used) if place > 0)
     assert got[row] == pytest.approx(by_hand, rel=1e-5)
   assert TOKENS[1, -1] == PAD
-  shorter = score(Decoder(config), variables, TOKENS[1:2, :-1], asked[0][1:2], asked[1][1:2], PAD)
+  shorter = score(Decoder(config), variables, TOKENS[1:2, :-1], queries[0][1:2], queries[1][1:2], PAD)
   assert shorter[0] == pytest.approx(float(got[1]), rel=1e-6)
 
 
@@ -317,77 +341,3 @@ def test_unknown_normalization_is_named():
   config = DecoderConfig(TransformerConfig(5, 4, 2, 2, 16, 32), ("x0.pre",), 6, encoder_blocks=1, normalize="standart")
   with pytest.raises(InversionViewError, match="'standart'.*standard"):
     ActivationEncoder(config).init(jax.random.key(0), jnp.zeros((1, 6)), jnp.zeros(1, jnp.int32))
-
-
-# As training makes it.
-
-ROWS = TASK.tokens(TASK.split("train")[:1000])
-
-
-def objective(small_target, mesh=None, **changes):
-  config = ConfigDict({
-      "model": {"n_layers": 1, "n_heads": 2, "d_model": 32, "d_mlp": 64}, "encoder_blocks": 0, "encoder_width": 0, "n_slots": 1, "normalize": "standard",
-      "sites": ("a0.1", "x1.mid"), "pairs_per_text": 1, "bos_rate": 0.01, "reweight": 0.0, "noise": 0.0,
-      "eval_queries": 8, "final_queries": 8, "seed": 0, "average": 0.0,
-  })  # fmt: skip
-  config.update(changes)
-  return decoder_objective.DecoderObjective(TASK, config, small_target, ROWS, ROWS, mesh)
-
-
-def test_each_site_may_have_a_matrix_of_its_own_into_the_encoder(config, variables, asked):
-  """Of zeros it changes nothing, otherwise what is said of that site alone."""
-  more = dataclasses.replace(config, site_inputs=True)
-  own = np.zeros((len(config.sites), config.d_activation, config.encoder_width), np.float32)
-
-  def slots(own):
-    params = {**variables["params"], "encoder": {**variables["params"]["encoder"], "site_inputs": own}}
-    return np.asarray(jitted(more, "slots")({**variables, "params": params}, *asked))
-
-  without = np.asarray(jitted(config, "slots")(variables, *asked))
-  np.testing.assert_array_equal(slots(own), without)
-  own[3] = np.random.default_rng(6).normal(size=own[3].shape)
-  moved = np.abs(slots(own) - without).max(axis=(1, 2, 3))
-  assert (moved > 0.1).tolist() == (asked[1] == 3).tolist() and (moved[asked[1] != 3] == 0).all()
-
-
-def test_site_embeddings_start_with_mean_and_spread_of_their_sites_activations_without_normalization(small_target):
-  embeds = {}
-  for normalize in ("none", "standard"):
-    made = objective(small_target, normalize=normalize)
-    embeds[normalize] = np.asarray(parallel.jit(made.init)(jax.random.key(5))[0]["encoder"]["site_embed"])
-  run = small_target.run(ROWS, capture=made.model.sites)
-  for s, name in enumerate(made.model.sites):
-    own = np.asarray(run[name])[TASK.query_mask(ROWS)]
-    drawn = embeds["standard"][s]  # from a standard normal distribution
-    np.testing.assert_allclose(embeds["none"][s], own.mean() + own.std() * drawn, atol=0.05 * own.std())
-  assert np.abs(embeds["none"] - embeds["standard"]).max() > 0.2
-
-
-def test_trained_decoder_prefers_the_text_that_an_activation_came_from(small_target, meshes):
-  made = objective(small_target, meshes(1))
-  params, extra = parallel.jit(made.init)(jax.random.key(0))
-  settings = {
-    "name": "muon",
-    "lr": 1e-2,
-    "adam_lr": 0.0,
-    "schedule": "constant",
-    "warmup_steps": 10,
-    "weight_decay": 0.0,
-    "clip": 1.0,
-    "b2": 0.99,
-  }
-  optimizer = optimizers.make_optimizer(ConfigDict(settings), 180)
-  state = parallel.replicate(State(jnp.int32(0), params, optimizer.init(params), {}, extra), meshes(1))
-  update = make_update(made, optimizer, ConfigDict({"seed": 0, "average": 0.0}), meshes(1))
-  rng = np.random.default_rng(0)
-  for _ in range(6):
-    state, _, _ = update(state, made.frozen, ROWS[rng.integers(0, len(ROWS), (30, 64))])
-  held_out = TASK.tokens(TASK.split("test")[:200])
-  run = small_target.run(held_out, capture=made.model.sites)
-  variables = {"params": state.params, "stats": state.extra["stats"]}
-  score = parallel.jit(decoder.log_prob, static_argnums=(0, 5))
-  for s, name in enumerate(made.model.sites):
-    last_digit, site = np.asarray(run[name])[:, 7], np.full(200, s, np.int32)
-    own = np.asarray(score(Decoder(made.model), variables, held_out, last_digit, site, PAD))
-    shuffled = np.asarray(score(Decoder(made.model), variables, held_out, np.roll(last_digit, 1, axis=0), site, PAD))
-    assert own.mean() > shuffled.mean() + 0.5 and (own > shuffled).mean() > 0.65

@@ -10,7 +10,7 @@ import pytest
 from inversionview_jax import sites
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.models import attention
+from inversionview_jax.models import cpu_attention
 from inversionview_jax.models.capture import SiteEdit
 from inversionview_jax.models.layers import RMSNorm, rotate
 from inversionview_jax.models.transformer import Transformer, TransformerConfig
@@ -208,7 +208,7 @@ def test_both_ways_of_computing_attention_agree(config, params, slots, monkeypat
   """Multiplied and summed where it is short, on CPUs; matrix products elsewhere."""
   outs = []
   for most in (0, 10**6):
-    monkeypatch.setattr(attention, "_SHORT", most)
+    monkeypatch.setattr(cpu_attention, "_SCORES", most)
     run = parallel.jit(
       lambda s: Transformer(config).apply({"params": params}, TOKENS, slots=s, capture=[Site("pattern", 1)])
     )

@@ -67,7 +67,7 @@ def test_loaded_target_is_the_saved_one(folder, params):
   assert_same_tree(target.params, params)
   assert (target.config, target.tokenizer, target.convention) == (CONFIG, TOKENIZER, "raw")
   assert (target.name, target.task) == ("small", "addition")
-  assert target.fingerprint == storage.fingerprint(params, CONFIG.stated()) == Target.from_raw(params, CONFIG).fingerprint
+  assert target.fingerprint == storage.fingerprint(params, CONFIG.non_defaults()) == Target.from_raw(params, CONFIG).fingerprint
   assert storage.read_description(folder)["notes"] == {"accuracy": 0.5}
 
 
@@ -97,7 +97,7 @@ def test_raw_target_saves_itself_and_a_centered_one_refuses(folder, tmp_path):
 
 def test_workdir_is_loaded_by_its_target(tmp_path, params):
   save_target(tmp_path / "work" / "target", params, CONFIG, TOKENIZER)
-  assert load_target(tmp_path / "work").fingerprint == storage.fingerprint(params, CONFIG.stated())
+  assert load_target(tmp_path / "work").fingerprint == storage.fingerprint(params, CONFIG.non_defaults())
 
 
 def test_flatten_and_unflatten_are_inverse(params):

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW and Muon as optax has them, Muon's quick products, the schedules and what is refused."""
+"""Optimizers: AdamW and Muon as optax has them, Muon's bfloat16 matmuls, the schedules and what is refused."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ import optax.contrib
 import pytest
 from ml_collections import ConfigDict
 
-from inversionview_jax.devices import parallel
+from inversionview_jax.devices import cpu, numerics, parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.training import optimizers
 
@@ -112,23 +112,23 @@ def test_muon_is_that_of_optax():
 
 
 @pytest.mark.parametrize("shape", [(128, 256), (256, 128)])
-def test_quick_products_move_kernels_by_nearly_the_same_matrices(shape, monkeypatch):
-  jit = parallel.jit if parallel.has_tiles() else jax.jit  # without tiles they are only slower
-  monkeypatch.setattr(parallel, "has_tiles", lambda: True)
+def test_bf16_matmuls_move_kernels_by_nearly_the_same_matrices(shape, monkeypatch):
+  monkeypatch.setattr(cpu, "has_amx", lambda: True)
   rng = np.random.default_rng(0)
   grads = {"kernel": np.float32(rng.normal(size=shape) * np.geomspace(1e-2, 1, shape[1]))}
-  exact, quick = (
-    np.asarray(jit(rule.update)(grads, rule.init(grads), grads)[0]["kernel"])
-    for rule in (optimizers.orthogonal_momentum(), optimizers.orthogonal_momentum(quick=True))
-  )
-  assert (exact != quick).any()
-  assert np.linalg.norm(exact - quick) < 0.03 * np.linalg.norm(exact)
-  sizes = np.linalg.svd(quick, compute_uv=False) / max(1, shape[1] / shape[0]) ** 0.5
+  with numerics.compiled_for("cpu"):
+    exact, rounded = (
+      np.asarray(jax.jit(rule.update)(grads, rule.init(grads), grads)[0]["kernel"])
+      for rule in (optimizers.orthogonal_momentum(), optimizers.orthogonal_momentum(numerics.bf16_matmul))
+    )
+  assert (exact != rounded).any()
+  assert np.linalg.norm(exact - rounded) < 0.03 * np.linalg.norm(exact)
+  sizes = np.linalg.svd(rounded, compute_uv=False) / max(1, shape[1] / shape[0]) ** 0.5
   assert 0.5 < sizes.min() and sizes.max() < 1.3
 
 
 @pytest.mark.parametrize(
-  "changes, model, quick",
+  "changes, model, bf16",
   [
     ({}, 1, True),
     ({"compute": {"dtype": "bfloat16"}}, 1, True),
@@ -137,12 +137,12 @@ def test_quick_products_move_kernels_by_nearly_the_same_matrices(shape, monkeypa
     ({}, 2, False),
   ],
 )
-def test_quick_products_are_for_whole_matrices_and_not_where_float32_is_asked_for(changes, model, quick, monkeypatch):
-  asked = []
-  monkeypatch.setattr(optimizers, "make_optimizer", lambda config, steps, quick: asked.append(quick))
+def test_bf16_matmuls_are_for_whole_matrices_and_not_for_a_config_with_float32(changes, model, bf16, monkeypatch):
+  policies = []
+  monkeypatch.setattr(optimizers, "make_optimizer", lambda config, steps, dot_general: policies.append(dot_general))
   config = ConfigDict({"optimizer": ADAMW | {"name": "muon"}, "steps": 4, **changes})
   optimizers.of_training(config, parallel.make_mesh(model=model))
-  assert asked == [quick]
+  assert policies == [numerics.bf16_matmul if bf16 else numerics.matmul]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""CPUs: the compiler options of this package's programs, and matmuls on AMX tiles with bfloat16 inputs and float32 sums.
+
+Shapes: M and N rows and columns of a product, E what it sums over.
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+_YNNPACK, _SINGLE_DOTS = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+
+
+@functools.cache
+def has_amx() -> bool:
+  """Whether this host's CPU multiplies bfloat16 matrices in tiles (Intel's AMX) and XLA has the option that lets it."""
+  try:
+    return "amx_bf16" in pathlib.Path("/proc/cpuinfo").read_text() and _is_option(_SINGLE_DOTS)
+  except OSError:  # not Linux
+    return False
+
+
+@functools.cache
+def compiler_options() -> dict[str, str] | None:
+  """XLA's options for this package's programs on a CPU: no YNNPACK fusions, which attention by multiply-and-sum needs; None where XLA has none.
+
+  With jaxlib 0.10.2 a fusion of a multiplication and a sum for YNNPACK returns wrong numbers, larger than the right ones, where an operand
+  is broadcast along a new axis of size 1 in front: ``x.reshape(1, T, H, K)[:, :, None] * y.reshape(1, T, H, K)[:, None]`` summed over K,
+  which is attention of one text. Nothing of this package that runs under a plain `jax.jit` has that form (`numerics.has_safe_sums`).
+  On an AMX host single products stay with YNNPACK, because nothing else of XLA's uses the tiles.
+  """
+  fusions = _SINGLE_DOTS if has_amx() else ""
+  return {_YNNPACK: fusions} if _is_option(fusions) else None
+
+
+@functools.cache
+def _is_option(fusions: str) -> bool:
+  """Whether this jaxlib takes `fusions` as a value of its YNNPACK option."""
+  try:
+    jax.jit(lambda: jnp.zeros(()), compiler_options={_YNNPACK: fusions}).lower().compile()
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
+
+
+def bf16_dot(lhs: jax.Array, rhs: jax.Array, axes: tuple[int, int] = (1, 0)) -> jax.Array:
+  """The product of two matrices, rounded to bfloat16 first and summed in float32.
+
+  Args:
+    lhs: float[M, E], or float[E, M] if `axes[0]` is 0.
+    rhs: float[E, N], or float[N, E] if `axes[1]` is 1.
+    axes: of lhs and rhs that are summed over.
+
+  Returns:
+    float32[M, N].
+  """
+  if (
+    axes == (0, 0) and rhs.shape[1] < lhs.shape[1]
+  ):  # tiles want lhs as [M, E], so one of the two is transposed: the smaller
+    return bf16_dot(rhs, lhs, axes).T
+  short = _row_major((lhs.T if axes[0] == 0 else lhs).astype(jnp.bfloat16))
+  other = short if rhs is lhs and axes[0] == 1 else _row_major(rhs.astype(jnp.bfloat16))
+  dimensions = (((1,), (axes[1],)), ((), ()))
+  return _row_major(jax.lax.dot_general(short, other, dimensions, preferred_element_type=jnp.float32))
+
+
+def _row_major(x):
+  """x in row-major layout: XLA's CPU backend fails on bfloat16 products with operands or results in any other."""
+  return jax.lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)

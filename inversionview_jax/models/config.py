@@ -1,0 +1,140 @@
+"""What a transformer is (`TransformerConfig`, stored beside its parameters) and how it is computed (`Compute`, chosen by whoever runs it).
+
+Shapes: V vocabulary, T tokens, L layers, H heads, G key/value heads, D d_model, K d_head.
+"""
+
+import dataclasses
+
+from inversionview_jax.devices import numerics
+from inversionview_jax.errors import one_of
+from inversionview_jax.models import storage
+
+ATTENTIONS = ("auto", "plain", "multiply_and_sum")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """The architecture of a transformer; plain data that is stored beside its parameters.
+
+  The defaults are GPT-2's; `pretrained` has the values of the other families.
+
+  Attributes:
+    vocab_size, n_ctx, n_layers, n_heads, d_model: V, the longest T, L, H, D.
+    d_mlp: inner width of the MLP.
+    activation: one of `layers.ACTIVATIONS`.
+    norm: "layer" (LayerNorm) or "rms" (RMSNorm, which does not subtract the mean).
+    norm_eps: added to the variance in norms.
+    tied: the unembedding is the transposed embedding; otherwise it has a matrix of its own.
+    attn_scale: scores are divided by the square root of `query_width`.
+    query_width: 0 for d_head.
+    n_kv_heads: G; H / G heads read each of them. 0 for H.
+    head_width: K; 0 for D / H, which must be whole.
+    rotary: K / 2 frequencies, by which `layers.rotate` turns queries and keys; empty for learned position embeddings.
+    rotary_gain: cos and sin are multiplied by this.
+    unrotated: layers whose queries and keys are not turned: all they know of positions is the causal mask.
+    windows: for each layer how many positions a query sees, its own included; 0 for all. Empty for all in every layer.
+    biases: which linear maps have one.
+    gated: the MLP is (activation(gate) * fc) @ proj.
+    qk_norm: each head's queries and keys pass a norm of their own before they are turned.
+    post_norm: what attention and MLP write passes a norm before it joins the residual stream.
+    embed_scale: token embeddings are multiplied by this.
+    attn_cap, logit_cap: scores and logits x become cap * tanh(x / cap); 0 for no cap.
+    embed_std, init_std: of the token embedding, and of every other matrix, when they are initialized.
+    cross_width: above 0, slots have this width and do not join the keys and values of attention: between attention and MLP each layer has a
+      cross-attention to them and to a learned null key and value (paper, the decoder's cross-attention variant).
+    dropout_embed, dropout_attn, dropout_resid: rates, used in training only.
+  """
+
+  vocab_size: int
+  n_ctx: int
+  n_layers: int
+  n_heads: int
+  d_model: int
+  d_mlp: int
+  activation: str = "gelu_new"
+  norm_eps: float = 1e-5
+  tied: bool = True
+  attn_scale: bool = True
+  embed_std: float = 0.02
+  init_std: float = 0.02
+  dropout_embed: float = 0.0
+  dropout_attn: float = 0.0
+  dropout_resid: float = 0.0
+  norm: str = "layer"
+  query_width: float = 0.0
+  n_kv_heads: int = 0
+  head_width: int = 0
+  rotary: tuple[float, ...] = ()
+  rotary_gain: float = 1.0
+  unrotated: tuple[int, ...] = ()
+  windows: tuple[int, ...] = ()
+  biases: tuple[str, ...] = ("q", "k", "v", "o", "fc", "proj", "unembed")
+  gated: bool = False
+  qk_norm: bool = False
+  post_norm: bool = False
+  embed_scale: float = 1.0
+  attn_cap: float = 0.0
+  logit_cap: float = 0.0
+  cross_width: int = 0
+
+  def __post_init__(self) -> None:
+    for name in ("rotary", "unrotated", "windows", "biases"):  # JSON has lists; a module's configuration is hashed
+      if not isinstance(value := getattr(self, name), (list, tuple)):
+        raise TypeError(f"{name} = {value!r} is not a list")
+      object.__setattr__(self, name, tuple(value))
+
+  @classmethod
+  def from_dict(cls, stored: dict) -> "TransformerConfig":
+    """The inverse of `dataclasses.asdict`; also of version 0.1, whose keys about computation are dropped (`storage.COMPUTE_KEYS`).
+
+    Raises:
+      TypeError: a key that there is not, or a required one that is missing.
+    """
+    return cls(**{key: value for key, value in stored.items() if key not in storage.COMPUTE_KEYS})
+
+  @property
+  def d_head(self) -> int:
+    return self.head_width or self.d_model // self.n_heads
+
+  @property
+  def kv_heads(self) -> int:
+    return self.n_kv_heads or self.n_heads
+
+  @property
+  def has_dropout(self) -> bool:
+    return bool(self.dropout_embed or self.dropout_attn or self.dropout_resid)
+
+  def non_defaults(self) -> dict:
+    """The attributes that differ from the defaults, so that one which a later version adds does not change a model's fingerprint."""
+    return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+
+  def for_inference(self) -> "TransformerConfig":
+    """The same without dropout and initialization, which matter to training only."""
+    return dataclasses.replace(
+      self, embed_std=0.02, init_std=0.02, dropout_embed=0.0, dropout_attn=0.0, dropout_resid=0.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+  """How a transformer is computed; the default is right under any JAX transformation, on any platform.
+
+  Attributes:
+    dtype: of activations, "float32" or "bfloat16"; norms, softmax and logits are computed in float32.
+    remat: gradients run each layer again instead of keeping what is inside of it (rematerialisation): less memory, a third more work.
+    attention: "plain" (matmuls), "multiply_and_sum" (`cpu_attention`; wrong on a CPU under a plain `jax.jit`, see `numerics.has_safe_sums`) or
+      "auto": the second where it is right and faster.
+    dot_general: matmul policy of the linear maps, with the signature of `jax.lax.dot_general` (`numerics.matmul_policy`).
+  """
+
+  dtype: str = "float32"
+  remat: bool = False
+  attention: str = "auto"
+  dot_general: numerics.DotGeneral = numerics.matmul
+
+  def __post_init__(self) -> None:
+    if self.dtype not in DTYPES:
+      raise one_of("dtype", self.dtype, DTYPES)
+    if self.attention not in ATTENTIONS:
+      raise one_of("attention", self.attention, ATTENTIONS)

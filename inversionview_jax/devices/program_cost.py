@@ -201,7 +201,15 @@ def _operands(rest: str) -> list[str]:
 
 
 def _group(rest: str) -> int:
-  """Devices of one replica group: replica_groups={{0,1},{2,3}} or [2,16]<=[32]."""
+  """Devices of one replica group.
+
+  In one of the forms replica_groups={{0,1},{2,3}}, [2,16]<=[32] and, since JAX 0.12, mesh['data'=4,'model'=2] {'data'}, where an axis may
+  be a part of one: {'data':(1)2} has size 2.
+  """
+  if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*{([^}]*)}", rest):
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
+    axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", match[2])
+    return math.prod(int(part or sizes[name]) for name, part in axes)
   if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
     return int(match[2])
   if match := re.search(r"replica_groups={{([\d,]+)}", rest):

@@ -93,7 +93,7 @@ def plan(capsys, *argv):
   return code, *capsys.readouterr()
 
 
-def test_command_says_it_all(capsys, tmp_path):
+def test_command_prints_memory_flops_and_traffic(capsys, tmp_path):
   code, out, _ = plan(
     capsys,
     "--config",
@@ -107,8 +107,8 @@ def test_command_says_it_all(capsys, tmp_path):
     tmp_path / "p.json",
   )
   assert code == 0
-  for said in ("mesh data 2 x model 1", "arguments", "temporaries", "FLOPs", "bytes read", "sampler: fits"):
-    assert said in out
+  for text in ("mesh data 2 x model 1", "arguments", "temporaries", "FLOPs", "bytes read", "sampler: fits"):
+    assert text in out
   (data,) = json.loads((tmp_path / "p.json").read_text())["plans"]
   assert data["programs"]["sampler"]["examples"] == 8 and data["programs"]["sampler"]["flops"] > 0
 
@@ -126,10 +126,10 @@ def test_several_topologies_are_a_table(capsys, monkeypatch):
   assert (one[0], one[3], eight[0], eight[3]) == ("cpu:1", "1", "cpu:8", "8") and one[6] == eight[6]
   assert (
     plan(capsys, "--config", ADDITION, *where, "--config.batch_size=12")[0] == 2
-  )  # said before anything is compiled
+  )  # refused before anything is compiled
 
 
-def test_what_does_not_fit_says_what_to_change():
+def test_program_that_does_not_fit_comes_with_settings_that_make_it_smaller():
   chip = dataclasses.replace(chips.CHIPS["v5e"], memory=100.0)
   topology = chips.Topology("v5e:2x4", chip, (2, 4))
   program = planning.Program("training step", 90.0, 30.0, 1e9, 1e9, {}, 8, 1.0)
@@ -153,7 +153,7 @@ def test_roofline():
 
 
 @pytest.mark.parametrize(
-  ("arguments", "said"),
+  ("arguments", "named"),
   [
     (["--topology=v7:2x2"], "v5e"),
     (["--topology=v5e:3x3"], "even"),
@@ -169,12 +169,12 @@ def test_roofline():
     (["--topology=cpu:8", "--json=/nowhere/at/all.json"], "/nowhere"),
   ],
 )
-def test_bad_input_is_one_line(arguments, said, capsys):
+def test_bad_input_is_one_line(arguments, named, capsys):
   code, out, error = plan(capsys, "--config", ADDITION, *arguments)
-  assert (code, out, error.count("\n")) == (2, "", 1) and said in error
+  assert (code, out, error.count("\n")) == (2, "", 1) and named in error
 
 
-def test_configs_that_are_no_plan_are_refused(capsys):
+def test_configs_without_a_training_or_a_plan_are_refused(capsys):
   code, _, error = plan(capsys, "--config", ROOT / "configs" / "verify_addition.py", "--topology=cpu:8")
   assert code == 2 and error.count("\n") == 1
 
@@ -185,22 +185,22 @@ def test_without_libtpu_the_extra_is_named(capsys, monkeypatch):
     topologies.devices(chips.topology("v5e:2x2"))
 
 
-def test_program_that_jaxlib_cannot_read_names_the_two_that_do_not_belong_together():
-  said = str(
+def test_error_for_a_program_that_jaxlib_cannot_read_names_both_versions():
+  message = str(
     planning._unreadable(RuntimeError("INTERNAL: RET_CHECK failure\n async-update instruction should have 1 operands"))
   )
   assert (
-    "\n" not in said
-    and f"jax {jax.__version__}" in said
-    and "async-update" in said
-    and "pip install 'jax[tpu]'" in said
+    "\n" not in message
+    and f"jax {jax.__version__}" in message
+    and "async-update" in message
+    and "pip install 'jax[tpu]'" in message
   )
 
 
 @pytest.mark.parametrize("name", ["plan_gpt2_xl", "plan_llama_8b"])
-def test_plans_of_large_targets_are_understood(name):
+def test_scenarios_of_large_targets(name):
   made = scenario(configs.load_config(str(ROOT / "configs" / f"{name}.py"), []))
-  assert made.target.dtype == "bfloat16" and made.task.length == made.decoder.transformer.n_ctx
+  assert made.target_dtype == "bfloat16" and made.task.length == made.decoder.transformer.n_ctx
   assert (name == "plan_gpt2_xl") == (len(made.decoder.sites) == 25 and made.task.length == 41)
   with pytest.raises(InversionViewError, match="gpt2-xl"):
     scenario(configs.load_config(str(ROOT / "configs" / f"{name}.py"), ["--config.plan.target=gpt2-xxl"]))
@@ -208,7 +208,7 @@ def test_plans_of_large_targets_are_understood(name):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra `plan`")
-def test_a_slice_is_compiled_for():
+def test_program_is_compiled_for_a_tpu_slice():
   found = planning.training_step(small("--config.batch_size=16"), chips.topology("v5e:2x2"))
   assert found.fits(chips.CHIPS["v5e"])
   assert (

@@ -79,8 +79,8 @@ def compare_with_exact(
   rng, comparisons = np.random.default_rng(seed), []
   for q in range(len(held_out)):
     candidates, _ = reader.draw_mixture(queries.take(q), mixture, seed + q)
-    is_inside = candidates.distance <= np.float32(task.epsilon)
-    texts = candidates.tokens[is_inside]
+    is_inside = np.asarray(candidates.distance) <= np.float32(task.epsilon)
+    texts = np.asarray(candidates.tokens)[is_inside]
     preimage = distances.members(q, task.epsilon)
     some = rng.permutation(preimage)[:members]
     site = int(queries.site[q])

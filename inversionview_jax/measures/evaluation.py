@@ -157,7 +157,7 @@ def evaluate(
 
   sites = []
   for s, name in enumerate(reader.config.sites):
-    own = held.queries.site == s
+    own = np.asarray(held.queries.site) == s
     by_label = {label: rates(own & (labels == label)) for label in order if (own & (labels == label)).any()}
     sites.append(SiteRate(name, *rates(own), by_label))
   mixture = mixture or task.mixture

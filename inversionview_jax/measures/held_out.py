@@ -65,10 +65,10 @@ def held_out_queries(reader: Reader, count: int, seed: int = 0, every_site: bool
   position = np.argmax(draws, axis=2).astype(np.int32)  # [count, per_text]
   site = np.arange(len(texts) * per_text, dtype=np.int32).reshape(len(texts), per_text) % n_sites
   activation = _activations(reader.target.module, reader.target.params, texts, position, site, reader.sites)
-  tokens, position, site = np.repeat(texts, per_text, axis=0), position.reshape(-1), site.reshape(-1)
-  queries = Queries.of(np.asarray(activation).reshape(len(position), -1), site, task.metric)
-  labels = [task.labels(row)[at] for row, at in zip(tokens, position, strict=True)]
-  return HeldOutQueries(tokens, position, tuple(labels), queries)
+  tokens, positions = np.repeat(texts, per_text, axis=0), position.reshape(-1)
+  queries = Queries.of(np.asarray(activation).reshape(len(positions), -1), site.reshape(-1), task.metric)
+  labels = [task.labels(row)[at] for row, at in zip(tokens, positions, strict=True)]
+  return HeldOutQueries(tokens, positions, tuple(labels), queries)
 
 
 _activations = parallel.jit(collect.activations_at, static_argnums=(0, 5))

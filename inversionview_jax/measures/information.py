@@ -190,7 +190,7 @@ def _with_decoder(
   reader: Reader, query: Queries, random: _Texts, epsilon: float, draws: int, reach: float, seed: int
 ) -> InformationResult:
   """The estimate for one query from random inputs and the decoder's texts together."""
-  task, site, z = reader.task, int(query.site[0]), query.activation[0]
+  task, site, z = reader.task, int(query.site[0]), np.asarray(query.activation[0])
   rng = np.random.default_rng([seed, 1])
   noisy = np.stack([add_noise(z, eta, rng.standard_normal(z.shape).astype(np.float32)) for eta in _NOISE])
   c, each = len(noisy), -(-draws // (len(_NOISE) * len(_TEMPERATURES)))
@@ -205,8 +205,8 @@ def _with_decoder(
     # Stratified: the draws of one proposal partition its distribution over texts.
     stratum=np.stack([k / each, np.full(len(k), 1.0 / each)], axis=1).astype(np.float32),
   )
-  drawn = reader.draw(query.take([0] * c).replace(decoder_activation=noisy), rows, seed)
-  texts = random + _Texts(drawn.tokens, drawn.distance, drawn.position)
+  drawn = reader.draw(dataclasses.replace(query.take([0] * c), decoder_activation=noisy), rows, seed)
+  texts = random + _Texts(*map(np.asarray, (drawn.tokens, drawn.distance, drawn.position)))
   prior = task.log_prior(texts.tokens)
   weighted = np.flatnonzero((texts.distance <= np.float32(reach * epsilon)) & np.isfinite(prior))
   weight = np.zeros(len(texts.distance))

@@ -29,14 +29,14 @@ def query_of(
   used = [int(token) for token in request.tokens if token != tokenizer.pad_id]
   return Query(
     text=request.text,
-    tokens=used,
-    token_strings=tokenizer.strings(used),
+    tokens=tuple(used),
+    token_strings=tuple(tokenizer.strings(used)),
     position=request.position,
     label=task.labels(used)[request.position],
     site=site.short,
     hook=site.hook,
-    activation=activation,
-    attention=attention,
+    activation=tuple(activation.tolist()),
+    attention=None if attention is None else tuple(attention.tolist()),
   )
 
 
@@ -56,7 +56,7 @@ def samples_of(candidates: Candidates, rows: Rows, epsilon: float, task: Task) -
     samples.append(
       Sample(
         tokens=text,
-        token_strings=t.strings(text),
+        token_strings=tuple(t.strings(text)),
         text=t.text(text),
         distance=distance,
         position=position,

@@ -84,7 +84,7 @@ def _check_belongs(description: dict, target: Target, task: Task, folder: pathli
     if tokenizer is None or tokenizer.describe() != description["tokenizer"]:
       raise InversionViewError(
         f"the decoder in {folder} was trained with another tokenizer ({tokenizers.brief(description['tokenizer'])}) than {whose} "
-        f"({tokenizers.brief(tokenizer and tokenizer.describe())}); train a decoder for this one"
+        f"({tokenizers.brief(None if tokenizer is None else tokenizer.describe())}); train a decoder for this one"
       )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from inversionview_jax.devices import parallel
 from inversionview_jax.models import decoder
 from inversionview_jax.models.decoder import Decoder, token_log_probs
+from inversionview_jax.sampling.candidates import Array
 from inversionview_jax.sampling.mixtures import add_noise
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _TEXTS = 512  # texts of one program
 
 def mixture_log_prob(
   reader: "Reader",
-  activation: np.ndarray,
+  activation: Array,
   site: int,
   tokens: np.ndarray,
   settings: Sequence[tuple[float, float]],
@@ -63,7 +64,7 @@ def mixture_log_prob(
 
 
 def log_probs(
-  reader: "Reader", activation: np.ndarray, site: int, tokens: np.ndarray, temperatures: Sequence[float]
+  reader: "Reader", activation: Array, site: int, tokens: np.ndarray, temperatures: Sequence[float]
 ) -> np.ndarray:
   """log p(text | activation, site) at several temperatures; 0 is greedy decoding: 0 for the most likely text, -inf for all others.
 

@@ -184,9 +184,10 @@ class Reader(ShowsTable):
     progress: Callable[[int], object] | None = None,
   ) -> Candidates:
     """Candidates as arrays, for measurements over many queries; arguments as for `sampling.Sampler.run`."""
-    arrays = self.variables, self.target.params, self.bos_activations
-    arrays = self._replicated if parallel.spans_hosts(self.sampler.mesh) else arrays
-    return self.sampler.run(*arrays, queries, rows, seed, effects=effects, chunk=chunk, progress=progress)
+    variables, params, z0 = self.variables, self.target.params, self.bos_activations
+    if parallel.spans_hosts(self.sampler.mesh):
+      variables, params, z0 = self._replicated
+    return self.sampler.run(variables, params, z0, queries, rows, seed, effects, chunk, progress)
 
   def draw_mixture(
     self,
@@ -226,11 +227,11 @@ class Reader(ShowsTable):
     Returns:
       float32[B].
     """
-    tokens = self.target.check_tokens(tokens)
-    activation = jnp.broadcast_to(jnp.asarray(activation, jnp.float32), (len(tokens), self.config.d_activation))
-    index = np.full(len(tokens), self.site_index(site), np.int32)
+    texts = self.target.check_tokens(tokens)
+    activation = jnp.broadcast_to(jnp.asarray(activation, jnp.float32), (len(texts), self.config.d_activation))
+    index = np.full(len(texts), self.site_index(site), np.int32)
     pad_id = self.task.tokenizer.pad_id
-    return log_prob.plain_log_prob(Decoder(self.config), self.variables, tokens, activation, index, pad_id)
+    return log_prob.plain_log_prob(Decoder(self.config), self.variables, texts, activation, index, pad_id)
 
   def attention(self, tokens: np.ndarray) -> np.ndarray:
     """The attention pattern of every head of the target: int[B, T] -> float32[B, L, H, T, T]."""

@@ -7,6 +7,7 @@ import dataclasses
 import numbers
 import operator
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Request:
   match: str = "anywhere"
 
   @classmethod
-  def of(cls, request: "Request | tuple | Mapping | Query") -> "Request":
+  def of(cls, request: "Request | tuple | Mapping[str, Any] | Query") -> "Request":
     """A request from a tuple (text, site, position), a dict of the fields, or the query of another preimage.
 
     Raises:
@@ -41,7 +42,7 @@ class Request:
     if isinstance(request, Query):
       return cls(request.text, request.site, request.position)
     try:
-      return cls(**request) if isinstance(request, Mapping) else cls(*request)
+      return cls(**request) if isinstance(request, Mapping) else cls(*tuple(request))
     except TypeError:
       fields = ", ".join(field.name for field in dataclasses.fields(cls))
       raise InversionViewError(f"a query is (text, site, position) or a dict of {fields}; got {request!r}") from None

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import flax.struct
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from inversionview_jax import distance
 from inversionview_jax.errors import one_of
 
+Array = jax.Array | np.ndarray
 ANYWHERE = -1  # `Queries.position`: the minimum over positions
 
 
@@ -28,21 +30,21 @@ class Queries:
     decoder_activation: float32[Q, D] or None; the decoder's input where it differs from the query; distances use `activation`.
   """
 
-  activation: jax.Array
-  site: jax.Array
-  position: jax.Array
-  metric: jax.Array
-  suppressed: jax.Array | None = None
-  decoder_activation: jax.Array | None = None
+  activation: Array
+  site: Array
+  position: Array
+  metric: Array
+  suppressed: Array | None = None
+  decoder_activation: Array | None = None
 
   @classmethod
   def of(
     cls,
-    activation: jax.typing.ArrayLike,
-    site: jax.typing.ArrayLike,
+    activation: ArrayLike,
+    site: ArrayLike,
     metric: str | Sequence[str],
-    position: jax.typing.ArrayLike = ANYWHERE,
-    decoder_activation: jax.typing.ArrayLike | None = None,
+    position: ArrayLike = ANYWHERE,
+    decoder_activation: ArrayLike | None = None,
   ) -> "Queries":
     """Queries as NumPy arrays, from values of which one may stand for all.
 
@@ -64,7 +66,7 @@ class Queries:
         raise one_of("metric", name, distance.METRICS)
     index = np.array([distance.metric_index(name) for name in names], np.int32)
 
-    def per_query(values) -> np.ndarray:
+    def per_query(values: ArrayLike) -> np.ndarray:
       return np.array(np.broadcast_to(np.asarray(values, np.int32), (count,)))
 
     return cls(
@@ -99,12 +101,12 @@ class Rows:
       Gaussian noise of eta * std(z). None: no row does.
   """
 
-  query: jax.Array
-  number: jax.Array
-  temperature: jax.Array
-  noise: jax.Array
-  stratum: jax.Array | None = None
-  directions: jax.Array | None = None
+  query: Array
+  number: Array
+  temperature: Array
+  noise: Array
+  stratum: Array | None = None
+  directions: Array | None = None
 
 
 @flax.struct.dataclass
@@ -118,10 +120,10 @@ class Candidates:
     effect: float32[R, T], p(token | prefix, z) - p(token | prefix, z0) per token, 0 at BOS and PAD; None unless effects were requested.
   """
 
-  tokens: jax.Array
-  distance: jax.Array
-  position: jax.Array
-  effect: jax.Array | None
+  tokens: Array
+  distance: Array
+  position: Array
+  effect: Array | None
 
 
 def one_row_per_query(queries: int) -> Rows:

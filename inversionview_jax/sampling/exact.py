@@ -1,7 +1,7 @@
-"""Exact preimages: every input of a task through the target, its distance to each query; the ground truth of a reader.
+"""Exact preimages: the distance of every input of a task to each query, measured by the target; the ground truth of a reader.
 
-Only for tasks whose inputs can be enumerated (addition has 810,000). A query says what was asked, as for the sampler; no decoder is
-involved, so this also reads models that have none.
+Only for tasks whose inputs can be enumerated (addition has 810,000). Queries are those of the sampler; no decoder is involved, so this also
+works for models that have none.
 
 Shapes: Q queries, N inputs, B inputs per program call, T tokens, D width of the activation, S sites.
 """
@@ -13,6 +13,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from inversionview_jax import distance
 from inversionview_jax.devices import parallel
@@ -20,22 +21,24 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.transformer import texts_that_fit
 from inversionview_jax.sampling.candidates import Queries
 from inversionview_jax.sites import Site
+from inversionview_jax.tables import ShowsTable, Table
 from inversionview_jax.targets import Target
 from inversionview_jax.tasks import Task
 
 # Inputs per device and program call: a few MB of activations, so that all queries read them from the cache.
 _BATCH = 1024
 _BYTES = 5  # of one result: a float32 distance and an int8 position
+_SHOWN = 8  # inputs in the table of a preimage
 
 
 @dataclasses.dataclass(frozen=True)
 class Distances:
-  """What enumeration found.
+  """Distances of inputs to queries.
 
   Attributes:
     index: int64[N], the inputs (`Task.tokens` makes their tokens).
-    distance: float32[Q, N], of each input's best position to each query; inf where nothing could be compared.
-    position: int8[Q, N], where the minimum is; -1 where nothing could be compared.
+    distance: float32[Q, N], of each input's nearest position to each query; inf where no position could be compared.
+    position: int8[Q, N], of the minimum; -1 where no position could be compared.
   """
 
   index: np.ndarray
@@ -47,17 +50,19 @@ class Distances:
     return self.index[self.distance[query] <= np.float32(epsilon)]
 
 
-@dataclasses.dataclass(frozen=True)
-class ExactPreimage:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ExactPreimage(ShowsTable):
   """All inputs of a task within epsilon of one query, nearest first (paper, equation 1).
 
   Attributes:
     index: int64[M], the inputs.
     tokens: int32[M, T], their tokens.
     distance: float32[M].
-    position: int8[M], where each is nearest.
-    inputs: how many inputs the task has; M / inputs is what random inputs would score.
+    position: int8[M], of the minimum.
+    inputs: how many inputs the task has; M / inputs is the in-epsilon rate of random inputs.
     epsilon: the threshold.
+    task: of the inputs.
+    texts: M texts.
   """
 
   index: np.ndarray
@@ -66,18 +71,40 @@ class ExactPreimage:
   position: np.ndarray
   inputs: int
   epsilon: float
+  task: Task
 
   @classmethod
-  def of(cls, found: Distances, query: int, epsilon: float, task: Task) -> "ExactPreimage":
-    """The one of a query among several."""
-    inside = np.flatnonzero(found.distance[query] <= np.float32(epsilon))
-    inside = inside[np.argsort(found.distance[query][inside], kind="stable")]
-    index = found.index[inside]
+  def of(cls, distances: Distances, query: int, epsilon: float, task: Task) -> "ExactPreimage":
+    """The exact preimage of one of the queries.
+
+    Args:
+      distances: of every input of the task.
+      query: index of the query.
+      epsilon: the threshold.
+      task: of the inputs.
+    """
+    distance, position = distances.distance[query], distances.position[query]
+    inside = np.flatnonzero(distance <= np.float32(epsilon))
+    inside = inside[np.argsort(distance[inside], kind="stable")]
+    index = distances.index[inside]
     tokens = task.tokens(index)
-    return cls(index, tokens, found.distance[query][inside], found.position[query][inside], len(found.index), epsilon)
+    return cls(index, tokens, distance[inside], position[inside], len(distances.index), epsilon, task)
+
+  @property
+  def texts(self) -> list[str]:
+    return [self.task.tokenizer.text(row) for row in self.tokens]
 
   def __len__(self) -> int:
     return len(self.index)
+
+  def _table(self) -> Table:
+    title = f"Exact preimage: {len(self):,} of {self.inputs:,} inputs within epsilon = {self.epsilon:g}"
+    text = self.task.tokenizer.text
+    rows = [(text(row), f"{d:.4f}") for row, d in zip(self.tokens[:_SHOWN], self.distance, strict=False)]
+    left = len(self) - len(rows)
+    return (
+      Table(title, ("nearest", "distance"), tuple(rows), f"{left:,} more" if left else "") if rows else Table(title)
+    )
 
 
 def every_input(task: Task) -> np.ndarray:
@@ -91,12 +118,17 @@ def every_input(task: Task) -> np.ndarray:
 
 
 def distances(
-  target: Target, task: Task, sites: tuple[Site, ...], queries: Queries, index: np.ndarray, mesh=None
+  target: Target,
+  task: Task,
+  sites: tuple[Site, ...],
+  queries: Queries,
+  index: np.ndarray,
+  mesh: Mesh | None = None,
 ) -> Distances:
   """The distance of these inputs to every query, in one pass of the target over them.
 
   Args:
-    target: the model that is read; only the layers up to the last site asked for are run.
+    target: the model that is read; only the layers up to the last queried site are run.
     task: of the inputs.
     sites: what `queries.site` points into.
     queries: Q of them.
@@ -104,54 +136,56 @@ def distances(
     mesh: inputs are divided over its data axis; all devices by default.
 
   Raises:
-    InversionViewError: the result would not fit into memory; says how many queries would.
+    InversionViewError: the result would not fit into memory; names how many queries would.
   """
-  count = len(queries.site)
+  count = len(queries)
   _check_memory(count, len(index))
   mesh = parallel.make_mesh() if mesh is None else mesh
   used = sorted(set(np.asarray(queries.site).tolist()))
   local = np.searchsorted(used, np.asarray(queries.site)).astype(np.int32)
-  queries = Queries(queries.activation, local, queries.position, queries.metric)
+  queries = dataclasses.replace(queries, site=local, suppressed=None, decoder_activation=None)
   program = _program(target.module, task, tuple(sites[s] for s in used), mesh)
   params, queries = parallel.replicate((target.params, queries), mesh)
   devices = mesh.shape[parallel.DATA]
   fitting = min(_BATCH, texts_that_fit(target.config, task.length, len(used) + 8))
   size = devices * min(fitting, -(-len(index) // devices))
-  found = np.empty((count, len(index)), np.float32), np.empty((count, len(index)), np.int8)
-  waiting = None
+  results = np.empty((count, len(index)), np.float32), np.empty((count, len(index)), np.int8)
+  # Not `parallel.in_chunks`: results of one chunk are stored while the next one runs, and are never held twice (Q * N can be 800 MB).
+  pending = None
   for start in range(0, len(index), size):
     part = index[start : start + size]
     tokens = task.tokens(parallel.pad_rows(part, size))
     out = program(params, queries, tokens)
-    if waiting is not None:
-      _store(found, *waiting)  # while this call runs
-    waiting = (slice(start, start + len(part)), out)
-  if waiting is not None:
-    _store(found, *waiting)
-  return Distances(np.asarray(index), *found)
+    if pending is not None:
+      _store(results, *pending)
+    pending = (slice(start, start + len(part)), out)
+  if pending is not None:
+    _store(results, *pending)
+  return Distances(np.asarray(index), *results)
 
 
-def _store(found, where, out) -> None:
-  for to, values in zip(found, out, strict=True):
-    to[:, where] = parallel.fetch(values)[:, : where.stop - where.start]
+def _store(results: tuple[np.ndarray, ...], columns: slice, out) -> None:
+  """Copies a chunk's results, without padding, into their columns."""
+  for to, values in zip(results, out, strict=True):
+    to[:, columns] = parallel.fetch(values)[:, : columns.stop - columns.start]
 
 
 @functools.cache
 def _program(module, task: Task, sites: tuple[Site, ...], mesh):
   def program(params, queries: Queries, tokens):
     out = module.apply({"params": params}, tokens, capture=sites, logits=False)
-    held = jnp.stack([out[site] for site in sites])  # [S, B, T, D]
+    activations = jnp.stack([out[site] for site in sites])  # [S, B, T, D]
     counted = task.counted_mask(tokens)
 
     def one(query: Queries):
       each = jax.lax.switch(
         query.metric,
         [functools.partial(distance.distance, name) for name in distance.METRICS],
-        held[query.site],
+        activations[query.site],
         query.activation,
       )
-      best, where = distance.masked_min(each, counted, query.position)
-      return best, where.astype(jnp.int8)
+      nearest, position = distance.masked_min(each, counted, query.position)
+      return nearest, position.astype(jnp.int8)
 
     return jax.lax.map(one, queries)
 
@@ -163,16 +197,16 @@ def _check_memory(queries: int, inputs: int) -> None:
   if free is not None and queries * inputs * _BYTES > free:
     raise InversionViewError(
       f"{queries:,} queries x {inputs:,} inputs need {queries * inputs * _BYTES / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
-      f"ask at most {max(int(free // (inputs * _BYTES)), 0):,} queries at a time, or fewer inputs"
+      f"use at most {max(int(free // (inputs * _BYTES)), 0):,} queries at a time, or fewer inputs"
     )
 
 
 def _free_memory() -> int | None:
-  """Bytes this process can still take, or None where the system does not say."""
+  """Bytes this process can still take, or None where the system does not report them."""
   try:
     with open("/proc/meminfo", encoding="ascii") as lines:
-      said = dict(line.split(":", 1) for line in lines)
-    return int(said["MemAvailable"].split()[0]) * 1024
+      fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["MemAvailable"].split()[0]) * 1024
   except (OSError, KeyError, ValueError):
     pass
   try:

@@ -3,14 +3,18 @@
 Shapes: Q queries, R rows (one candidate each), T tokens, D width of the activation.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sampling.candidates import (
+  Array,
   Candidates,
   Queries,
   Rows,
@@ -21,7 +25,7 @@ from inversionview_jax.sampling.candidates import (
 from inversionview_jax.tasks import Mixture, Task
 
 
-def add_noise(activation, eta, normal, query=None):
+def add_noise(activation: Array, eta: ArrayLike, normal: Array, query: Array | None = None) -> Any:
   """activation + eta * std(z) * normal: Gaussian noise in units of the query's own standard deviation (paper, section 2.2).
 
   Args:
@@ -39,7 +43,7 @@ def add_noise(activation, eta, normal, query=None):
   return activation + eta * xp.std(query, axis=-1, keepdims=True) * normal
 
 
-def vectors_at_cosine(z: jax.Array, normal: jax.Array, cosine: jax.Array, factor: jax.Array) -> jax.Array:
+def vectors_at_cosine(z: Array, normal: Array, cosine: Array, factor: Array) -> jax.Array:
   """Vectors at this cosine to z, of its norm times a factor (paper, sampling for factual recall).
 
   Args:
@@ -102,7 +106,8 @@ def draw_mixture(
   """
   count = len(queries)
   rows = mixture_rows(mixture.settings, mixture.num_samples, count, mixture.stratified, mixture.directions)
-  if mixture.repeats and task.rare is None:
+  rare = task.rare
+  if mixture.repeats and rare is None:
     raise InversionViewError(
       f"this mixture suppresses rare tokens, and the task {task.name} does not define which tokens are rare"
     )
@@ -110,8 +115,9 @@ def draw_mixture(
   drawn: list[Candidates] = []
   tokens, query = np.zeros((0, task.length), np.int32), np.zeros(0, np.int32)  # of the rounds so far
   for index in rounds:
-    if mixture.repeats:
-      queries = queries.replace(suppressed=overused_tokens(tokens, query, count, task.rare, mixture.repeats))
+    if mixture.repeats and rare is not None:
+      suppressed = overused_tokens(tokens, query, count, rare, mixture.repeats)
+      queries = dataclasses.replace(queries, suppressed=suppressed)
     part = jax.tree.map(lambda x, index=index: x[index], rows)
     drawn.append(jax.tree.map(np.asarray, draw(queries, part)))
     tokens, query = np.concatenate([tokens, drawn[-1].tokens]), np.concatenate([query, part.query])

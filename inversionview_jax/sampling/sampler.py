@@ -7,8 +7,10 @@ noise are data, so another query of the same shapes compiles nothing. Each devic
 Shapes: Q queries, R rows (one candidate each, of any query), T tokens, D width of the activation, S sites.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +45,8 @@ def distances(
     The distance float32[R] and its position int32[R], as `distance.masked_min`.
   """
   each = [distance.distance(name, activations, query[:, None, :]) for name in distance.METRICS]
-  each = jnp.where((metric == 0)[:, None], each[0], each[1])
-  return distance.masked_min(each, counted, position)
+  nearest = jnp.where((metric == 0)[:, None], each[0], each[1])
+  return distance.masked_min(nearest, counted, position)
 
 
 class Sampler:
@@ -71,7 +73,7 @@ class Sampler:
     self._sites = tuple(sites.parse(name) for name in config.sites)
     t = task.tokenizer
     self._specials = {"bos_id": t.bos_id, "eos_id": t.eos_id, "pad_id": t.pad_id}
-    self._programs: dict[bool, Callable] = {}
+    self._programs: dict[bool, Any] = {}
 
   def run(
     self,
@@ -137,7 +139,7 @@ class Sampler:
 
   def _candidates(self, effects, variables, target_params, bos_activations, queries, rows, seed):
     decoder, task = self.decoder, self.task
-    own = jax.tree.map(lambda x: x[rows.query], queries.replace(suppressed=None))  # each row's query
+    own = jax.tree.map(lambda x: x[rows.query], dataclasses.replace(queries, suppressed=None))  # each row's query
     keys = parallel.fold_in_each(jax.random.key(seed), rows.number)
     noise_keys, token_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
     slots = decoder.apply(variables, decoder_inputs(own, rows, noise_keys), own.site, method="slots")
@@ -174,5 +176,7 @@ class Sampler:
 @functools.partial(parallel.jit, static_argnums=(0, 2, 3))
 def bos_activations(target: Transformer, params: dict, site_list: Sequence[Site], bos_id: int) -> jax.Array:
   """float32[S, D]: z0, the activation of each site at BOS, which does not depend on the text (paper, section 2.3)."""
-  out = target.apply({"params": params}, jnp.full((1, 1), bos_id, jnp.int32), capture=tuple(site_list), logits=False)
+  out: Any = target.apply(
+    {"params": params}, jnp.full((1, 1), bos_id, jnp.int32), capture=tuple(site_list), logits=False
+  )
   return jnp.stack([out[site][0, 0] for site in site_list]).astype(jnp.float32)

@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
-from inversionview_jax import tasks
+from inversionview_jax import cli, tasks
 from inversionview_jax._version import __version__
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
@@ -18,7 +16,6 @@ from inversionview_jax.models import decoder
 from inversionview_jax.models.decoder import Decoder
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.reading import Request, load_reader
-from inversionview_jax.tasks.tokenizers import CharTokenizer
 
 TASK = tasks.get("addition")
 TEXT = "615+861=1476"
@@ -39,7 +36,7 @@ def reader(folder):
 
 
 @pytest.fixture(scope="module")
-def asked(reader):
+def preimage(reader):
   """A function (site, position, ...) -> the preimage of TEXT."""
   return lambda site="a0.1", position="=", text=TEXT, **kwargs: reader.preimage(
     text, site, position, **({"num_samples": N} | kwargs)
@@ -47,12 +44,12 @@ def asked(reader):
 
 
 @pytest.fixture(scope="module")
-def found(asked):
-  return asked()
+def first(preimage):
+  return preimage()
 
 
-def texts(preimage) -> list[str]:
-  return sorted(sample.text for sample in preimage.samples)
+def texts(one: Preimage) -> list[str]:
+  return sorted(sample.text for sample in one.samples)
 
 
 def refusal(function, *args, **kwargs) -> str:
@@ -62,26 +59,26 @@ def refusal(function, *args, **kwargs) -> str:
   return str(caught.value)
 
 
-# What a preimage says.
+# What a preimage holds.
 
 
-def test_preimage_describes_the_query_and_how_it_was_read(found, reader):
-  query = found.query
+def test_preimage_describes_the_query_and_how_it_was_read(first, reader):
+  query = first.query
   assert (query.text, query.position, query.label) == (TEXT, 8, "=")
   assert (query.site, query.hook) == ("a0.1", "blocks.0.attn.hook_result.1")
   assert "".join(query.token_strings) == f"<BOS>{TEXT}<EOS>"
   assert list(query.tokens) == TOKENS[0].tolist()
   np.testing.assert_allclose(query.activation, reader.target.run(TOKENS, ["a0.1"])["a0.1"][0, 8], rtol=1e-6)
-  assert (found.epsilon, found.metric, found.match, found.seed) == (0.1, "euclidean", "anywhere", 0)
-  assert (found.reader, found.task, found.convention, found.version) == ("addition", "addition", "raw", __version__)
+  assert (first.epsilon, first.metric, first.match, first.seed) == (0.1, "euclidean", "anywhere", 0)
+  assert (first.reader, first.task, first.convention, first.version) == ("addition", "addition", "raw", __version__)
 
 
-def test_candidates_are_sorted_and_carry_what_the_target_says_of_them(found, reader):
-  assert len(found.samples) == N
-  distances = [sample.distance for sample in found.samples]
+def test_candidates_are_sorted_and_have_the_targets_distances(first, reader):
+  assert len(first.samples) == N
+  distances = [sample.distance for sample in first.samples]
   assert distances == sorted(distances)
-  assert any(sample.ended for sample in found.samples) and not all(sample.ended for sample in found.samples)
-  for sample in found.samples:
+  assert any(sample.ended for sample in first.samples) and not all(sample.ended for sample in first.samples)
+  for sample in first.samples:
     assert len(sample.effect) == len(sample.tokens) == len(sample.token_strings)
     assert sample.text == "".join(sample.token_strings) and not {"<BOS>", "<EOS>", "<PAD>"} & set(sample.token_strings)
     assert sample.ended == (len(sample.tokens) < TASK.length - 1)
@@ -89,20 +86,20 @@ def test_candidates_are_sorted_and_carry_what_the_target_says_of_them(found, rea
     assert sample.inside == (sample.distance <= np.float32(0.1))
     ids = np.array([[TASK.tokenizer.bos_id, *sample.tokens]])
     activations = np.asarray(reader.target.run(np.pad(ids, ((0, 0), (0, 14 - ids.shape[1]))), ["a0.1"])["a0.1"])[0]
-    z = np.array(found.query.activation)
+    z = np.array(first.query.activation)
     far = np.linalg.norm(activations[: ids.shape[1]] - z, axis=1) / np.linalg.norm(z)
     assert sample.distance == pytest.approx(far.min(), rel=1e-4) and sample.position == far.argmin()
-  assert max(abs(effect) for sample in found.samples for effect in sample.effect) > 0.05
+  assert max(abs(effect) for sample in first.samples for effect in sample.effect) > 0.05
 
 
-def test_effects_belong_to_their_tokens(found, reader):
-  sample = next(sample for sample in found.samples if len(sample.tokens) > 5)
+def test_effects_belong_to_their_tokens(first, reader):
+  sample = next(sample for sample in first.samples if len(sample.tokens) > 5)
   row = np.array([TASK.tokenizer.bos_id, *sample.tokens])
   prefixes = np.full((len(row), TASK.length), TASK.tokenizer.pad_id)
   for t in range(len(row)):
     prefixes[t, : t + 1] = row[: t + 1]
   p = []
-  for z in (np.array(found.query.activation), reader.target.run(row[None, :1], ["a0.1"])["a0.1"][0, 0]):
+  for z in (np.array(first.query.activation), reader.target.run(row[None, :1], ["a0.1"])["a0.1"][0, 0]):
     p.append(np.exp(np.diff(reader.log_prob(prefixes, z, "a0.1"))))  # of each token after those before it
   np.testing.assert_allclose(sample.effect, p[0] - p[1], atol=1e-4)
   assert np.abs(sample.effect).max() > 0.01
@@ -119,26 +116,26 @@ def test_default_is_the_tasks_mixture(reader, monkeypatch):
 
 
 @pytest.mark.parametrize("position", [0, 4, 8])
-def test_heads_come_with_their_attention_and_other_sites_without(asked, reader, position):
-  attention = asked("a1.1", position).query.attention
+def test_heads_come_with_their_attention_and_other_sites_without(preimage, reader, position):
+  attention = preimage("a1.1", position).query.attention
   assert len(attention) == position + 1 and sum(attention) == pytest.approx(1, abs=1e-6)
   np.testing.assert_allclose(
     attention, reader.target.run(TOKENS, ["p1"])["p1"][0, 1, position, : position + 1], rtol=1e-6
   )
-  assert asked("x1.post", position).query.attention is None
+  assert preimage("x1.post", position).query.attention is None
 
 
-def test_saved_preimage_equals_the_first(asked, tmp_path):
-  for preimage in (
-    asked("x1.post", "A1", match="position"),
-    asked("a0.0", 2, metric="cosine", temperatures=[0.3, 3], noise=[0.2, 0.7]),
+def test_saved_preimage_equals_the_first(preimage, tmp_path):
+  for saved in (
+    preimage("x1.post", "A1", match="position"),
+    preimage("a0.0", 2, metric="cosine", temperatures=[0.3, 3], noise=[0.2, 0.7]),
   ):
-    preimage.to_json(tmp_path / "preimage.json")
-    assert Preimage.from_json(tmp_path / "preimage.json") == preimage == Preimage.from_json(preimage.to_json())
-  json.loads(preimage.to_json(), parse_constant=pytest.fail)  # strict: no NaN, no Infinity
+    saved.to_json(tmp_path / "preimage.json")
+    assert Preimage.from_json(tmp_path / "preimage.json") == saved == Preimage.from_json(saved.to_json())
+  json.loads(saved.to_json(), parse_constant=pytest.fail)  # strict: no NaN, no Infinity
 
 
-# What can be asked.
+# What can be preimage.
 
 
 @pytest.mark.parametrize(
@@ -148,76 +145,76 @@ def test_saved_preimage_equals_the_first(asked, tmp_path):
     (-1, 12, "A4"), ("-1", 12, "A4"), (-13, 0, "<BOS>"), (0, 0, "<BOS>"),
   ],
 )  # fmt: skip
-def test_position_is_an_index_from_either_end_or_a_label(asked, reader, position, index, label):
-  query = asked("x1.post", position).query
+def test_position_is_an_index_from_either_end_or_a_label(preimage, reader, position, index, label):
+  query = preimage("x1.post", position).query
   assert (query.position, query.label) == (index, label)
   np.testing.assert_allclose(query.activation, reader.target.run(TOKENS, ["x1.post"])["x1.post"][0, index], rtol=1e-6)
 
 
-def test_beginning_of_a_text_has_the_activations_of_the_whole(asked, found):
-  beginning = asked(text="615+861=")
+def test_beginning_of_a_text_has_the_activations_of_the_whole(preimage, first):
+  beginning = preimage(text="615+861=")
   assert (beginning.query.text, beginning.query.position, beginning.query.label) == ("615+861=", 8, "=")
-  np.testing.assert_allclose(beginning.query.activation, found.query.activation, rtol=1e-5, atol=1e-6)
-  assert asked(position=-1, text="615+861=").query.position == 8
-  assert "A1" not in refusal(asked, position="A1", text="615+861=").split("has the positions", 1)[1]
+  np.testing.assert_allclose(beginning.query.activation, first.query.activation, rtol=1e-5, atol=1e-6)
+  assert preimage(position=-1, text="615+861=").query.position == 8
+  assert "A1" not in refusal(preimage, position="A1", text="615+861=").split("has the positions", 1)[1]
 
 
-def test_site_can_be_written_either_way(asked, found):
-  assert asked("blocks.0.attn.hook_result.1") == found
+def test_site_can_be_written_either_way(preimage, first):
+  assert preimage("blocks.0.attn.hook_result.1") == first
 
 
-def test_epsilon_draws_the_line_elsewhere_and_moves_nothing_else(asked, found):
-  middle = found.samples[N // 2].distance
-  wide = asked(epsilon=middle)
-  assert wide.epsilon == middle and len(wide.inside) >= N // 2 > len(found.inside)
-  assert wide.at(0.1) == found
+def test_epsilon_draws_the_line_elsewhere_and_moves_nothing_else(preimage, first):
+  middle = first.samples[N // 2].distance
+  larger = preimage(epsilon=middle)
+  assert larger.epsilon == middle and len(larger.inside) >= N // 2 > len(first.inside)
+  assert larger.at(0.1) == first
 
 
-def test_metric_and_match_measure_the_same_candidates_otherwise(asked, found):
-  cosine, fixed = asked(metric="cosine"), asked(match="position")
-  assert texts(cosine) == texts(fixed) == texts(found)
+def test_metric_and_match_measure_the_same_candidates_otherwise(preimage, first):
+  cosine, fixed = preimage(metric="cosine"), preimage(match="position")
+  assert texts(cosine) == texts(fixed) == texts(first)
   assert cosine.metric == "cosine" and max(sample.distance for sample in cosine.samples) <= 2
-  assert [s.distance for s in cosine.samples] != [s.distance for s in found.samples]
+  assert [s.distance for s in cosine.samples] != [s.distance for s in first.samples]
   assert fixed.match == "position" and {sample.position for sample in fixed.samples} == {8, -1}
   for sample in fixed.samples:
     assert (sample.position == -1) == (len(sample.tokens) < 8) == (sample.distance == np.inf)
 
 
-def test_temperatures_and_noise_make_the_mixture(asked, found):
+def test_temperatures_and_noise_make_the_mixture(preimage, first):
   def settings(**kwargs):
-    return {(sample.temperature, sample.noise) for sample in asked(**kwargs).samples}
+    return {(sample.temperature, sample.noise) for sample in preimage(**kwargs).samples}
 
   assert settings(temperatures=[0.3, 1.7]) == {(0.3, 0.0), (1.7, 0.0)}
   assert settings(temperatures=1.7, noise=0.25) == {(1.7, 0.25)}
   assert settings(temperatures=[0, 1.7], noise=[0.1, 0.25]) == {(0, 0.1), (1.7, 0.25)}
   assert settings(noise=0.25) == {(1.0, 0.25)}
-  assert len(set(texts(asked(temperatures=0)))) == 1 < len(set(texts(found)))
-  assert len(set(texts(asked(temperatures=0, noise=2)))) > 1
+  assert len(set(texts(preimage(temperatures=0)))) == 1 < len(set(texts(first)))
+  assert len(set(texts(preimage(temperatures=0, noise=2)))) > 1
 
 
-def test_mixture_is_taken_by_name_and_an_unknown_one_is_named(asked, reader):
-  paper = asked(mixture="paper")
+def test_mixture_is_taken_by_name_and_an_unknown_one_is_named(preimage, reader):
+  paper = preimage(mixture="paper")
   assert {(s.temperature, s.noise) for s in paper.samples} == {(0.5, 0.0), (1.0, 0.0), (2.0, 0.0), (2.0, 0.1)}
   with pytest.raises(InversionViewError, match="did you mean paper"):
-    asked(mixture="papr")
+    preimage(mixture="papr")
 
 
-def test_without_effects_the_samples_are_the_same(asked, found):
-  bare = asked(effects=False)
-  assert [(s.text, s.distance) for s in bare.samples] == [(s.text, s.distance) for s in found.samples]
+def test_without_effects_the_samples_are_the_same(preimage, first):
+  bare = preimage(effects=False)
+  assert [(s.text, s.distance) for s in bare.samples] == [(s.text, s.distance) for s in first.samples]
   assert all(s.effect == () for s in bare.samples)
 
 
-def test_seed_decides_what_is_drawn(asked, found):
-  assert asked(seed=0) == found
-  others = [asked(seed=seed) for seed in (1, 2**32 - 1)]
+def test_seed_decides_what_is_drawn(preimage, first):
+  assert preimage(seed=0) == first
+  others = [preimage(seed=seed) for seed in (1, 2**32 - 1)]
   assert [other.seed for other in others] == [1, 2**32 - 1]
-  assert len({tuple(texts(preimage)) for preimage in (found, *others)}) == 3
+  assert len({tuple(texts(one)) for one in (first, *others)}) == 3
 
 
-def test_another_question_compiles_nothing(asked, reader, found):
+def test_another_query_compiles_nothing(preimage, reader, first):
   before = reader.sampler.compiled()
-  asked(
+  preimage(
     "x0.pre",
     5,
     "999+100=1099",
@@ -231,15 +228,23 @@ def test_another_question_compiles_nothing(asked, reader, found):
   assert reader.sampler.compiled() == before
 
 
-def test_many_queries_are_answered_as_one_by_one(reader, asked):
-  asks = [
+def test_many_queries_have_the_preimages_of_each(reader, preimage):
+  requests = [
     ("615+861=1476", "a0.1", "="), Request("123+456=579", "x1.post", 2, epsilon=0.5, metric="cosine"),
     Request("999+100=1099", "x0.mid", -1, match="position"),
   ]  # fmt: skip
-  asks += [("615+861=", "x0.pre", place) for place in range(6)]  # nine: more than one program call
-  for ask, got in zip(asks, reader.preimages(asks, num_samples=N, seed=3), strict=True):
-    ask = ask if isinstance(ask, Request) else Request(*ask)
-    alone = asked(ask.site, ask.position, ask.text, epsilon=ask.epsilon, metric=ask.metric, match=ask.match, seed=3)
+  requests += [("615+861=", "x0.pre", position) for position in range(6)]  # nine: more than one program call
+  for request, got in zip(requests, reader.preimages(requests, num_samples=N, seed=3), strict=True):
+    request = request if isinstance(request, Request) else Request(*request)
+    alone = preimage(
+      request.site,
+      request.position,
+      request.text,
+      epsilon=request.epsilon,
+      metric=request.metric,
+      match=request.match,
+      seed=3,
+    )
     np.testing.assert_allclose(got.query.activation, alone.query.activation, rtol=1e-5, atol=1e-6)
     assert dataclasses.replace(got, query=alone.query, samples=()) == dataclasses.replace(alone, samples=())
     assert texts(got) == texts(alone)
@@ -249,15 +254,15 @@ def test_many_queries_are_answered_as_one_by_one(reader, asked):
   assert reader.preimages([]) == []
 
 
-def test_query_can_be_a_tuple_a_dict_or_that_of_another_preimage(reader, found):
-  asks = [
+def test_query_can_be_a_tuple_a_dict_or_that_of_another_preimage(reader, first):
+  requests = [
     (TEXT, "a0.1", "="),
     {"text": TEXT, "site": "a0.1", "position": 8, "epsilon": 0.1},
-    found.query,
+    first.query,
     Request(TEXT, "a0.1", "="),
   ]
-  first, *others = reader.preimages(asks, num_samples=N)
-  assert texts(first) == texts(found) and all(other == first for other in others)
+  first, *others = reader.preimages(requests, num_samples=N)
+  assert texts(first) == texts(first) and all(other == first for other in others)
   for wrong in ((TEXT,), {"text": TEXT, "place": 8}, 5):
     assert "(text, site, position)" in refusal(reader.preimages, [wrong])
 
@@ -288,7 +293,7 @@ def test_log_prob_is_the_decoders_for_one_activation_or_one_per_text(reader):
     ({"position": -14}, "0 (BOS) to 12"), ({"position": "A5"}, "A1, A2, A3, A4"), ({"position": ""}, "A1"),
     ({"position": 8.5}, "8.5"), ({"position": None}, "None"),
     ({"epsilon": 0}, "0"), ({"epsilon": -0.1}, "-0.1"), ({"epsilon": np.nan}, "nan"), ({"epsilon": np.inf}, "inf"),
-    ({"epsilon": "wide"}, "'wide'"), ({"metric": "cosin"}, "cosine"), ({"match": "everywhere"}, "anywhere"),
+    ({"epsilon": "larger"}, "'wide'"), ({"metric": "cosin"}, "cosine"), ({"match": "everywhere"}, "anywhere"),
     ({"temperatures": -1}, "-1"), ({"temperatures": [1, np.nan]}, "nan"), ({"temperatures": np.inf}, "inf"),
     ({"temperatures": []}, "temperature"), ({"temperatures": "hot"}, "'hot'"), ({"noise": -0.1}, "-0.1"),
     ({"temperatures": [1, 2], "noise": [0, 1, 2]}, "3 values of noise for 2 temperatures"), ({"num_samples": 0}, "0"),
@@ -296,70 +301,60 @@ def test_log_prob_is_the_decoders_for_one_activation_or_one_per_text(reader):
   ],
   ids=str,
 )  # fmt: skip
-def test_what_cannot_be_used_is_refused_in_one_line_that_names_it(asked, wrong, named):
-  assert named in refusal(asked, **wrong)
+def test_what_cannot_be_used_is_refused_in_one_line_that_names_it(preimage, wrong, named):
+  assert named in refusal(preimage, **wrong)
 
 
-def test_decoder_of_another_target_is_refused_naming_both(folder, make_target):
-  other = make_target(seed=1)
-  message = refusal(load_reader, folder, target=other)
-  assert "random-0" in message and make_target().fingerprint in message
-  assert "random-1" in message and other.fingerprint in message
+MINE = """
+from inversionview_jax.tasks import Mixture
+
+COLD = Mixture(((0.2, 0.0), (0.4, 0.1)), num_samples=12)
+NOT_A_MIXTURE = (0.2, 0.0)
+"""
 
 
-def test_decoder_of_another_convention_is_refused_naming_both(folder, make_target):
-  message = refusal(load_reader, folder, target=make_target(convention="centered"))
-  assert "'raw'" in message and "'centered'" in message
+def test_mixture_of_a_users_own_module(preimage, tmp_path, monkeypatch, capsys, folder):
+  (tmp_path / "my_mixtures.py").write_text(MINE)
+  monkeypatch.syspath_prepend(tmp_path)
+  cold = preimage(mixture="my_mixtures:COLD", num_samples=None)
+  settings = [(sample.temperature, sample.noise) for sample in cold.samples]
+  assert {setting: settings.count(setting) for setting in settings} == {(0.2, 0.0): 6, (0.4, 0.1): 6}
+  assert len(preimage(mixture="my_mixtures:COLD").samples) == N
+  assert (
+    cli.main(
+      ["view", TEXT, "--reader", str(folder), "--site", "a0.1", "--position", "=", "--mixture", "my_mixtures:COLD"]
+    )
+    == 0
+  )
+  assert "of 12 candidates inside" in capsys.readouterr().out
+  assert "did you mean COLD" in refusal(preimage, mixture="my_mixtures:COLDER")
+  assert "is a tuple, not a Mixture" in refusal(preimage, mixture="my_mixtures:NOT_A_MIXTURE")
+  assert "cannot import no_such_module" in refusal(preimage, mixture="no_such_module:COLD")
 
 
-def test_decoder_of_another_tokenizer_is_refused_naming_both(folder, make_target):
-  vocabulary = list(TASK.tokenizer.vocabulary)
-  swapped = CharTokenizer((vocabulary[1], vocabulary[0], *vocabulary[2:]))
-  message = refusal(load_reader, folder, target=make_target(tokenizer=swapped))
-  assert "0123456789+=" in message and "1023456789+=" in message
-  assert "0123456789+=" in refusal(load_reader, folder, target=make_target(tokenizer=None))
+def test_renamed_mixture_is_refused_with_the_new_name(preimage):
+  assert "'broad'" in refusal(preimage, mixture="wide")
 
 
-def test_decoder_and_target_that_were_exchanged_on_disk_are_refused(folder, make_target, tmp_path):
-  from inversionview_jax.targets import save_target
-
-  shutil.copytree(folder / "decoder", tmp_path / "decoder")
-  other = make_target(seed=1)
-  save_target(tmp_path / "target", other.params, other.config, TASK.tokenizer, other.name, other.task)
-  assert other.fingerprint in refusal(load_reader, tmp_path)
-  shutil.rmtree(tmp_path / "decoder")
-  shutil.copytree(tmp_path / "target", tmp_path / "decoder")
-  assert "'target', not a decoder" in refusal(load_reader, tmp_path)
-
-
-@pytest.mark.parametrize("key", ["task", "target", "config", "tokenizer", "name", "fingerprint"])
-def test_decoder_that_does_not_say_what_it_is_is_refused(folder, tmp_path, key):
-  shutil.copytree(folder, tmp_path / "reader")
-  path = tmp_path / "reader" / "decoder" / "model.json"
-  said = json.loads(path.read_text())
-  del said[key]
-  path.write_text(json.dumps(said))
-  assert key in refusal(load_reader, tmp_path / "reader")
+def test_reader_shows_itself(reader):
+  text, html = repr(reader), reader._repr_html_()
+  for part in (
+    "'addition'",
+    "random-0",
+    "a1.1",
+    "F1 F2 F3 + S1 S2 S3 =",
+    "0.1, normalized Euclidean distance",
+    "broad (1,024",
+  ):
+    assert part in text, text
+  assert "2 layers, 2 heads, width 16" in text and "such as '100+100=200'" in text and "M parameters" in text
+  assert html.count("<tr>") == 7 and "a1.1" in html and "'" not in html.split("<table>")[0]
 
 
-def test_folder_without_a_reader_is_refused_with_what_to_do(folder, tmp_path):
-  assert "no-such-reader" in refusal(load_reader, "no-such-reader")
-  assert "inversionview train" in refusal(load_reader, tmp_path)
-  shutil.copytree(folder / "decoder", tmp_path / "decoder")
-  assert "target" in refusal(load_reader, tmp_path)
-
-
-def test_target_can_be_given_where_the_folder_has_none(folder, reader, make_target, tmp_path):
-  shutil.copytree(folder / "decoder", tmp_path / "decoder")
-  other = load_reader(tmp_path, target=make_target())
-  jax.tree.map(np.testing.assert_array_equal, other.variables, reader.variables)
-  assert other.target.fingerprint == reader.target.fingerprint
-
-
-def test_saved_preimages_are_read_and_shown_without_jax(found, tmp_path):
-  found.to_json(tmp_path / "preimage.json")
+def test_saved_preimages_are_read_and_shown_without_jax(first, tmp_path):
+  first.to_json(tmp_path / "preimage.json")
   script = (
-    "import sys, inversionview_jax as iv; from inversionview_jax import preimage, render; "
+    "import sys, inversionview_jax as iv; from inversionview_jax.preimage import render; "
     f"print(render.to_text(iv.Preimage.from_json({str(tmp_path / 'preimage.json')!r}))); "
     "print([name for name in sys.modules if name in ('jax', 'jaxlib', 'flax', 'tensorflow_datasets')])"
   )

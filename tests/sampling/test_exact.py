@@ -82,7 +82,7 @@ def test_every_input_of_addition_and_none_of_counting():
 
 def test_more_than_fits_is_refused_and_what_would_fit_is_named(small_target, queries, monkeypatch):
   monkeypatch.setattr(exact, "_free_memory", lambda: 2 * len(INDEX) * 5)
-  with pytest.raises(InversionViewError, match="at most 2 queries at a time"):
+  with pytest.raises(InversionViewError, match="use at most 2 queries at a time"):
     exact.distances(small_target, TASK, SITES, queries, INDEX)
 
 

@@ -108,8 +108,11 @@ def start_of_target() -> ConfigDict:
 
 
 def language_target() -> ConfigDict:
-  """A language model as the target; `--target` sets the path."""
-  return ConfigDict({"path": "", "convention": "", "dtype": ""})  # "": the family's own convention, float32
+  """A language model as the target; `--target` sets the path.
+
+  "" is the family's own convention, float32, and one of this package's families; another is named as ``package.module:NAME``.
+  """
+  return ConfigDict({"path": "", "convention": "", "dtype": "", "family": ""})
 
 
 def reader(task: str) -> ConfigDict:

@@ -18,8 +18,8 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 def all_parts(path):
   """(config, every parameter) of a checkpoint, without running it."""
-  found = pretrained.open_checkpoint(path)
-  return found.config, {name: found.parts[name] for name in found.parts}
+  checkpoint = pretrained.open_checkpoint(path)
+  return checkpoint.config, {name: checkpoint.parts[name] for name in checkpoint.parts}
 
 
 def refusal(path) -> str:
@@ -68,12 +68,12 @@ def interleaved(rows, heads):
 
 
 def write_gguf(path, folder, kind=None, change=None, divisors=None):
-  """Converts a Hugging Face folder, with matrices quantised as `kind`; `change` edits what is said before it is written."""
+  """Converts a Hugging Face folder, with matrices quantised as `kind`; `change` edits the metadata before it is written."""
   config = json.loads((folder / "config.json").read_text())
   arch = "llama" if config["model_type"] == "mistral" else config["model_type"]
   writer = gguf.GGUFWriter(path, arch)
   if arch == "gpt2":
-    said = {
+    metadata = {
         "context_length": config["n_positions"], "embedding_length": config["n_embd"], "block_count": config["n_layer"],
         "feed_forward_length": config["n_inner"] or 4 * config["n_embd"], "attention.head_count": config["n_head"],
         "attention.layer_norm_epsilon": config["layer_norm_epsilon"],
@@ -81,7 +81,7 @@ def write_gguf(path, folder, kind=None, change=None, divisors=None):
   else:
     heads, rope = config["num_attention_heads"], config.get("rope_parameters", {})
     width = config.get("head_dim") or config["hidden_size"] // heads
-    said = {
+    metadata = {
         "context_length": config["max_position_embeddings"], "embedding_length": config["hidden_size"],
         "block_count": config["num_hidden_layers"], "feed_forward_length": config["intermediate_size"],
         "attention.head_count": heads, "attention.head_count_kv": config["num_key_value_heads"],
@@ -90,11 +90,11 @@ def write_gguf(path, folder, kind=None, change=None, divisors=None):
         "vocab_size": config["vocab_size"], "expert_count": 0,
     }  # fmt: skip
     if arch == "gemma2":
-      said |= {"attention.sliding_window": config["sliding_window"],
+      metadata |= {"attention.sliding_window": config["sliding_window"],
                "attn_logit_softcapping": config["attn_logit_softcapping"],
                "final_logit_softcapping": config["final_logit_softcapping"]}  # fmt: skip
-  said = said if change is None else change(said)
-  for name, value in said.items():
+  metadata = metadata if change is None else change(metadata)
+  for name, value in metadata.items():
     add = {
       bool: writer.add_bool,
       int: writer.add_uint32,

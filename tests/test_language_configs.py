@@ -10,11 +10,11 @@ import pytest
 import safetensors.numpy
 from small_models import gpt2_folder, prompts, tokenizer_json
 
+from inversionview_jax import reading as readers
 from inversionview_jax import tasks
 from inversionview_jax.cli import main
 from inversionview_jax.commands.configs import load_config
 from inversionview_jax.models import transformer
-from inversionview_jax.reading import reader as readers
 from inversionview_jax.tasks import fact_files
 from inversionview_jax.training import optimizers
 
@@ -179,9 +179,9 @@ def test_tiny_text_trains_on_a_file_and_reads_without_it(text_workdir, tmp_path,
 def refused(capsys, *argv) -> str:
   capsys.readouterr()
   assert main(list(argv)) == 2
-  said = capsys.readouterr().err
-  assert said.count("\n") == 1 and "Traceback" not in said
-  return said
+  error = capsys.readouterr().err
+  assert error.count("\n") == 1 and "Traceback" not in error
+  return error
 
 
 def text_run(folder, lines, tmp_path, *more):
@@ -202,8 +202,8 @@ def test_missing_tokenizer_is_refused(copied, lines, tmp_path, capsys):
 
 def test_tokenizer_of_another_model_is_refused(copied, lines, tmp_path, capsys):
   (copied / "tokenizer.json").write_text(tokenizer_json(TEXTS[:50], 300))
-  said = refused(capsys, *text_run(copied, lines, tmp_path))
-  assert "tokenizer has" in said and "but the model" in said
+  error = refused(capsys, *text_run(copied, lines, tmp_path))
+  assert "tokenizer has" in error and "but the model" in error
 
 
 def test_text_longer_than_the_context_is_refused(folder, lines, tmp_path, capsys):
@@ -247,14 +247,14 @@ def test_quantisation_that_is_not_read_is_refused(tmp_path, capsys):
   content[start : start + 4] = int(kinds.Q8_1).to_bytes(4, "little")
   path.write_bytes(content)
   (tmp_path / "p.txt").write_text("Paris is\n")
-  said = refused(capsys, "heads", "--target", str(path), "--prompts", str(tmp_path / "p.txt"))
-  assert "is quantised as Q8_1, which is not read" in said
+  error = refused(capsys, "heads", "--target", str(path), "--prompts", str(tmp_path / "p.txt"))
+  assert "is quantised as Q8_1, which is not read" in error
 
 
 def test_unknown_sites_and_missing_starts_are_refused(folder, lines, tmp_path, capsys):
   assert "a9.1" in refused(capsys, *text_run(folder, lines, tmp_path, "--config.sites=a9.1"))
   assert "no such folder" in refused(capsys, *text_run(folder, lines, tmp_path, "--config.init_from=/no/where"))
-  said = refused(
+  error = refused(
     capsys,
     "train",
     "--config",
@@ -264,7 +264,7 @@ def test_unknown_sites_and_missing_starts_are_refused(folder, lines, tmp_path, c
     "--workdir",
     str(tmp_path / "F"),
   )
-  assert "inversionview heads" in said
+  assert "inversionview heads" in error
 
 
 def test_queries_that_are_empty_too_long_or_of_unknown_tokens_are_refused(text_workdir, capsys):

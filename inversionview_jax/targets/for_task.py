@@ -23,19 +23,20 @@ class TargetSettings:
 
   Attributes:
     path: of a language target's checkpoint; "" where the config names none.
-    convention, dtype: see `load_target`; None for the defaults.
+    convention, dtype, family: see `load_target`; None for the defaults.
     inputs: the task's settings.
   """
 
   path: str = ""
   convention: str | None = None
   dtype: str | None = None
+  family: str | None = None
   inputs: dict | None = None
 
   @classmethod
   def from_config(cls, config: Any) -> "TargetSettings":
     """Of a `ConfigDict` (or mapping) with, all optional, `task`, `inputs`, `compute.target_dtype` and, of a language task, `target.path`,
-    `.convention` and `.dtype` (of other tasks `target` is how the target is trained)."""
+    `.convention`, `.dtype` and `.family` (of other tasks `target` is how the target is trained)."""
     values: Mapping = {} if config is None else config.to_dict() if hasattr(config, "to_dict") else config
     target = values.get("target") or {} if tasks.is_language(values.get("task", "")) else {}
     compute = values.get("compute") or {}
@@ -43,6 +44,7 @@ class TargetSettings:
       path=target.get("path") or "",
       convention=target.get("convention") or None,
       dtype=target.get("dtype") or compute.get("target_dtype") or None,
+      family=target.get("family") or None,
       inputs=values.get("inputs"),
     )
 
@@ -57,6 +59,7 @@ def task_and_target(
   sites: Sequence[str] | None = None,
   convention: str | None = None,
   dtype: str | None = None,
+  family: str | None = None,
   mesh: jax.sharding.Mesh | None = None,
   moved_to: "str | os.PathLike | Target | None" = None,
 ) -> tuple[tasks.Task, Target]:
@@ -72,7 +75,7 @@ def task_and_target(
     settings: of the task.
     tokenizer: of a language task whose tokenizer is known before its checkpoint is opened (a saved reader's).
     sites: of a language target, those that are read; see `load_language_target`.
-    convention, dtype, mesh: see `load_target`.
+    convention, dtype, family, mesh: see `load_target`.
     moved_to: where the target is now, if it is not where `source` has it, or the target itself; a reference's fingerprint must match.
 
   Raises:
@@ -80,21 +83,26 @@ def task_and_target(
   """
   configured = TargetSettings.from_config(config)
   convention, dtype = convention or configured.convention, dtype or configured.dtype
+  family = family or configured.family
   settings = settings if settings is not None else configured.inputs
   if moved_to is not None and (isinstance(moved_to, Target) or not tasks.is_language(task)):
     source, moved_to = moved_to, None
   if tasks.is_language(task):
-    return _language(task, source or configured.path, settings, tokenizer, sites, convention, dtype, mesh, moved_to)
+    return _language(
+      task, source or configured.path, settings, tokenizer, sites, convention, dtype, family, mesh, moved_to
+    )
   named_task = tasks.get(task, tokenizer, settings)
   if isinstance(source, Target):
     return named_task, source
   source = source or task
-  target = load_target(source, convention, named_task.tokenizer, dtype, mesh=mesh)
+  target = load_target(source, convention, named_task.tokenizer, dtype, mesh=mesh, family=family)
   check_tokenizer(target, named_task, source)
   return named_task, dataclasses.replace(target, task=named_task.name, _task=named_task)
 
 
-def _language(task, source, settings, tokenizer, sites, convention, dtype, mesh, moved_to) -> tuple[tasks.Task, Target]:
+def _language(
+  task, source, settings, tokenizer, sites, convention, dtype, family, mesh, moved_to
+) -> tuple[tasks.Task, Target]:
   if isinstance(source, Target):
     return tasks.get(task, tokenizer or source.tokenizer, settings), source
   if not source:
@@ -105,5 +113,7 @@ def _language(task, source, settings, tokenizer, sites, convention, dtype, mesh,
     named_task = tasks.get(task, tokenizer, settings)
     return named_task, load_reference(source, named_task, moved_to, mesh)
   if reference := read_reference(source) or read_reference(pathlib.Path(source) / "target"):
-    source = reference["path"]
-  return load_language_target(source, task, settings, sites=sites, convention=convention, dtype=dtype, mesh=mesh)
+    source, family = reference["path"], family or reference.get("family")
+  return load_language_target(
+    source, task, settings, sites=sites, convention=convention, dtype=dtype, mesh=mesh, family=family
+  )

@@ -23,6 +23,7 @@ def load_language_target(
   convention: str | None = None,
   dtype: str | None = None,
   mesh: jax.sharding.Mesh | None = None,
+  family: str | None = None,
 ) -> tuple[tasks.Task, Target]:
   """A task over the texts of a language model, and that model over the task's tokens.
 
@@ -32,7 +33,7 @@ def load_language_target(
     settings: of the task.
     sites: those that are read, in either notation; the layers behind them are neither loaded nor run. (): the task's own. None: all
       layers, with logits.
-    convention, dtype, mesh: see `load_target`.
+    convention, dtype, mesh, family: see `load_target`.
 
   Raises:
     InversionViewError: no such checkpoint, no tokenizer with it, an unknown site or setting.
@@ -42,7 +43,7 @@ def load_language_target(
     raise InversionViewError(
       f"no checkpoint {str(source)!r}: give a Hugging Face folder or a .gguf file (--target, or target.path in the config)"
     )
-  checkpoint = pretrained.open_checkpoint(path)
+  checkpoint = pretrained.open_checkpoint(path, family)
   base, missing = pretrained.tokenizer_of(path, checkpoint)
   if base is None:
     raise InversionViewError(missing)
@@ -55,7 +56,7 @@ def load_language_target(
   layers = None
   if sites is not None:
     layers = layers_needed(sites or language_task.default_sites(config.n_layers, config.n_heads), config)
-  target = load_target(path, convention, base, dtype, layers, mesh)
+  target = load_target(path, convention, base, dtype, layers, mesh, family)
   return language_task, target.for_task(language_task)
 
 

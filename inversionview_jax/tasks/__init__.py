@@ -26,6 +26,7 @@ __all__ = [
   "Tokenizer",
   "get",
   "is_language",
+  "known",
   "names",
 ]
 
@@ -61,6 +62,14 @@ def is_language(name: str) -> bool:
 def names() -> tuple[str, ...]:
   """Names of this package's own tasks."""
   return tuple(_TASKS)
+
+
+def known(name: str) -> Task | None:
+  """The task of this name if the name is enough to make it; None for a name unknown here, and for tasks that need a model's tokenizer."""
+  try:
+    return None if is_language(name) else get(name)
+  except InversionViewError:
+    return None
 
 
 def _class(name: str) -> type[Task]:

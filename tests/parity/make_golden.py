@@ -302,7 +302,7 @@ def main() -> None:
     refuse_what_does_not_matter(model, tokens)
     folder = FOLDER / name
     model.save_pretrained(folder)
-    (folder / "generation_config.json").unlink()  # says nothing about the forward pass
+    (folder / "generation_config.json").unlink()  # has no part in the forward pass
     np.savez(folder / "expected.npz", **expected(model, tokens))
     print(json.dumps({path.name: path.stat().st_size for path in sorted(folder.iterdir())}), folder)
 

@@ -67,7 +67,11 @@ def test_loaded_target_is_the_saved_one(folder, params):
   assert_same_tree(target.params, params)
   assert (target.config, target.tokenizer, target.convention) == (CONFIG, TOKENIZER, "raw")
   assert (target.name, target.task) == ("small", "addition")
-  assert target.fingerprint == storage.fingerprint(params, CONFIG.non_defaults()) == Target.from_raw(params, CONFIG).fingerprint
+  assert (
+    target.fingerprint
+    == storage.fingerprint(params, CONFIG.non_defaults())
+    == Target.from_raw(params, CONFIG).fingerprint
+  )
   assert storage.read_description(folder)["notes"] == {"accuracy": 0.5}
 
 
@@ -106,7 +110,7 @@ def test_flatten_and_unflatten_are_inverse(params):
   assert_same_tree(storage.unflatten(flat), params)
 
 
-def test_fingerprint_tells_apart_values_names_and_shapes(params):
+def test_fingerprint_distinguishes_values_names_and_shapes(params):
   tree = {"a": np.arange(6, dtype=np.float32), "b": np.zeros(2, np.float32)}
   different = [
     tree,
@@ -272,7 +276,7 @@ def test_write_that_fails_half_way_keeps_the_old_file_and_leaves_no_other(tmp_pa
   monkeypatch.setattr(os, "replace", full)
   with pytest.raises(InversionViewError, match="No space left"):
     storage.write_whole(path, b"new")
-  assert [found.name for found in tmp_path.iterdir()] == ["model.json"]
+  assert [path.name for path in tmp_path.iterdir()] == ["model.json"]
   assert path.read_bytes() == b"old"
 
 

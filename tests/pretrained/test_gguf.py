@@ -15,7 +15,7 @@ from checkpoints import all_parts, copied, refusal, wide_folder, write_gguf
 
 from inversionview_jax.pretrained import rotary
 
-# The golden checkpoints, changed where a GGUF cannot say what they say.
+# The golden checkpoints, changed where a GGUF file has no key for an attribute of theirs.
 CONVERTIBLE = {
   "default": {},
   "llama": {},
@@ -85,7 +85,7 @@ def q6_k_block(scale, eights, sixes):
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
-def test_blocks_of_256_numbers_are_what_the_format_says(tmp_path, name):
+def test_blocks_of_256_numbers_follow_the_format(tmp_path, name):
   folder, rng, rows = wide_folder(tmp_path / "model", width=256), np.random.default_rng(1), []
   for _ in range(11):
     if name == "Q4_K":
@@ -129,16 +129,16 @@ def test_quantisation_that_is_not_read_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   "change, named",
   [
-    (lambda said: said | {"rope.scaling.attn_factor": 2.0}, "llama.rope.scaling.attn_factor"),
-    (lambda said: said | {"expert_count": 8}, "llama.expert_count = 8"),
-    (lambda said: said | {"rope.dimension_count": 4}, "llama.rope.dimension_count = 4"),
-    (lambda said: said | {"attention.head_count": [4]}, "llama.attention.head_count"),
-    (lambda said: said | {"rope.scaling.type": "longrope"}, "longrope"),
-    (lambda said: {name: said[name] for name in said if name != "block_count"}, "num_hidden_layers"),
-    (lambda said: said | {"embedding_length": 16, "attention.key_length": 8}, "embed_tokens.weight"),
+    (lambda metadata: metadata | {"rope.scaling.attn_factor": 2.0}, "llama.rope.scaling.attn_factor"),
+    (lambda metadata: metadata | {"expert_count": 8}, "llama.expert_count = 8"),
+    (lambda metadata: metadata | {"rope.dimension_count": 4}, "llama.rope.dimension_count = 4"),
+    (lambda metadata: metadata | {"attention.head_count": [4]}, "llama.attention.head_count"),
+    (lambda metadata: metadata | {"rope.scaling.type": "longrope"}, "longrope"),
+    (lambda metadata: {name: metadata[name] for name in metadata if name != "block_count"}, "num_hidden_layers"),
+    (lambda metadata: metadata | {"embedding_length": 16, "attention.key_length": 8}, "embed_tokens.weight"),
   ],
 )
-def test_what_a_gguf_says_and_is_not_handled_is_named(tmp_path, change, named):
+def test_gguf_metadata_that_is_not_handled_is_named(tmp_path, change, named):
   message = refusal(write_gguf(tmp_path / "model.gguf", wide_folder(tmp_path / "model"), change=change))
   assert named in message and "model.gguf" in message
 
@@ -161,7 +161,7 @@ def test_gguf_of_another_architecture_truncated_or_none_at_all_is_named(tmp_path
   assert "'mamba'" in message and "llama" in message
 
 
-def test_folder_with_gguf_files_says_to_give_one_of_them(tmp_path):
+def test_folder_with_gguf_files_is_refused_naming_one_of_them(tmp_path):
   path = write_gguf(tmp_path / "model.gguf", wide_folder(tmp_path / "other"))
   assert str(path) in refusal(tmp_path)
 

@@ -63,25 +63,27 @@ def assert_same_as_transformers(folder, expected):
 
 
 def configs(gpt2):
-  found = [json.loads((GOLDEN / name / "config.json").read_text()) for name in NAMES]
-  return [config for config in found if (config["model_type"] == "gpt2") == gpt2]
+  attributes = [json.loads((GOLDEN / name / "config.json").read_text()) for name in NAMES]
+  return [config for config in attributes if (config["model_type"] == "gpt2") == gpt2]
 
 
 def test_there_are_golden_gpt2_checkpoints_of_each_variant():
-  found = configs(gpt2=True)
-  assert {c["activation_function"] for c in found} == {"gelu_new", "gelu", "relu"}
-  assert {c["tie_word_embeddings"] for c in found} == {c["scale_attn_weights"] for c in found} == {True, False}
-  assert {bool(c["n_inner"]) for c in found} == {True, False}
-  assert {c["layer_norm_epsilon"] for c in found} == {1e-5, 1e-3}
+  attributes = configs(gpt2=True)
+  assert {c["activation_function"] for c in attributes} == {"gelu_new", "gelu", "relu"}
+  assert (
+    {c["tie_word_embeddings"] for c in attributes} == {c["scale_attn_weights"] for c in attributes} == {True, False}
+  )
+  assert {bool(c["n_inner"]) for c in attributes} == {True, False}
+  assert {c["layer_norm_epsilon"] for c in attributes} == {1e-5, 1e-3}
 
 
 def test_there_are_golden_checkpoints_of_every_family_attention_and_scaling():
-  found = configs(gpt2=False)
-  assert {c["model_type"] for c in found} == {*llama.FAMILY.model_types, *llama.GEMMA.model_types}
-  shared = {c["num_attention_heads"] / c["num_key_value_heads"] for c in found}
+  attributes = configs(gpt2=False)
+  assert {c["model_type"] for c in attributes} == {*llama.FAMILY.model_types, *llama.GEMMA.model_types}
+  shared = {c["num_attention_heads"] / c["num_key_value_heads"] for c in attributes}
   assert {1, 4} < shared and any(1 < share < 4 for share in shared)  # full, multi-query, grouped
-  assert {c["rope_parameters"]["rope_type"] for c in found} == set(rotary.KINDS)
-  assert {bool(c.get("sliding_window")) for c in found} == {True, False}
+  assert {c["rope_parameters"]["rope_type"] for c in attributes} == set(rotary.KINDS)
+  assert {bool(c.get("sliding_window")) for c in attributes} == {True, False}
   assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 2**20
 
 
@@ -247,6 +249,6 @@ def test_pickled_weights_are_refused_and_not_opened(checkpoint, tmp_path):
   assert not (tmp_path / "opened").exists()
 
 
-def test_folder_without_any_model_says_what_was_looked_for(tmp_path):
+def test_folder_without_any_model_is_refused_naming_the_files_of_one(tmp_path):
   message = refusal(tmp_path)
   assert "config.json" in message and "model.json" in message

@@ -45,11 +45,11 @@ def test_one_token_at_a_time_gives_the_same(kind):
   expected = np.load(GOLDEN / kind / "expected.npz")
   decoder, tokens = Decoder(config), expected["tokens"]
   slots = decoder.apply(variables, expected["activation"], expected["site"], method="slots")
-  cache, found = decoder.apply(variables, slots, tokens.shape[1], method="init_cache"), []
+  cache, rows = decoder.apply(variables, slots, tokens.shape[1], method="init_cache"), []
   for at in range(tokens.shape[1]):
     logits, cache = decoder.apply(variables, tokens[:, at], at, cache, method="step")
-    found.append(logits)
-  np.testing.assert_allclose(np.stack(found, axis=1), expected["logits"], atol=1e-4, rtol=1e-4)
+    rows.append(logits)
+  np.testing.assert_allclose(np.stack(rows, axis=1), expected["logits"], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,19 +88,19 @@ def test_the_variant_without_cross_attention_is_unchanged_by_it():
   assert config.transformer.cross_width == 0
   before = {"sites": ["x0.pre"], "d_activation": 4, "forbidden": []}
   shape = {"vocab_size": 5, "n_ctx": 3, "n_layers": 1, "n_heads": 1, "d_model": 4, "d_mlp": 8}
-  old = DecoderConfig.from_dict(before | {"transformer": shape})  # as files of earlier versions say it
+  old = DecoderConfig.from_dict(before | {"transformer": shape})  # as in files of earlier versions
   assert (old.site_width, old.encoder_inner, old.transformer.cross_width) == (0, 0, 0)
 
 
 def edited(tmp_path, kind="release", **changes):
   folder = tmp_path / "edited"
   shutil.copytree(GOLDEN / kind, folder)
-  said = json.loads((folder / "config.json").read_text())
+  attributes = json.loads((folder / "config.json").read_text())
   for name, value in changes.items():
-    said.pop(name, None)
+    attributes.pop(name, None)
     if value is not None:
-      said[name] = value
-  (folder / "config.json").write_text(json.dumps(said))
+      attributes[name] = value
+  (folder / "config.json").write_text(json.dumps(attributes))
   return folder
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face folders: shards, types of numbers, what a config.json may say. (Parity with transformers has a file of its own.)"""
+"""Hugging Face folders: shards, types of numbers, attributes of a config.json. (Parity with transformers has a file of its own.)"""
 
 import json
 import shutil
@@ -89,7 +89,7 @@ def test_type_that_is_no_floating_point_number_is_named(tmp_path):
   )
 
 
-# What a config.json of the family may say.
+# Attributes of a config.json.
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,9 @@ def test_windows_no_shorter_than_the_context_and_windows_not_in_use_are_none(tmp
 
 
 def test_llama3_scaling_keeps_fast_frequencies_and_divides_slow_ones():
-  said = {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+  rope = {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}  # fmt: skip
-  scaled, gain = rotary.frequencies(said, 128, 131072, "")
+  scaled, gain = rotary.frequencies(rope, 128, 131072, "")
   plain, _ = rotary.frequencies({"rope_theta": 500000.0}, 128, 131072, "")
   ratio = np.array(plain) / np.array(scaled)
   wavelength = 2 * np.pi / np.array(plain)
@@ -195,7 +195,7 @@ def truncated(folder):
 @pytest.mark.parametrize(
   "damage, named", [(without_weights, "pickled"), (truncated, "truncated"), (lambda folder: None, "15 tokens")]
 )
-def test_command_line_says_in_one_line_why_a_checkpoint_cannot_be_read(tmp_path, capsys, damage, named):
+def test_command_line_prints_one_line_for_a_checkpoint_that_cannot_be_read(tmp_path, capsys, damage, named):
   folder = copied("llama", tmp_path / "model")
   damage(folder)
   config = GOLDEN.parent.parent / "configs" / "addition.py"

@@ -1,4 +1,4 @@
-"""Contrast pairs: they differ where asked and nowhere else, whatever the batch; conditions on features."""
+"""Contrast pairs: they differ in what is chosen and nowhere else, whatever the batch; conditions on features."""
 
 import numpy as np
 import pytest
@@ -161,7 +161,7 @@ def test_a_flip_turns_one_letter_into_another_of_the_three_and_changes_the_count
   np.testing.assert_array_equal(pairs.clean_at, pairs.corrupted_at)
 
 
-def test_another_string_has_another_count_and_where_asked_the_same_length():
+def test_another_string_has_another_count_and_with_same_length_the_same_length():
   free = COUNTING.contrast(STRINGS)
   clean, corrupted = features(COUNTING, free)
   assert len(free) == 400 and (clean["count"] != corrupted["count"]).all() and (free.answer != free.foil).all()
@@ -183,9 +183,7 @@ def test_the_longest_strings_can_be_flipped_where_no_letter_comes_to_ten():
   lengths = COUNTING.features(COUNTING.tokens(np.arange(6000)))["length"]
   pairs = COUNTING.contrast(np.flatnonzero(lengths >= 25), kind="flip")
   letters = pairs.corrupted[:, 1:28, None] == pairs.clean[:, :1, None] * 0 + np.arange(26)
-  assert (
-    len(pairs) > 10 and letters.sum(axis=1).max() <= 10
-  )  # of 27 columns, one may be the query letter after "|"
+  assert len(pairs) > 10 and letters.sum(axis=1).max() <= 10  # of 27 columns, one may be the query letter after "|"
   occurs = COUNTING.features(pairs.corrupted)["count"]
   assert occurs.min() >= 1 and occurs.max() <= 9
 
@@ -215,8 +213,8 @@ def test_counting_pairs_differ_in_a_feature_only_or_in_all_others(feature):
   ],
 )  # fmt: skip
 def test_conditions(condition, expected):
-  found = {"A": np.array([1, 2, 3, -1], np.int32), "B": np.array([2, 5, 9, 4], np.int32)}  # the last has no A
-  assert grammar.holds(condition, found, 4).tolist() == [bool(one) for one in expected]
+  features = {"A": np.array([1, 2, 3, -1], np.int32), "B": np.array([2, 5, 9, 4], np.int32)}  # the last has no A
+  assert grammar.holds(condition, features, 4).tolist() == [bool(one) for one in expected]
 
 
 @pytest.mark.parametrize(
@@ -225,9 +223,9 @@ def test_conditions(condition, expected):
    "A < True", "[A] == 1", "A if A == 1 else B"],
 )  # fmt: skip
 def test_what_is_no_condition_is_refused(condition):
-  found = {"A": np.array([1]), "B": np.array([2])}
+  features = {"A": np.array([1]), "B": np.array([2])}
   with pytest.raises(InversionViewError, match="is not understood"):
-    grammar.holds(condition, found, 1)
+    grammar.holds(condition, features, 1)
 
 
 def test_a_condition_names_features_that_are_there():
@@ -235,7 +233,7 @@ def test_a_condition_names_features_that_are_there():
     ADDITION.contrast(INDEX, where="F9 > 1")
 
 
-def test_collected_pairs_are_of_the_split_and_as_many_as_asked_or_there_are():
+def test_collected_pairs_are_of_the_split_and_as_many_as_requested_or_possible():
   held_out = set(ADDITION.split("test").tolist())
 
   def draw(index):
@@ -249,7 +247,7 @@ def test_collected_pairs_are_of_the_split_and_as_many_as_asked_or_there_are():
   assert 1 <= len(few) < 20  # all that there are
 
 
-def test_a_search_without_result_says_so():
+def test_a_search_without_result_is_refused_with_the_reason():
   for where, message in (
     ("F1 == 1 and F1 == 2", "no input of the split 'test' fulfils"),
     ("", "of 2,048 inputs none has such a contrast"),

@@ -126,11 +126,11 @@ def bear_folder(folder):
   """Two relations of the published form; of the second one template has the object in front."""
   where = folder / "BEAR-big"
   where.mkdir()
-  said = {
+  relations = {
     "P36": {"name": "capital", "templates": ["[X] has its capital in [Y].", "The capital of [X] is [Y] today."]},
     "P19": {"name": "place of birth", "templates": ["[Y] is where [X] was born.", "[X] was born in [Y]."]},
   }
-  (where / "metadata_relations.json").write_text(json.dumps(said))
+  (where / "metadata_relations.json").write_text(json.dumps(relations))
   for name, subject, answer in (("P36", "France", "Paris"), ("P19", "Albert Einstein", "Ulm")):
     line = {"sub_id": "Q1", "sub_label": subject, "obj_id": "Q2", "obj_label": answer}
     (where / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
@@ -159,8 +159,8 @@ def test_builders_read_the_published_files(base, tmp_path):
 
   source = tfds.data_source("inversionview_counterfact", split="train", data_dir=where["data_dir"])
   assert source[1]["subject"] == b"Mount Erebus"
-  found = sources.texts("tfds:inversionview_counterfact", "prompt", data_dir=where["data_dir"])
-  assert [text for _, text in found] == ["The mother tongue of Danielle Darrieux is", "Mount Erebus is located in"]
+  texts = sources.texts("tfds:inversionview_counterfact", "prompt", data_dir=where["data_dir"])
+  assert [text for _, text in texts] == ["The mother tongue of Danielle Darrieux is", "Mount Erebus is located in"]
   assert tasks.get("factual", base, {"sources": ("counterfact",), **where}).num_inputs == 2
   limited = tasks.get("factual", base, {"sources": ("bear", "bundled"), "limit": 2, **where})
   assert limited.num_inputs == 4
@@ -169,7 +169,7 @@ def test_builders_read_the_published_files(base, tmp_path):
 @pytest.mark.parametrize(
   "source, named", [("counterfact", "counterfact.json"), ("bear", "metadata_relations.json"), ("minipile", "minipile")]
 )
-def test_missing_download_says_what_to_put_where(base, tmp_path, source, named):
+def test_missing_download_names_the_file_and_its_folder(base, tmp_path, source, named):
   task = tasks.get(
     "factual", base, {"sources": (source,), "data_dir": str(tmp_path / "data"), "manual_dir": str(tmp_path / "files")}
   )
@@ -239,7 +239,7 @@ MOST = 0.1  # a random model attends to nothing much
 
 def of_target(target, task, count=64):
   mixed = np.array(task.tokens(np.arange(count)))
-  mixed[::2, 6:] = task.tokenizer.pad_id  # some rows are no facts that are known: all of their positions are asked
+  mixed[::2, 6:] = task.tokenizer.pad_id  # some rows are no known facts: all of their positions are queried
   mask = task.query_mask(mixed)
   run = target.run(mixed, [*NAMES, "p0", "p1"])
   return mixed, mask, run
@@ -249,7 +249,7 @@ def test_attentive_is_the_least_attention_to_bos(target, task):
   tokens, mask, run = of_target(target, task)
   listed = tuple(sites.parse(name) for name in NAMES)
   keys = jax.random.split(jax.random.key(0), len(tokens))
-  at, found, counts = jax.jit(collect.attentive, static_argnums=(0, 5))(
+  at, activations, counts = jax.jit(collect.attentive, static_argnums=(0, 5))(
     target.module, target.params, tokens, mask, keys, listed, MOST
   )
   each = np.arange(len(tokens))
@@ -261,8 +261,8 @@ def test_attentive_is_the_least_attention_to_bos(target, task):
     else:
       assert mask[each, at[:, s]].all() and counts[:, s].all()
     held = np.asarray(run[site.short])
-    np.testing.assert_allclose(found[:, s], held[each, at[:, s]], atol=1e-5)
-    np.testing.assert_allclose(found[:, len(listed) + s], held[:, 0], atol=1e-5)
+    np.testing.assert_allclose(activations[:, s], held[each, at[:, s]], atol=1e-5)
+    np.testing.assert_allclose(activations[:, len(listed) + s], held[:, 0], atol=1e-5)
   assert 0.05 < counts[:, 1:].mean() < 0.95  # so that the filter is one
 
 
@@ -279,7 +279,7 @@ def test_pairs_are_of_sites_that_count_and_the_others_weigh_nothing(target, task
     )  # fmt: skip
 
   pairs = drawn(MOST, 0.0)
-  at, found, counts = jax.jit(collect.attentive, static_argnums=(0, 5))(
+  at, activations, counts = jax.jit(collect.attentive, static_argnums=(0, 5))(
     target.module, target.params, tokens, mask, jax.vmap(lambda k: jax.random.split(k)[0])(keys), listed, MOST
   )
   site, weight = np.asarray(pairs.site).reshape(-1, 8), np.asarray(pairs.weight).reshape(-1, 8)
@@ -287,7 +287,9 @@ def test_pairs_are_of_sites_that_count_and_the_others_weigh_nothing(target, task
   np.testing.assert_array_equal(weight, np.broadcast_to(counts.any(axis=1)[:, None], weight.shape))
   assert np.asarray(counts)[text, site][weight > 0].all() and len(set(site[weight > 0])) == len(listed)
   np.testing.assert_array_equal(np.asarray(pairs.position).reshape(-1, 8), np.asarray(at)[text, site])
-  np.testing.assert_allclose(np.asarray(pairs.activation).reshape(-1, 8, 16), np.asarray(found)[text, site], atol=1e-6)
+  np.testing.assert_allclose(
+    np.asarray(pairs.activation).reshape(-1, 8, 16), np.asarray(activations)[text, site], atol=1e-6
+  )
   at_bos = drawn(1e-9, 1.0)  # nothing counts but BOS
   assert (np.asarray(at_bos.position) == 0).all() and (np.asarray(at_bos.weight) == 1).all()
   assert (np.asarray(drawn(1e-9, 0.0).weight) == 0).all()

@@ -1,4 +1,4 @@
-"""Indirect object identification: prompts by index, positions and features that are known exactly, and pairs that differ as asked."""
+"""Indirect object identification: prompts by index, positions and features that are known exactly, and pairs that differ in what is chosen."""
 
 import collections
 
@@ -59,27 +59,27 @@ def test_a_prompt_encodes_to_its_tokens(task, rows):
 
 
 def test_patterns_and_templates_come_equally_often(task, rows):
-  found = task.features(rows)
-  counts = collections.Counter(zip(found["template"].tolist(), found["order"].tolist(), strict=True))
+  features = task.features(rows)
+  counts = collections.Counter(zip(features["template"].tolist(), features["order"].tolist(), strict=True))
   assert len(counts) == 2 * len(ioi.TEMPLATES)
   assert max(counts.values()) < 2 * min(counts.values())
 
 
-def test_features_are_what_the_words_say(task, rows):
-  found = task.features(rows)
+def test_features_are_the_words_of_the_text(task, rows):
+  features = task.features(rows)
   for i, row in enumerate(rows[:300]):
     order, io, s, thing = by_hand(task, row)
-    said = {name: task.value_name(name, int(found[name][i])) for name in ioi.FEATURES}
-    assert (said["IO"], said["S"], said["object"], said["order"]) == (io, s, thing, ("ABBA", "BABA")[order])
-    assert {said["first"], said["second"]} == {io, s}
-    rebuilt = said["template"].format(said["first"], said["second"], s, place=said["place"], object=said["object"])
+    words = {name: task.value_name(name, int(features[name][i])) for name in ioi.FEATURES}
+    assert (words["IO"], words["S"], words["object"], words["order"]) == (io, s, thing, ("ABBA", "BABA")[order])
+    assert {words["first"], words["second"]} == {io, s}
+    rebuilt = words["template"].format(words["first"], words["second"], s, place=words["place"], object=words["object"])
     assert task.tokenizer.text(row) == f"{rebuilt} {io}"
 
 
 def test_a_beginning_has_the_features_it_reaches(task, rows):
   cut = np.where(np.arange(rows.shape[1]) < 6, rows, task.tokenizer.pad_id)
-  found = task.features(cut)
-  assert (found["IO"] == -1).all() and (found["object"] == -1).all() and (found["first"] >= 0).any()
+  features = task.features(cut)
+  assert (features["IO"] == -1).all() and (features["object"] == -1).all() and (features["first"] >= 0).any()
   broken = rows.copy()
   broken[:, 3] = task.tokenizer.eos_id
   assert all((value == -1).all() for value in task.features(broken).values())
@@ -116,7 +116,7 @@ def test_positions_have_their_names(task, rows):
     assert task.position(row, "S2") == at["S2"]
 
 
-def test_queries_are_taken_where_the_settings_say_also_on_the_device(base, rows):
+def test_queries_are_taken_at_the_positions_in_the_settings_also_on_the_device(base, rows):
   task = tasks.get("ioi", base, {"positions": ["S1+1", "S2", "END"]})
   mask = task.query_mask(rows[:100])
   assert np.array_equal(mask, np.asarray(task.query_mask(jnp.asarray(rows[:100]))))
@@ -154,7 +154,7 @@ def test_pairs_differ_in_a_feature_only_or_in_all_others(task, feature, vary):
     assert (before[name] == after[name]).all() if same else (before[name] != after[name]).all()
 
 
-def test_what_cannot_be_asked_is_refused(task, base):
+def test_unknown_contrasts_are_refused(task, base):
   for wrong, message in (
     (lambda: task.contrast(np.arange(3), kind="s2"), "unknown kind of contrast 's2'.*S2"),
     (lambda: task.contrast_in("verb", "only", np.arange(3)), "unknown feature to vary: 'verb'"),

@@ -50,7 +50,7 @@ def test_command_gives_what_iv_patch_gives(folder, target, tmp_path, capsys):
   assert main([*argv, f"--config.experiments.heads.contrast.file={path}"]) == 0
   result = json.loads((tmp_path / "W" / "heads.json").read_text())
   assert result["pairs"] == 4
-  found = {row["name"]: row["logit_difference"]["mean"] for row in result["results"][0]["rows"]}
+  differences = {row["name"]: row["logit_difference"]["mean"] for row in result["results"][0]["rows"]}
   pairs = list(capitals())
   first = [[target.tokenizer.encode(f" {pair[name]}")[0] for pair in pairs] for name in ("answer", "foil")]
   clean, corrupted = ([pair[name] for pair in pairs] for name in ("clean", "corrupted"))
@@ -58,9 +58,9 @@ def test_command_gives_what_iv_patch_gives(folder, target, tmp_path, capsys):
   effects = iv.patch(
     target, *rows, ["a0.0", "a0.1", "a1.0", "a1.1"], -1, order="each", answers=tuple(map(np.array, first))
   )
-  assert len(found) == 4
+  assert len(differences) == 4
   for name, estimate in zip(effects.steps, effects.estimates, strict=True):
-    assert found[name.replace("@-1", "@END")] == pytest.approx(estimate.mean, abs=1e-4)
+    assert differences[name.replace("@-1", "@END")] == pytest.approx(estimate.mean, abs=1e-4)
 
 
 def test_last_tokens_and_first_tokens_of_answers_are_found(target, tmp_path):
@@ -77,7 +77,9 @@ def test_last_tokens_and_first_tokens_of_answers_are_found(target, tmp_path):
     pairs_file.read(written(tmp_path / "p.jsonl", [*capitals(), uneven]), target, 10).refuse_unequal("position 2")
 
 
-@pytest.mark.parametrize("addresses, ok", [("a1.0@END", True), ("a1.0@-1", True), ("a1.0@2", False), ("x0.post", False)])
+@pytest.mark.parametrize(
+  "addresses, ok", [("a1.0@END", True), ("a1.0@-1", True), ("a1.0@2", False), ("x0.post", False)]
+)
 def test_pairs_of_different_length_are_refused_where_positions_must_match(folder, tmp_path, capsys, addresses, ok):
   uneven = {"clean": "The capital of France is", "corrupted": "In Paris is", "answer": "Paris", "foil": "Rome"}
   path = written(tmp_path / "p.jsonl", [uneven, *capitals()])
@@ -92,12 +94,12 @@ def test_pairs_of_different_length_are_refused_where_positions_must_match(folder
     f"--config.experiments.heads.addresses={addresses}",
   ]
   code = main([*argv, f"--config.experiments.heads.contrast.file={path}"])
-  said = capsys.readouterr().err
+  error = capsys.readouterr().err
   assert code == (0 if ok else 2)
   if not ok:
     assert (
-      "p.jsonl:1: clean has 5 tokens and corrupted 3" in said
-      and said.count("\n") == 1
+      "p.jsonl:1: clean has 5 tokens and corrupted 3" in error
+      and error.count("\n") == 1
       and not (tmp_path / "W").exists()
     )
 

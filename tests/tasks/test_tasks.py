@@ -115,10 +115,10 @@ class TestCounting:
     _, rows = strings
     assert rows.shape[1] == 33 and rows.dtype == np.int32
     for row in rows:
-      letters, asked, count = re.fullmatch(r"B([a-z]+)\|([a-z]):([1-9])E\.*", _shown(COUNTING, row)).groups()
+      letters, query, count = re.fullmatch(r"B([a-z]+)\|([a-z]):([1-9])E\.*", _shown(COUNTING, row)).groups()
       counts = {letter: letters.count(letter) for letter in letters}
       assert len(counts) == 3 and set(counts.values()) <= set(range(1, 10))
-      assert counts[asked] == int(count)
+      assert counts[query] == int(count)
 
   def test_the_indices_of_one_triple_of_letters(self, strings):
     texts = [COUNTING.tokenizer.text(row) for row in strings[1][:600]]
@@ -130,7 +130,7 @@ class TestCounting:
   def test_the_order_of_letters_is_random(self, strings):
     letters = [COUNTING.tokenizer.text(row).split("|")[0] for row in strings[1]]
     assert sum(text == "".join(sorted(text)) for text in letters) < 0.1 * len(letters)
-    # A letter is as likely to come first as its count says: 1/3 for each of a, b and c overall.
+    # A letter comes first with a probability proportional to its count: 1/3 for each of a, b and c overall.
     assert 0.2 < np.mean([text[0] == "a" for text in letters[:600]]) < 0.5
 
   def test_is_a_function_of_the_index_alone(self, strings):
@@ -179,9 +179,11 @@ def test_default_sites_are_as_many_as_in_the_paper(task, n_layers, n_heads, coun
 
 def _features(task, texts):
   """The features of each text that it has."""
-  found = task.features(task.tokenizer.encode_batch(texts, eos=True))
-  assert all(values.dtype == np.int32 and values.shape == (len(texts),) for values in found.values())
-  return [{name: int(values[row]) for name, values in found.items() if values[row] >= 0} for row in range(len(texts))]
+  features = task.features(task.tokenizer.encode_batch(texts, eos=True))
+  assert all(values.dtype == np.int32 and values.shape == (len(texts),) for values in features.values())
+  return [
+    {name: int(values[row]) for name, values in features.items() if values[row] >= 0} for row in range(len(texts))
+  ]
 
 
 class TestFeatures:
@@ -200,15 +202,15 @@ class TestFeatures:
   def test_addition_agrees_with_arithmetic_on_every_kind_of_input(self):
     index = np.random.default_rng(0).integers(0, ADDITION.num_inputs, 3000)
     first, second = 100 + index // 900, 100 + index % 900
-    found = ADDITION.features(ADDITION.tokens(index))
-    np.testing.assert_array_equal(found["length"], np.where(first + second >= 1000, 4, 3))
+    features = ADDITION.features(ADDITION.tokens(index))
+    np.testing.assert_array_equal(features["length"], np.where(first + second >= 1000, 4, 3))
     for name, scale in (("C1", 1000), ("C2", 100), ("C3", 10)):
-      np.testing.assert_array_equal(found[name], first % scale + second % scale >= scale)
+      np.testing.assert_array_equal(features[name], first % scale + second % scale >= scale)
 
   def test_the_beginning_of_an_input_has_the_features_it_reaches(self):
-    begun, asked, cut = _features(ADDITION, ["615+8", "615+861=", "615+861=14"])
+    begun, whole_sum, cut = _features(ADDITION, ["615+8", "615+861=", "615+861=14"])
     assert begun == {"F1": 6, "F2": 1, "F3": 5, "S1": 8}
-    assert "length" not in asked and asked["C1"] == 1 and cut["A2"] == 4 and "length" not in cut
+    assert "length" not in whole_sum and whole_sum["C1"] == 1 and cut["A2"] == 4 and "length" not in cut
 
   @pytest.mark.parametrize("text", ["740+8+4=1584", "615+861=14761", "615+861=1+", "+", "61+5861=1476", "6158861=1476"])
   def test_addition_that_is_malformed_has_none(self, text):
@@ -236,7 +238,7 @@ class TestFeatures:
     assert COUNTING.features(COUNTING.tokens(np.array([0]))[:, 1:])["count"].tolist() == [-1]
 
   def test_a_written_count_is_the_feature_on_the_inputs_of_the_task(self, strings):
-    found = COUNTING.features(strings[1])
+    features = COUNTING.features(strings[1])
     texts = [COUNTING.tokenizer.text(row) for row in strings[1]]
-    assert found["count"].tolist() == [int(text[-1]) for text in texts]
-    assert found["length"].tolist() == [text.index("|") for text in texts]
+    assert features["count"].tolist() == [int(text[-1]) for text in texts]
+    assert features["length"].tolist() == [text.index("|") for text in texts]

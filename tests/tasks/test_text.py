@@ -47,8 +47,8 @@ def read(path, **how):
 def test_every_kind_of_file_gives_the_same_texts(tmp_path):
   (tmp_path / "a.txt").write_bytes("\ufeff".encode() + "\r\n".join(LINES).encode())
   (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": line, "n": 1}) + "\n" for line in LINES))
-  (tmp_path / "c.json").write_text(json.dumps([{"said": line} for line in LINES]))
-  assert read(tmp_path / "a.txt") == read(tmp_path / "b.jsonl") == read(tmp_path / "c.json", field="said") == LINES
+  (tmp_path / "c.json").write_text(json.dumps([{"line": line} for line in LINES]))
+  assert read(tmp_path / "a.txt") == read(tmp_path / "b.jsonl") == read(tmp_path / "c.json", field="line") == LINES
   assert read(tmp_path / "[ab].*") == LINES * 2
   assert [where for where, _ in sources.texts(str(tmp_path / "b.jsonl"))][2] == f"{tmp_path}/b.jsonl:3"
 
@@ -158,7 +158,7 @@ def test_windows_of_a_text_stay_on_one_side_of_the_split(base, lines):
   assert (task.split("train") == train).all() and (task.split("train", 1)[:5] != train[:5]).any()
 
 
-def test_reader_needs_no_files_until_an_input_is_asked_for(base, lines):
+def test_reader_needs_no_files_until_an_input_is_read(base, lines):
   settings = {"files": lines, "length": 16, "vocabulary": "data"}
   made = tasks.get("text", base, settings)
   written = tokenizers.from_description(json.loads(json.dumps(made.tokenizer.describe())))

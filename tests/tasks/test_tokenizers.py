@@ -61,8 +61,8 @@ def folder(tmp_path, made):
 
 
 def change(path, **changes):
-  said = json.loads(path.read_text()) if path.exists() else {}
-  path.write_text(json.dumps(said | changes))
+  content = json.loads(path.read_text()) if path.exists() else {}
+  path.write_text(json.dumps(content | changes))
 
 
 def read(folder):
@@ -120,7 +120,7 @@ def test_special_tokens_are_those_named_and_where_none_is_named_stand_for_each_o
   assert "neither BOS nor EOS" in refusal(read, folder)
 
 
-def test_padding_with_eos_is_told_from_the_eos_that_ends_a_text(folder):
+def test_padding_with_eos_is_distinguished_from_the_eos_that_ends_a_text(folder):
   change(folder / "config.json", bos_token_id=2)  # one token for all three, as in GPT-2
   tokenizer = read(folder)
   rows = tokenizer.encode_batch(["the cat", "the", ""], length=6, eos=True)
@@ -140,11 +140,11 @@ def test_padding_with_eos_is_told_from_the_eos_that_ends_a_text(folder):
 
 def _tiny():
   """(parameters, config) of the golden llama with a row for each token of the tokenizer."""
-  found = pretrained.open_checkpoint(GOLDEN / "llama")
-  parts = {name: found.parts[name] for name in found.parts}
-  parts["embed"] = np.zeros((SIZE, found.config.d_model), np.float32)
-  parts["unembed"] = {"kernel": np.zeros((found.config.d_model, SIZE), np.float32)}
-  return parts, dataclasses.replace(found.config, vocab_size=SIZE)
+  checkpoint = pretrained.open_checkpoint(GOLDEN / "llama")
+  parts = {name: checkpoint.parts[name] for name in checkpoint.parts}
+  parts["embed"] = np.zeros((SIZE, checkpoint.config.d_model), np.float32)
+  parts["unembed"] = {"kernel": np.zeros((checkpoint.config.d_model, SIZE), np.float32)}
+  return parts, dataclasses.replace(checkpoint.config, vocab_size=SIZE)
 
 
 def test_description_makes_the_same_tokenizer_again(folder):
@@ -212,7 +212,7 @@ def test_tokenizer_of_another_size_than_the_model_is_refused_with_both_sizes(fol
 
 
 @pytest.mark.parametrize("file", ["tokenizer.model", None])
-def test_model_without_a_tokenizer_that_is_read_takes_ids_and_says_what_is_missing(folder, file):
+def test_model_without_a_readable_tokenizer_takes_ids_and_names_what_is_missing(folder, file):
   (folder / "tokenizer.json").unlink()
   if file:
     (folder / file).write_bytes(b"pieces")
@@ -284,9 +284,9 @@ def test_tokenizer_inside_a_gguf_file_is_the_one_it_was_made_from(tmp_path, spli
     assert tokenizer.text(tokenizer.encode(text)) == text.replace("<|end|>", "")
 
 
-@pytest.mark.parametrize("asked, named", [({"kind": "bert"}, "'bert'"), ({"split": "tekken"}, "'tekken'")])
-def test_tokenizer_of_a_kind_that_is_not_read_is_named_when_it_is_needed(tmp_path, made, asked, named):
-  target = load_target(gguf_with(tmp_path / "model.gguf", made, **asked, bos=1))
+@pytest.mark.parametrize("changes, named", [({"kind": "bert"}, "'bert'"), ({"split": "tekken"}, "'tekken'")])
+def test_tokenizer_of_a_kind_that_is_not_read_is_named_when_it_is_needed(tmp_path, made, changes, named):
+  target = load_target(gguf_with(tmp_path / "model.gguf", made, **changes, bos=1))
   assert target.tokenizer is None
   message = refusal(target.require_tokenizer)
   assert named in message and "model.gguf" in message
@@ -317,11 +317,13 @@ def test_sentencepiece_tokenizer_inside_a_gguf_file_gives_the_ids_of_sentencepie
 
 
 def test_sentencepiece_tokenizer_without_scores_or_with_more_than_pieces_is_refused(tmp_path, pieces):
-  asked = {"kind": "llama", "tokens": pieces["tokens"], "types": pieces["types"], "bos_token_id": 1}
-  assert "score" in refusal(load_target, gguf_file(tmp_path / "none.gguf", **asked))
-  asked["scores"] = pieces["scores"]
-  assert "score" in refusal(load_target, gguf_file(tmp_path / "few.gguf", **asked | {"scores": pieces["scores"][:-1]}))
+  metadata = {"kind": "llama", "tokens": pieces["tokens"], "types": pieces["types"], "bos_token_id": 1}
+  assert "score" in refusal(load_target, gguf_file(tmp_path / "none.gguf", **metadata))
+  metadata["scores"] = pieces["scores"]
+  assert "score" in refusal(
+    load_target, gguf_file(tmp_path / "few.gguf", **metadata | {"scores": pieces["scores"][:-1]})
+  )
   own = pieces["types"][:-1] + [4]
   tokens = pieces["tokens"][:-1] + ["▁▁▁"]
-  target = load_target(gguf_file(tmp_path / "own.gguf", **asked | {"types": own, "tokens": tokens}))
+  target = load_target(gguf_file(tmp_path / "own.gguf", **metadata | {"types": own, "tokens": tokens}))
   assert "'▁▁▁'" in refusal(target.require_tokenizer)

@@ -15,6 +15,7 @@ from inversionview_jax.causal.addresses import Address, refuse_unreachable, reso
 from inversionview_jax.causal.estimates import Estimate, estimate
 from inversionview_jax.causal.patching import Readout
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.models import storage
 from inversionview_jax.targets import Target
 from inversionview_jax.targets.positions import resolve_positions
 from inversionview_jax.tasks import pairs_file
@@ -28,7 +29,6 @@ _NEEDS = {
   "patch": ("about", "contrast", "addresses", "position", "orders"),
   "ablate": ("about", "addresses", "position", "orders", "to", "read"),
 }
-_RENAMED = {"places": "addresses"}  # settings of version 0.1
 _GIVE_UP = 2048  # inputs without a contrast, after which the search ends
 _METRICS = {
   "patch": ("logit_difference", "kl", "top_logit", "top_changed"),
@@ -149,9 +149,7 @@ def _check_settings(name: str, settings: Mapping) -> None:
   kind = settings.get("kind")
   if kind not in _NEEDS:
     raise one_of(f"kind of the experiment {name}:", kind, _NEEDS)
-  for old, new in _RENAMED.items():
-    if old in settings:
-      raise InversionViewError(f"the experiment {name} has the setting {old!r}, which is now called {new!r}")
+  storage.refuse_renamed(f"experiments.{name}.{key}" for key in settings)
   if missing := [key for key in _NEEDS[kind] if key not in settings]:
     raise InversionViewError(f"the experiment {name} lacks {missing[0]!r}; it needs {', '.join(_NEEDS[kind])}")
 

@@ -26,6 +26,7 @@ RENAMED_CONFIG_KEYS = {
   "target.start.renew": "target.start.reinit_tokens",
   "target.start.stir": "target.start.qk_noise_std",
 }
+RENAMED_EXPERIMENT_KEYS = {"places": "addresses"}  # of each of a config's `experiments`
 RENAMED_DESCRIPTION_KEYS = {"bag": "count_classes"}  # of model.json
 RENAMED_PARAMETERS = {"bag": "count_head"}  # a part of a parameter's path
 COMPUTE_KEYS = (
@@ -43,10 +44,11 @@ def renamed_parameter(name: str) -> str:
 def refuse_renamed(keys: Iterable[str]) -> None:
   """Raises `InversionViewError` with the new name if one of these dotted config keys had another name in version 0.1."""
   for key in keys:
-    if key in RENAMED_CONFIG_KEYS:
-      raise InversionViewError(
-        f"config key {key} is called {RENAMED_CONFIG_KEYS[key]} since version 0.2; use that name"
-      )
+    renamed, (parent, _, name) = RENAMED_CONFIG_KEYS.get(key), key.rpartition(".")
+    if parent.startswith("experiments.") and name in RENAMED_EXPERIMENT_KEYS:
+      renamed = f"{parent}.{RENAMED_EXPERIMENT_KEYS[name]}"
+    if renamed:
+      raise InversionViewError(f"config key {key} is called {renamed} since version 0.2; use that name")
 
 
 def flatten(tree) -> dict[str, np.ndarray]:

@@ -82,38 +82,33 @@ def task_and_target(
     InversionViewError: no such task or target, a language task without a checkpoint, or a target with another tokenizer than the task.
   """
   configured = TargetSettings.from_config(config)
-  convention, dtype = convention or configured.convention, dtype or configured.dtype
-  family = family or configured.family
   settings = settings if settings is not None else configured.inputs
+  loading = {
+    "convention": convention or configured.convention,
+    "dtype": dtype or configured.dtype,
+    "family": family or configured.family,
+    "mesh": mesh,
+  }
   if moved_to is not None and (isinstance(moved_to, Target) or not tasks.is_language(task)):
     source, moved_to = moved_to, None
-  if tasks.is_language(task):
-    return _language(
-      task, source or configured.path, settings, tokenizer, sites, convention, dtype, family, mesh, moved_to
-    )
-  named_task = tasks.get(task, tokenizer, settings)
   if isinstance(source, Target):
-    return named_task, source
-  source = source or task
-  target = load_target(source, convention, named_task.tokenizer, dtype, mesh=mesh, family=family)
+    return tasks.get(task, tokenizer or source.tokenizer, settings), source
+  if tasks.is_language(task) and tokenizer is not None:  # of a saved reader, which carries a reference
+    named_task = tasks.get(task, tokenizer, settings)
+    return named_task, load_reference(source, named_task, moved_to, mesh)
+  if tasks.is_language(task):
+    return _language_target(task, source or configured.path, settings, sites, loading)
+  named_task, source = tasks.get(task, tokenizer, settings), source or task
+  target = load_target(source, tokenizer=named_task.tokenizer, **loading)
   check_tokenizer(target, named_task, source)
   return named_task, dataclasses.replace(target, task=named_task.name, _task=named_task)
 
 
-def _language(
-  task, source, settings, tokenizer, sites, convention, dtype, family, mesh, moved_to
-) -> tuple[tasks.Task, Target]:
-  if isinstance(source, Target):
-    return tasks.get(task, tokenizer or source.tokenizer, settings), source
+def _language_target(task: str, source, settings, sites, loading: dict) -> tuple[tasks.Task, Target]:
   if not source:
     raise InversionViewError(
       f"the task {task} is about a language model: give its Hugging Face folder or .gguf file with --target, or set target.path"
     )
-  if tokenizer is not None:  # of a saved reader, which carries a reference
-    named_task = tasks.get(task, tokenizer, settings)
-    return named_task, load_reference(source, named_task, moved_to, mesh)
   if reference := read_reference(source) or read_reference(pathlib.Path(source) / "target"):
-    source, family = reference["path"], family or reference.get("family")
-  return load_language_target(
-    source, task, settings, sites=sites, convention=convention, dtype=dtype, mesh=mesh, family=family
-  )
+    source, loading = reference["path"], loading | {"family": loading["family"] or reference.get("family")}
+  return load_language_target(source, task, settings, sites=sites, **loading)

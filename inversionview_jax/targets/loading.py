@@ -50,7 +50,7 @@ def load_target(
       safetensors, whole or in shards) of GPT-2, Llama, Mistral, Qwen2, Qwen3, SmolLM, Gemma or Gemma 2, or a GGUF file of one.
     convention: "centered" (what published distances are measured on; models with LayerNorm only) or "raw"; see `pretrained.conventions`.
       None takes "centered" for LayerNorm and "raw" for RMSNorm.
-    tokenizer: in place of the checkpoint's own, or where it has none: a tokenizer, or the name of the task whose it is.
+    tokenizer: in place of the checkpoint's own, or where it has none: a tokenizer, or the name of a task, for its tokenizer.
     dtype: of parameters on the device and of what is computed with them: "float32" (what None means for checkpoints) or "bfloat16".
     layers: load and run the first so many only, which is all that reading their activations takes; there are no logits then.
     mesh: as for `Target.from_raw`.

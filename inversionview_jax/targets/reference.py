@@ -36,7 +36,7 @@ def write_reference(folder: str | os.PathLike, source: str | os.PathLike, target
 
 
 def _relative_to_home(path: pathlib.Path) -> str:
-  """With "~" for the home folder, so that a reader of a model that lies there can be handed on."""
+  """With "~" for the home folder, so that a reader of a model there can be handed on."""
   home = pathlib.Path.home()
   return str(pathlib.Path("~") / path.relative_to(home)) if path.is_relative_to(home) else str(path)
 
@@ -78,7 +78,7 @@ def load_reference(
   source = pathlib.Path(path or reference["path"]).expanduser()
   if not source.exists():
     raise InversionViewError(
-      f"the checkpoint this reader reads is not at {source} any more; give its place with --target"
+      f"the checkpoint this reader reads is not at {source} any more; give its path with --target"
     )
   target = load_target(
     source,

@@ -68,14 +68,14 @@ def test_attribution_refuses_what_is_not_there(small_target):
 def test_the_parts_of_a_mistral_sum_to_its_logits():
   target = iv.load_target("tests/golden/mistral")
   tokens = np.random.default_rng(0).integers(1, target.config.vocab_size, (3, 6))
-  found = attribution.attribute(target, tokens)
-  assert set(found.components) == {
+  parts = attribution.attribute(target, tokens)
+  assert set(parts.components) == {
     "embed",
     "m0",
     "m1",
     *(f"a{l}.{h}" for l in range(2) for h in range(target.config.n_heads)),
   }
-  np.testing.assert_allclose(found.values.sum(axis=1), target.run(tokens).logits[:, -1], rtol=0, atol=1e-4)
+  np.testing.assert_allclose(parts.values.sum(axis=1), target.run(tokens).logits[:, -1], rtol=0, atol=1e-4)
 
 
 def test_a_model_whose_logits_are_no_sum_is_refused():
@@ -98,5 +98,5 @@ def test_an_attribution_shows_its_largest_parts(small_target):
 
 
 def test_ranks_show_contributions_and_ranks(small_target):
-  found = attribution.ranks(small_target, CLEAN, "=", ["3", "7"])
-  assert "a0.0" in repr(found) and "rank" in repr(found) and "<table>" in found._repr_html_()
+  parts = attribution.ranks(small_target, CLEAN, "=", ["3", "7"])
+  assert "a0.0" in repr(parts) and "rank" in repr(parts) and "<table>" in parts._repr_html_()

@@ -54,15 +54,15 @@ def test_patch_writes_data_and_charts_and_prints_tables(inversionview, tmp_path,
   assert (code, error) == (0, "")
   names = {path.name for path in (tmp_path / "out").iterdir()}
   assert names == {"A1_F2S2.json", "A1_F2S2.png", "A1_F2S2.svg"} if charts.available() else {"A1_F2S2.json"}
-  said = json.loads((tmp_path / "out" / "A1_F2S2.json").read_text())
-  assert (said["task"], said["pairs"], said["pairs_asked"], said["settings"]["contrast"]["predict"]) == (
+  data = json.loads((tmp_path / "out" / "A1_F2S2.json").read_text())
+  assert (data["task"], data["pairs"], data["pairs_asked"], data["settings"]["contrast"]["predict"]) == (
     "addition",
     64,
     64,
     "A1",
   )
-  forward, backward = said["results"]
-  assert [table["order"] for table in said["results"]] == ["forward", "backward"]
+  forward, backward = data["results"]
+  assert [table["order"] for table in data["results"]] == ["forward", "backward"]
   rows = {row["name"]: row for row in forward["rows"]}
   assert list(rows) == ["a0.0@=", *(f"+ a{layer}.{head}@=" for layer in (0, 1) for head in range(4) if layer + head)]
   # In the model that ships, a0.0 brings the carry out of the tens; all heads together bring all that the pair changes.
@@ -73,12 +73,12 @@ def test_patch_writes_data_and_charts_and_prints_tables(inversionview, tmp_path,
     assert last["logit_difference"]["mean"] == pytest.approx(table["total"]["mean"], rel=1e-3)
     for row in table["rows"]:
       assert f"{row['logit_difference']['mean']:.3f} ± {row['logit_difference']['se']:.3f}" in out
-  # Without matplotlib all but the charts is there, and one line says so.
+  # Without matplotlib all but the charts is there, and one line names what is missing.
   monkeypatch.setattr(charts, "available", lambda: False)
   code, again, error = inversionview(*patch(f"{ADDITION}:A1_F2S2", "--out", "bare"))
   assert code == 0 and error == f"inversionview: {charts.MISSING}\n" and "inversionview_jax[plots]" in error
   assert [path.name for path in (tmp_path / "bare").iterdir()] == ["A1_F2S2.json"]
-  assert json.loads((tmp_path / "bare" / "A1_F2S2.json").read_text()) == said and again.replace("bare", "out") == out
+  assert json.loads((tmp_path / "bare" / "A1_F2S2.json").read_text()) == data and again.replace("bare", "out") == out
 
 
 def test_ablation_of_plus(inversionview, tmp_path):
@@ -169,11 +169,11 @@ def test_verify_says_how_much_each_kind_of_pair_explains(inversionview, tmp_path
     *("verify", "--site", "a0.0", "--position", "=", "--feature", "C2", "--pairs", 64, "--json", "verdict.json")
   )
   assert (code, error) == (0, "")
-  said = json.loads((tmp_path / "verdict.json").read_text())
-  assert (said["feature"], said["predict"], said["target"]["name"]) == ("C2", "A1", "addition")
-  assert said["only"]["share"]["mean"] > 0.9 and abs(said["rest"]["share"]["mean"]) < 0.1
-  assert "C2 only" in out and "everything but C2" in out and f"{100 * said['only']['share']['mean']:.1f}" in out
-  assert "(n = 64)" in out and " / ".join(said["only"]["example"]) in out
+  data = json.loads((tmp_path / "verdict.json").read_text())
+  assert (data["feature"], data["predict"], data["target"]["name"]) == ("C2", "A1", "addition")
+  assert data["only"]["share"]["mean"] > 0.9 and abs(data["rest"]["share"]["mean"]) < 0.1
+  assert "C2 only" in out and "everything but C2" in out and f"{100 * data['only']['share']['mean']:.1f}" in out
+  assert "(n = 64)" in out and " / ".join(data["only"]["example"]) in out
 
 
 # What is refused.
@@ -196,6 +196,7 @@ def test_verify_says_how_much_each_kind_of_pair_explains(inversionview, tmp_path
     (patch(f"{ADDITION}:plus", "--config.experiments.plus.to=median"), "median"),
     (patch(f"{ADDITION}:plus", "--config.experiments.plus.kind=swap"), "swap"),
     (patch(f"{ADDITION}:plus", "--config.experiments.plus.addresses=('x9.post@+',)"), "x9.post"),
+    (patch(f"{ADDITION}:plus", "--config.experiments.plus.places=('x0.post@+',)"), "called experiments.plus.addresses"),
     (patch(f"{ADDITION}:plus", "--config.experiments.plus.addresses=('x0.post@',)"), "no position behind"),
     (patch(f"{ADDITION}:plus", "--config.experiments.plus.addresses=('x0.post@A9',)"), "'A9'"),
     (patch(f"{ADDITION}:A1_F1S1", "--config.experiments.A1_F1S1.contrast.where=F1 == 10"), "no input of the split"),
@@ -239,6 +240,8 @@ def test_settings_that_an_experiment_needs_or_does_not_know():
   task, target = tasks.get("addition"), load_target("addition")
   config = {"pairs": 8, "seed": 0, "split": "test"}
   whole = {"kind": "patch", "about": "", "contrast": {}, "addresses": (), "position": "=", "orders": ("forward",)}
+  with pytest.raises(InversionViewError, match="experiments.mine.places is called experiments.mine.addresses"):
+    experiments.prepare(target, task, "mine", whole | {"places": ()}, config)
   for key in ("contrast", "orders"):
     with pytest.raises(InversionViewError, match=f"lacks '{key}'"):
       experiments.prepare(target, task, "mine", {k: v for k, v in whole.items() if k != key}, config)

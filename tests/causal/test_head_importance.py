@@ -55,9 +55,9 @@ def test_ranking_counts_prompts_over_the_threshold_and_then_takes_the_mean():
   shares[:, 1, 0] = 0.05, 0.05, 0.0, 0.0
   shares[:, 1, 1] = 0.03, 0.03, 0.03, 0.0
   shares[:, 2, 0] = 0.9, 0.9, 0.0, 0.0
-  found = head_importance.ranked(shares, 0.02, first_layer=1)
-  assert [(head.site, head.over) for head in found] == [("a1.1", 3), ("a2.0", 2), ("a1.0", 2), ("a2.1", 0)]
-  assert head_importance.ranked(shares, 0.04, last_layer=1)[0].site == "a1.0" and found[1].mean == pytest.approx(0.45)
+  heads = head_importance.ranked(shares, 0.02, first_layer=1)
+  assert [(head.site, head.over) for head in heads] == [("a1.1", 3), ("a2.0", 2), ("a1.0", 2), ("a2.1", 0)]
+  assert head_importance.ranked(shares, 0.04, last_layer=1)[0].site == "a1.0" and heads[1].mean == pytest.approx(0.45)
   for wrong in ({"first_layer": 3}, {"last_layer": 7}, {"threshold": 1.5}):
     with pytest.raises(InversionViewError):
       head_importance.ranked(shares, **wrong)
@@ -66,20 +66,20 @@ def test_ranking_counts_prompts_over_the_threshold_and_then_takes_the_mean():
 def run(capsys, *argv):
   capsys.readouterr()
   code = main(["heads", *argv])
-  said = capsys.readouterr()
-  assert "Traceback" not in said.err and (code == 0 or said.err.count("\n") == 1)
-  return code, said.out + said.err
+  output = capsys.readouterr()
+  assert "Traceback" not in output.err and (code == 0 or output.err.count("\n") == 1)
+  return code, output.out + output.err
 
 
 def test_command_over_the_bundled_facts(folder, target, tmp_path, capsys):
   out = tmp_path / "heads.json"
-  code, said = run(capsys, "--target", str(folder), "--task", "factual", "--count", "20", "--first-layer", "1", "--top", "3",
+  code, output = run(capsys, "--target", str(folder), "--task", "factual", "--count", "20", "--first-layer", "1", "--top", "3",
                    "--json", str(out))  # fmt: skip
-  assert code == 0 and "20 prompts" in said
+  assert code == 0 and "20 prompts" in output
   data = json.loads(out.read_text())
   assert data["prompts"] == 20 and data["target"]["fingerprint"] == target.fingerprint and len(data["heads"]) == 8
   assert [head["site"] for head in data["heads"][:3]] == list(
-    ast.literal_eval(said.split("sites=")[1].strip().strip('"'))
+    ast.literal_eval(output.split("sites=")[1].strip().strip('"'))
   )
 
 
@@ -88,9 +88,9 @@ def test_command_over_prompts_of_a_file_and_only_those_that_are_known(folder, ta
   tokens = target.tokenizer.encode_batch(texts, eos=False)
   at = np.array([len(target.tokenizer.encode(text)) for text in texts])
   shares, predicted = head_importance.head_shares(target, tokens, at)
-  said = target.tokenizer.strings(predicted)
-  known = [i for i in range(4) if said[i].startswith(" ") and len(target.tokenizer.encode(said[i])) == 1]
-  lines = [{"prompt": t, "answer": said[i].strip() if i in known else "nothing of it"} for i, t in enumerate(texts)]
+  answers = target.tokenizer.strings(predicted)
+  known = [i for i in range(4) if answers[i].startswith(" ") and len(target.tokenizer.encode(answers[i])) == 1]
+  lines = [{"prompt": t, "answer": answers[i].strip() if i in known else "nothing of it"} for i, t in enumerate(texts)]
   path.write_text("".join(json.dumps(line) + "\n" for line in lines))
   out = tmp_path / "h.json"
   assert run(capsys, "--target", str(folder), "--prompts", str(path), "--json", str(out), "--threshold", "0")[0] == 0
@@ -105,8 +105,8 @@ def test_command_over_prompts_of_a_file_and_only_those_that_are_known(folder, ta
 
 
 def test_command_over_a_task_of_ours(capsys):
-  code, said = run(capsys, "--task", "addition", "--position", "=", "--count", "64", "--known")
-  assert code == 0 and "64 prompts" in said and "a0.0" in said
+  code, output = run(capsys, "--task", "addition", "--position", "=", "--count", "64", "--known")
+  assert code == 0 and "64 prompts" in output and "a0.0" in output
 
 
 @pytest.mark.parametrize(
@@ -121,5 +121,5 @@ def test_command_over_a_task_of_ours(capsys):
 )  # fmt: skip
 def test_bad_input_is_one_line(folder, tmp_path, capsys, argv, named):
   (tmp_path / "p.txt").write_text("Paris is\n")
-  code, said = run(capsys, *(a.format(folder, p=tmp_path / "p.txt") for a in argv))
-  assert code == 2 and named in said
+  code, output = run(capsys, *(a.format(folder, p=tmp_path / "p.txt") for a in argv))
+  assert code == 2 and named in output

@@ -21,8 +21,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def task(whole):
-  return tasks.get("ioi", whole.tokenizer)
+def task(folder):
+  return tasks.get("ioi", load_target(folder).tokenizer)
 
 
 @pytest.mark.slow
@@ -57,9 +57,9 @@ def test_ranks_are_those_of_the_contributions(folder, task):
   target = load_target(folder, "centered")
   tokens = task.tokenizer.to_base(task.tokens(np.arange(3))).astype(np.int32)
   of = np.array([5, 40, 300])
-  found = attribution.ranks(target, tokens, np.array([7, 8, 9]), of, ["a0.1", "m2", "embed"])
+  ranks = attribution.ranks(target, tokens, np.array([7, 8, 9]), of, ["a0.1", "m2", "embed"])
   whole = attribution.attribute(target, tokens, np.array([7, 8, 9]), components=["a0.1", "m2", "embed"]).values
-  np.testing.assert_allclose(found.values, whole[:, :, of], rtol=0, atol=1e-4)
-  expected = (whole[:, :, None] > found.values[..., None] + 1e-5).sum(axis=-1)
-  assert np.abs(found.above - expected).max() <= 1  # but for what rounding makes of a tie
-  assert (found.above + found.below < whole.shape[-1]).all()
+  np.testing.assert_allclose(ranks.values, whole[:, :, of], rtol=0, atol=1e-4)
+  expected = (whole[:, :, None] > ranks.values[..., None] + 1e-5).sum(axis=-1)
+  assert np.abs(ranks.above - expected).max() <= 1  # but for what rounding makes of a tie
+  assert (ranks.above + ranks.below < whole.shape[-1]).all()

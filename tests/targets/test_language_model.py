@@ -42,7 +42,7 @@ def test_over_a_part_of_the_tokens_activations_and_logits_stay(folder, task, con
   np.testing.assert_allclose(
     logits[..., :-2][real], np.asarray(other.logits)[..., task.tokenizer.base_ids][real], rtol=0, atol=2e-5
   )
-  assert (logits[..., -2:][real] < -1e8).all()  # EOS and PAD are never what the model says
+  assert (logits[..., -2:][real] < -1e8).all()  # the model never predicts EOS and PAD
   assert part.fingerprint == whole.fingerprint and whole.config.vocab_size != part.config.vocab_size
 
 
@@ -61,9 +61,9 @@ def test_the_first_layers_hold_what_they_hold_in_the_whole_model(folder, convent
   assert set(first.params) == {"embed", "pos_embed", "blocks_0", "blocks_1"}
   with pytest.raises(InversionViewError, match="no site 'a2.0' in a network of 2 layers"):
     first.run(tokens, ["a2.0"])
-  for ask in (lambda: first.run(tokens).logits, lambda: attribution.attribute(first, tokens)):
+  for call in (lambda: first.run(tokens).logits, lambda: attribution.attribute(first, tokens)):
     with pytest.raises(InversionViewError, match="has no logits; load it without layers="):
-      ask()
+      call()
   with pytest.raises(InversionViewError, match="layers = 4 must be from 1 to 3"):
     load_target(folder, layers=4)
 

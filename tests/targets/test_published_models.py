@@ -112,9 +112,9 @@ def experiment(task, name, pairs):
   config = configs.load_config(f"{CONFIGS}/verify_{task}.py:{name}", [f"--config.pairs={pairs}"])
   model = targets.load_target(REFERENCE / f"{task}_target", tokenizer=task)
   prepared = experiments.prepare(model, tasks.get(task), name, config.experiments[name].to_dict(), config)
-  found = experiments.run(model, prepared, batch_size=config.batch_size)
-  assert found["pairs"] == pairs
-  return [[row["logit_difference"]["mean"] for row in table["rows"]] for table in found["results"]]
+  result = experiments.run(model, prepared, batch_size=config.batch_size)
+  assert result["pairs"] == pairs
+  return [[row["logit_difference"]["mean"] for row in table["rows"]] for table in result["results"]]
 
 
 @pytest.mark.slow

@@ -44,13 +44,13 @@ def test_a_reader_of_a_language_model_is_trained_and_read(workdir, folder, capsy
   loaded = reader.load_reader(workdir)
   assert loaded.target.config.n_layers == 1
   text = loaded.task.tokenizer.text(loaded.task.tokens(np.array([5]))[0])
-  found = loaded.preimage(text, "a0.0", "S2", num_samples=16)
-  assert len(found.samples) == 16 and found.metric == "cosine"
+  preimage = loaded.preimage(text, "a0.0", "S2", num_samples=16)
+  assert len(preimage.samples) == 16 and preimage.metric == "cosine"
   # Every distance is that of the whole model on the text itself.
   whole, t = load_target(folder), loaded.task.tokenizer
-  for sample in [s for s in found.samples if s.position >= 0][:5]:
+  for sample in [s for s in preimage.samples if s.position >= 0][:5]:
     run = whole.run(t.to_base([[t.bos_id, *sample.tokens]]), ["a0.0"])["a0.0"]
-    one, other = np.asarray(run)[0, sample.position], np.asarray(found.query.activation)
+    one, other = np.asarray(run)[0, sample.position], np.asarray(preimage.query.activation)
     cosine = 1 - one @ other / np.linalg.norm(one) / np.linalg.norm(other)
     assert sample.distance == pytest.approx(cosine, abs=1e-5)
   assert (
@@ -67,16 +67,16 @@ def test_training_goes_on_with_the_target_that_the_workdir_names(workdir, tmp_pa
   assert "reads another target or other layers" in error
 
 
-def test_a_reader_says_where_its_checkpoint_was(workdir, folder, tmp_path, capsys):
+def test_the_path_of_a_checkpoint_that_was_moved_is_given(workdir, folder, tmp_path, capsys):
   moved = shutil.copytree(workdir, tmp_path / "w")
   path = moved / "target" / "reference.json"
-  said = json.loads(path.read_text())
-  path.write_text(json.dumps(said | {"path": str(tmp_path / "gone")}))
+  reference = json.loads(path.read_text())
+  path.write_text(json.dumps(reference | {"path": str(tmp_path / "gone")}))
   with pytest.raises(
-    InversionViewError, match=f"is not at {re.escape(str(tmp_path / 'gone'))} any more; say where it is with --target"
+    InversionViewError, match=f"is not at {re.escape(str(tmp_path / 'gone'))} any more; give its path with --target"
   ):
     reader.load_reader(moved)
-  assert reader.load_reader(moved, folder).target.fingerprint == said["fingerprint"]
+  assert reader.load_reader(moved, folder).target.fingerprint == reference["fingerprint"]
   view = [
     "view",
     "Then, Mary and John",
@@ -89,7 +89,7 @@ def test_a_reader_says_where_its_checkpoint_was(workdir, folder, tmp_path, capsy
     "--num-samples",
     "4",
   ]
-  assert "say where it is with --target" in refused(capsys, *view)
+  assert "give its path with --target" in refused(capsys, *view)
   assert main([*view, "--target", str(folder)]) == 0
   with pytest.raises(InversionViewError, match="is not the checkpoint that this reader was trained on"):
     reader.load_reader(moved, gpt2_folder(tmp_path / "other", layers=3, seed=1))

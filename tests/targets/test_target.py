@@ -80,7 +80,7 @@ def same(one, another) -> bool:
 # What is captured.
 
 
-def test_both_names_of_a_site_give_the_same_activation_whichever_was_asked_for(raw, full_raw):
+def test_both_names_of_a_site_give_the_same_activation(raw, full_raw):
   by_hook = raw.run(TOKENS, capture=[sites.parse(name).hook for name in EVERY_SITE])
   for name in EVERY_SITE:
     hook = sites.parse(name).hook
@@ -140,7 +140,7 @@ def test_capturing_less_changes_no_bit_of_what_is_captured(raw, full_raw, name):
   assert same(raw.run(TOKENS, capture=[name])[name], full_raw[name])
 
 
-def test_asking_twice_for_a_site_returns_it_once(raw, full_raw):
+def test_a_site_that_is_captured_twice_is_returned_once(raw, full_raw):
   run = raw.run(TOKENS, capture=["x0.pre", "blocks.0.hook_resid_pre"])
   assert run.keys() == ["x0.pre"] and same(run["x0.pre"], full_raw["x0.pre"])
 
@@ -279,13 +279,16 @@ def test_sweep_over_layers_heads_positions_and_values_compiles_once(raw):
 def test_logits_have_exactly_no_gradient_from_later_positions(raw_params, full_raw):
   """By both ways in: a residual site, and a head's write."""
   readout = jax.random.normal(jax.random.key(1), (CONFIG.vocab_size,))  # the sum alone could cancel
-  places = [Site("embed"), Site("head", 0, 1)]
+  sites_of_edits = [Site("embed"), Site("head", 0, 1)]
 
   def read(*values):
-    edits = [SiteEdit(s.kind, jnp.int32(s.layer or 0), jnp.int32(s.head or 0), None, v) for s, v in zip(places, values)]
+    edits = [
+      SiteEdit(s.kind, jnp.int32(s.layer or 0), jnp.int32(s.head or 0), None, v)
+      for s, v in zip(sites_of_edits, values, strict=True)
+    ]
     return Transformer(CONFIG).apply({"params": raw_params}, TOKENS[:1], edits=edits).logits[0] @ readout  # [T]
 
-  for jacobian in jax.jit(jax.jacrev(read, argnums=(0, 1)))(*(full_raw[site][:1] for site in places)):
+  for jacobian in jax.jit(jax.jacrev(read, argnums=(0, 1)))(*(full_raw[site][:1] for site in sites_of_edits)):
     depends = np.abs(jacobian[:, 0]).max(axis=-1)  # [T of the logits, T of the edit]
     assert (depends[~np.tri(T, dtype=bool)] == 0).all()
     assert (depends[np.tri(T, dtype=bool)] > 1e-6).all()
@@ -360,11 +363,11 @@ def test_value_of_another_shape_is_refused_with_the_shapes_that_fit(raw, positio
     (("a0.1", PLUS), ("blocks.0.attn.hook_result.1", PLUS - T)),
     (("x0.mid", None), ("x0.mid", EQUALS)),
     (("x0.mid", np.array([1, 2, 3])), ("x0.mid", np.array([3, 1, 3]))),
-    (("x0.post", PLUS), ("x1.pre", PLUS)),  # two names of one place
+    (("x0.post", PLUS), ("x1.pre", PLUS)),  # two names of one activation
     (("x1.pre", None), ("x0.post", PLUS)),
   ],
 )
-def test_two_edits_of_one_place_are_refused(raw, one, another):
+def test_two_edits_of_one_activation_are_refused(raw, one, another):
   message = refusal(raw, edits=[Edit(*one, np.zeros(D)), Edit(*another, np.ones(D))])
   assert "two edits" in message and one[0] in message and sites.parse(another[0]).short in message
 
@@ -408,7 +411,7 @@ def test_tokens_that_are_no_batch_of_integers_are_refused(raw, tokens):
   assert "[B, T]" in message and str(tokens.dtype) in message
 
 
-def test_reading_what_was_not_captured_says_what_was(full_raw, raw):
+def test_reading_what_was_not_captured_names_what_was(full_raw, raw):
   run = raw.run(TOKENS, capture=["x0.mid"])
   for name in ("a0.1", "blocks.0.attn.hook_result.1"):
     with pytest.raises(InversionViewError) as caught:

@@ -164,29 +164,20 @@ def read(
     progress("candidates", start, len(everyone))
     part = everyone[start : start + _AT_ONCE]
     preimages += reader.preimages(part, effects=False, num_samples=num_samples, seed=seed)
-  results: list[information.InformationResult] = []
-  first = preimages[0]
-  for number, preimage in enumerate(preimages if with_information else []):
-    progress("information", number, len(preimages))
-    results += information.measure(
-      reader,
-      [preimage.query],
-      epsilon=first.epsilon,
-      metric=first.metric,
-      match=first.match,
-      inputs=inputs,
-      draws=draws,
-      seed=seed + number,
-    )
+  results = []
+  if with_information:
+    first = preimages[0]
+    how = {"epsilon": first.epsilon, "metric": first.metric, "match": first.match, "inputs": inputs, "draws": draws}
+    for number, preimage in enumerate(preimages):
+      progress("information", number, len(preimages))
+      results += information.measure(reader, [preimage.query], seed=seed + number, **how)
   progress("", 1, 1)
   task, n = reader.task, len(requests)
   members = [one.members for one in results] or [Members.of(preimage, task) for preimage in preimages]
-  each = []
-  for preimage, texts in zip(preimages[:n], members[:n], strict=True):
-    reading = consistency.activation_reading(preimage, task, texts, tokens, expressions)
-    # Diversity is that of the candidates, also where the members are weighted texts.
-    drawn = consistency.diversity(Members.of(preimage, task).within(preimage.epsilon), Background.of(task))
-    each.append(dataclasses.replace(reading, diversity=drawn))
+  each = [
+    _reading(preimage, task, texts, tokens, expressions)
+    for preimage, texts in zip(preimages[:n], members[:n], strict=True)
+  ]
   control = _control(task, preimages, members, n, donors is None, tokens, expressions)
   return Readings(
     reader=reader.name,
@@ -197,6 +188,15 @@ def read(
     rows=_over_queries(each, control),
     donors=(n - 1) if donors is None else len(donors),
   )
+
+
+def _reading(
+  preimage: Preimage, task: Task, members: Members, tokens: bool, expressions: Sequence[str]
+) -> ActivationReading:
+  """The reading of one query from its members; the diversity is that of the candidates, also where members are weighted texts."""
+  reading = consistency.activation_reading(preimage, task, members, tokens, expressions)
+  drawn = Members.of(preimage, task).within(preimage.epsilon)
+  return dataclasses.replace(reading, diversity=consistency.diversity(drawn, Background.of(task)))
 
 
 def _over_queries(each: Sequence[ActivationReading], control: dict[str, Rate]) -> tuple[FeatureConsistency, ...]:

@@ -1,4 +1,4 @@
-"""Training pairs: which (site, position) is drawn for a text, and the activation found there."""
+"""Training pairs: which (site, position) is drawn for a text, and the activation captured there."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def keys(n, seed=0):
   return parallel.fold_in_each(jax.random.key(seed), jnp.arange(n))
 
 
-# What is found.
+# What is captured.
 
 
 @pytest.fixture(scope="module")

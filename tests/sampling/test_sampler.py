@@ -100,7 +100,7 @@ def draw(samplers, small_target, small_decoder, z0):
 
 
 @pytest.fixture(scope="module")
-def found(draw, queries, rows):
+def drawn(draw, queries, rows):
   return draw(queries, rows)
 
 
@@ -120,79 +120,79 @@ def test_bos_activation_of_a_site_is_what_the_target_holds_at_bos(z0, small_targ
 
 
 def test_distances_and_positions_are_those_of_rerunning_the_target_on_the_tokens(
-  found, queries, rows, small_target, small_decoder
+  drawn, queries, rows, small_target, small_decoder
 ):
-  assert found.tokens.shape == (36, T) and found.distance.shape == (36,)
-  run = small_target.run(found.tokens, capture=small_decoder[0].sites)
-  counted = (found.tokens != PAD) & (found.tokens != EOS)
+  assert drawn.tokens.shape == (36, T) and drawn.distance.shape == (36,)
+  run = small_target.run(drawn.tokens, capture=small_decoder[0].sites)
+  counted = (drawn.tokens != PAD) & (drawn.tokens != EOS)
   for row, query in enumerate(rows.query):
     site, _, compared, metric = QUERIES[query]
     activations = np.asarray(run[small_decoder[0].sites[site]])[row]
     best, place = by_hand(activations, queries.activation[query], compared, metric, counted[row])
-    assert found.distance[row] == pytest.approx(best, rel=1e-4, abs=1e-5) and found.position[row] == place
-  assert (~counted).any(axis=1).sum() > 10 and len(set(found.position.tolist())) > 5
-  assert np.isinf(found.distance).any()  # a candidate that ended before the compared position
+    assert drawn.distance[row] == pytest.approx(best, rel=1e-4, abs=1e-5) and drawn.position[row] == place
+  assert (~counted).any(axis=1).sum() > 10 and len(set(drawn.position.tolist())) > 5
+  assert np.isinf(drawn.distance).any()  # a candidate that ended before the compared position
 
 
-def test_effects_are_the_difference_that_the_activation_makes_to_each_token(found, queries, rows, z0, small_decoder):
+def test_effects_are_the_difference_that_the_activation_makes_to_each_token(drawn, queries, rows, z0, small_decoder):
   config, variables = small_decoder
-  score = parallel.jit(lambda z, site: jax.nn.softmax(Decoder(config).apply(variables, found.tokens, z, site)))
+  score = parallel.jit(lambda z, site: jax.nn.softmax(Decoder(config).apply(variables, drawn.tokens, z, site)))
   site = queries.site[rows.query]
   with_z, with_z0 = np.asarray(score(queries.activation[rows.query], site)), np.asarray(score(z0[site], site))
   largest = 0
-  for row, tokens in enumerate(found.tokens.tolist()):
-    assert found.effect[row, 0] == 0
+  for row, tokens in enumerate(drawn.tokens.tolist()):
+    assert drawn.effect[row, 0] == 0
     for t in range(1, T):
       by_hand = with_z[row, t - 1, tokens[t]] - with_z0[row, t - 1, tokens[t]] if tokens[t] != PAD else 0
-      assert found.effect[row, t] == pytest.approx(by_hand, abs=1e-5)
+      assert drawn.effect[row, t] == pytest.approx(by_hand, abs=1e-5)
       largest = max(largest, abs(by_hand))
   assert largest > 0.1
 
 
-def test_candidates_are_the_same_on_one_and_on_eight_devices(draw, found, queries, rows):
+def test_candidates_are_the_same_on_one_and_on_eight_devices(draw, drawn, queries, rows):
   one = draw(queries, rows, devices=1)
-  np.testing.assert_array_equal(one.tokens, found.tokens)
-  np.testing.assert_array_equal(one.position, found.position)
-  np.testing.assert_allclose(one.distance, found.distance, rtol=1e-5)
-  np.testing.assert_allclose(one.effect, found.effect, atol=1e-6)
+  np.testing.assert_array_equal(one.tokens, drawn.tokens)
+  np.testing.assert_array_equal(one.position, drawn.position)
+  np.testing.assert_allclose(one.distance, drawn.distance, rtol=1e-5)
+  np.testing.assert_allclose(one.effect, drawn.effect, atol=1e-6)
 
 
 def test_candidates_are_the_same_whether_they_run_at_once_or_in_chunks(
-  found, queries, rows, small_target, small_decoder, z0, meshes, monkeypatch
+  drawn, queries, rows, small_target, small_decoder, z0, meshes, monkeypatch
 ):
   """A large target is re-run on some of the rows at a time; here on 16 of 36."""
   monkeypatch.setattr(sampling.Sampler, "rows_at_once", 16)
   sampler = sampling.Sampler(small_decoder[0], small_target.module, TASK, meshes(8))
   parts = sampler.run(small_decoder[1], small_target.params, z0, queries, rows, 0)
   assert len(parts.tokens) == len(rows.query)
-  np.testing.assert_array_equal(parts.tokens, found.tokens)
-  np.testing.assert_array_equal(parts.position, found.position)
-  np.testing.assert_allclose(parts.distance, found.distance, rtol=1e-5)
+  np.testing.assert_array_equal(parts.tokens, drawn.tokens)
+  np.testing.assert_array_equal(parts.position, drawn.position)
+  np.testing.assert_allclose(parts.distance, drawn.distance, rtol=1e-5)
 
 
-def test_same_seed_draws_the_same_candidates_and_another_draws_others(draw, found, queries, rows):
-  jax.tree.map(np.testing.assert_array_equal, draw(queries, rows), found)
+def test_same_seed_draws_the_same_candidates_and_another_draws_others(draw, drawn, queries, rows):
+  jax.tree.map(np.testing.assert_array_equal, draw(queries, rows), drawn)
   other = draw(queries, rows, seed=1)
-  assert (other.tokens != found.tokens).any(axis=1).mean() > 0.9
+  assert (other.tokens != drawn.tokens).any(axis=1).mean() > 0.9
 
 
-def test_candidates_of_a_query_do_not_depend_on_the_other_queries(draw, found, queries):
+def test_candidates_of_a_query_do_not_depend_on_the_other_queries(draw, drawn, queries):
   alone = mixture_rows(SETTINGS, 4 * EACH)
   for query in range(4):
     got = draw(queries, dataclasses.replace(alone, query=np.full(4 * EACH, query, np.int32)))
     mine = slice(query * EACH, (query + 1) * EACH)
-    np.testing.assert_array_equal(got.tokens[:EACH], found.tokens[mine])
-    np.testing.assert_allclose(got.distance[:EACH], found.distance[mine], rtol=1e-5)
+    np.testing.assert_array_equal(got.tokens[:EACH], drawn.tokens[mine])
+    np.testing.assert_allclose(got.distance[:EACH], drawn.distance[mine], rtol=1e-5)
 
 
-def test_noise_changes_what_the_decoder_reads_but_not_what_candidates_are_compared_with(draw, found, queries, rows):
+def test_noise_changes_what_the_decoder_reads_but_not_what_candidates_are_compared_with(draw, drawn, queries, rows):
   noisy = dataclasses.replace(rows, noise=np.full(36, 3.0, np.float32))
   got = draw(queries, noisy)
-  changed = (got.tokens != found.tokens).any(axis=1)
+  changed = (got.tokens != drawn.tokens).any(axis=1)
   assert changed.mean() > 0.5
   before, now = (
     {(q, tuple(text)): d for q, text, d in zip(rows.query.tolist(), one.tokens.tolist(), one.distance.tolist())}
-    for one in (found, got)
+    for one in (drawn, got)
   )
   both = set(before) & set(now)
   assert len(both) >= 5
@@ -200,7 +200,7 @@ def test_noise_changes_what_the_decoder_reads_but_not_what_candidates_are_compar
     assert before[text] == pytest.approx(now[text], rel=1e-5)
 
 
-def test_another_query_compiles_nothing(samplers, draw, found, queries, rows):
+def test_another_query_compiles_nothing(samplers, draw, drawn, queries, rows):
   before = samplers[8].compiled()
   assert before == 1
   other = dataclasses.replace(
@@ -212,7 +212,7 @@ def test_another_query_compiles_nothing(samplers, draw, found, queries, rows):
   )
   hotter = dataclasses.replace(rows, temperature=rows.temperature * 2, noise=rows.noise + 0.5, number=rows.number + 100)
   got = draw(other, hotter, seed=7)
-  assert (got.tokens != found.tokens).any(axis=1).mean() > 0.9
+  assert (got.tokens != drawn.tokens).any(axis=1).mean() > 0.9
   assert samplers[8].compiled() == before
 
 
@@ -247,10 +247,10 @@ def test_decoder_can_read_another_activation_than_distances_are_taken_to(draw, q
   assert not np.allclose(elsewhere.distance, same.distance)
 
 
-def test_progress_counts_every_row_once(samplers, small_target, small_decoder, z0, queries, rows, found):
+def test_progress_counts_every_row_once(samplers, small_target, small_decoder, z0, queries, rows, drawn):
   counts = []
   out = samplers[1].run(
     small_decoder[1], small_target.params, z0, queries, rows, 0, effects=False, chunk=16, progress=counts.append
   )
   assert counts == [16, 16, 4]
-  np.testing.assert_array_equal(out.tokens, found.tokens)
+  np.testing.assert_array_equal(out.tokens, drawn.tokens)

@@ -1,7 +1,7 @@
 """Factual recall in GPT-2 XL, as in the paper: 25 heads of its upper half, a decoder that starts from GPT-2 medium.
 
     inversionview heads --config configs/factual.py --target GPT2_XL --known --first-layer 24 --json heads.json
-    inversionview train --config configs/factual.py --target GPT2_XL --config.init_from=GPT2_MEDIUM --workdir W --config.sites="('a24.3',...)"
+    inversionview train --config configs/factual.py --target GPT2_XL --config.init_from=GPT2_MEDIUM --workdir W --config.sites="('a24.3','a24.5')"
 
 The first command finds the sites for the second. Not run at this size: 32 million pairs through models of 1.5 and 0.4 billion parameters need
 several accelerators. configs/README.md has the data (COUNTERFACT, BEAR-big, MiniPile) and the procedure.

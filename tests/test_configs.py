@@ -4,13 +4,14 @@ import functools
 import importlib.util
 import json
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-from inversionview_jax import tasks
+from inversionview_jax import cli, tasks
 from inversionview_jax.commands.configs import config_keys, load_config
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import decoder, transformer
@@ -203,6 +204,16 @@ assert "jax" not in sys.modules
 def test_docstring_of_every_config_is_short(path):
   lines = module(path).__doc__.strip().splitlines()
   assert len(lines) <= 14 and lines[0].endswith(".") and any("inversionview " in line for line in lines)
+
+
+@pytest.mark.parametrize("path", EVERY_FILE, ids=lambda path: path.stem)
+def test_commands_in_docstrings_are_parsed(path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  lines = [line for line in module(path).__doc__.splitlines() if line.startswith("    inversionview ")]
+  assert lines
+  for line in lines:
+    args, rest = cli._parser().parse_known_args(shlex.split(line, comments=True)[1:])
+    assert load_config(args.config, rest) if getattr(args, "config", None) else not rest
 
 
 def test_two_configs_share_no_mutable_block():

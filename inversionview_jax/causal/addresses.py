@@ -5,7 +5,7 @@ Shapes: N inputs, T tokens, Q positions whose prediction is read, K tokens whose
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import jax
 import numpy as np
@@ -44,7 +44,9 @@ def encode_inputs(target: Target, inputs: Inputs) -> np.ndarray:
   """Texts (with BOS, without EOS) or token ids -> int32[N, T]; raises `InversionViewError` for what is neither, or does not fit the target."""
   if isinstance(inputs, str):
     raise InversionViewError(f"inputs are a list of texts, not one text: write [{inputs!r}]")
-  return np.asarray(target.encode(inputs) if is_text(inputs) else target.check_tokens(inputs))
+  if is_text(inputs):
+    return target.encode(cast(Sequence[str], inputs))
+  return target.check_tokens(cast(np.ndarray, inputs))
 
 
 def resolve_addresses(

@@ -6,6 +6,7 @@ Shapes: N pairs, M addresses, S steps.
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -133,12 +134,15 @@ def prepare(target: Target, task: Task, name: str, settings: Mapping, config: Ma
     for layer in range(target.config.n_layers)
     for head in range(target.config.n_heads)
   ]
-  sites, positions = zip(*(split_address(text) for group in groups for text in group), strict=True)
+  pieces = [split_address(text) for group in groups for text in group]
+  sites, positions = [site for site, _ in pieces], [position for _, position in pieces]
   if isinstance(pairs, pairs_file.TextPairs):
     positions = _text_positions(pairs, positions)
   addresses = resolve_addresses(target, sites, positions, clean, corrupted)
   refuse_unreachable(target, addresses, readout.clean_at)
-  names, steps, orders = [], [], []
+  names: list[str] = []
+  steps: list[np.ndarray] = []
+  orders: list[tuple[str, int]] = []
   for order in settings["orders"]:
     named, on = interventions.ordered(groups, order)
     names, steps, orders = names + named, [*steps, on], [*orders, (order, len(named))]
@@ -204,9 +208,10 @@ def run(target: Target, prepared: Prepared, *, batch_size: int, mesh: jax.shardi
     each table has "order", "rows" of {"name", metric: {"mean", "se", "n"}} and, of a patch, the "original" logit difference and the
     "total" that running the corrupted input takes from it.
   """
-  settings, how = prepared.settings, {"batch_size": batch_size, "mesh": mesh}
+  settings = prepared.settings
+  how: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
   if prepared.pairs is not None:
-    inputs = {"corrupted": prepared.pairs.corrupted}
+    inputs: dict[str, Any] = {"corrupted": prepared.pairs.corrupted}
   else:
     inputs = {
       "values": interventions.replacement_values(target, prepared.clean, prepared.addresses, settings["to"], **how)
@@ -222,7 +227,8 @@ def run(target: Target, prepared: Prepared, *, batch_size: int, mesh: jax.shardi
 
 
 def _result_table(prepared: Prepared, measured: patching.Measured, order: str, steps: slice) -> dict:
-  table, is_patch = {"order": order, "rows": []}, prepared.pairs is not None
+  table: dict = {"order": order, "rows": []}
+  is_patch = prepared.pairs is not None
   for read in range(prepared.readout.clean_at.shape[1]):
     effects = {
       metric: interventions.effects_of(measured, prepared.names, metric, read)
@@ -236,7 +242,7 @@ def _result_table(prepared: Prepared, measured: patching.Measured, order: str, s
       table["rows"].append(row)
   if is_patch:
     lost = effects["logit_difference"]
-    table |= {"original": estimate(lost.original).to_data(), "total": estimate(lost.total).to_data()}
+    table |= {"original": estimate(lost.original).to_data(), "total": as_data(lost.total_estimate)}
   return table
 
 

@@ -64,15 +64,21 @@ class Effects(ShowsTable):
     return tuple(map(estimate, self.values))
 
   @property
+  def total_estimate(self) -> Estimate | None:
+    """The mean effect of running the corrupted input instead; None where there is none."""
+    return None if self.total is None else estimate(self.total)
+
+  @property
   def shares(self) -> tuple[Estimate | None, ...]:
     """Each step's effect as a share of the effect of the whole corrupted input; None where that is zero or there is none."""
     return tuple(None if self.total is None else share(row, self.total) for row in self.values)
 
   def _table(self) -> Table:
     name = _METRIC_NAMES[self.metric]
+    rows: list[tuple[str, ...]]
     if self.total is None:
+      columns: tuple[str, ...] = ("step", name)
       rows = [(step, plus_minus(e.mean, e.se)) for step, e in zip(self.steps, self.estimates, strict=True)]
-      columns = ("step", name)
     else:
       rows = [
         (step, plus_minus(e.mean, e.se), "-" if part is None else plus_minus(part.mean, part.se, 100, " %"))

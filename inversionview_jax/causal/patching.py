@@ -99,7 +99,7 @@ def measure(
     "steps": np.concatenate([np.zeros((1, len(addresses)), bool), steps]),
     "values": np.zeros((len(addresses), 1), np.float32) if values is None else np.asarray(values, np.float32)[order],
   }
-  rows = {
+  rows: dict[str, np.ndarray | None] = {
     "clean": clean,
     "at": clean_at,
     "read": readout.clean_at,
@@ -148,7 +148,8 @@ def _sites_as_arrays(addresses: Sequence[Address], slot: np.ndarray) -> dict[str
 
 def _columns(columns: Sequence[np.ndarray | None], count: int) -> tuple[np.ndarray, np.ndarray]:
   """The distinct columns, int32[N, P], and the index of each column among them, int32[M]: heads at one position are looked up there once."""
-  distinct, slot = {}, []
+  distinct: dict[bytes, tuple[int, np.ndarray]] = {}
+  slot: list[int] = []
   for column in columns:
     column = np.zeros(count, np.int32) if column is None else np.asarray(column, np.int32)
     slot.append(distinct.setdefault(column.tobytes(), (len(distinct), column))[0])

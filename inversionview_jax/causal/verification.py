@@ -8,6 +8,7 @@ nothing.
 import dataclasses
 
 import jax
+import numpy as np
 
 from inversionview_jax.causal import experiments, interventions, patching
 from inversionview_jax.causal.addresses import refuse_unreachable, resolve_addresses
@@ -85,11 +86,11 @@ class Verdict(ShowsTable):
       f"(n = {self.only.effect.n:,}), and {percent(self.rest.share)} of what everything but {self.feature} does (n = {self.rest.effect.n:,})"
     )
 
-  def rows(self) -> list[tuple[str, str, str]]:
+  def rows(self) -> list[tuple[str, ...]]:
     """(what, in pairs that differ in the feature only, in pairs that differ in everything but it), as text."""
     sides = (self.only, self.rest)
 
-    def row(label: str, name: str, *scale) -> tuple[str, str, str]:
+    def row(label: str, name: str, *scale) -> tuple[str, ...]:
       values = [getattr(side, name) for side in sides]
       return (label, *("-" if value is None else plus_minus(value.mean, value.se, *scale) for value in values))
 
@@ -174,7 +175,7 @@ def _side(target: Target, task: Task, vary: str, site: Site, position, pairs: Pa
     target,
     pairs.clean,
     addresses,
-    [[True]],
+    np.ones((1, 1), bool),
     readout,
     corrupted=pairs.corrupted,
     batch_size=batch_size,
@@ -186,13 +187,13 @@ def _side(target: Target, task: Task, vary: str, site: Site, position, pairs: Pa
   differs = pairs.answer != pairs.foil
   return Side(
     vary,
-    tuple(task.tokenizer.text(tokens[0]) for tokens in (pairs.clean, pairs.corrupted)),
+    (task.tokenizer.text(pairs.clean[0]), task.tokenizer.text(pairs.corrupted[0])),
     estimate(differs),
     estimate(lost.original),
-    estimate(lost.total),
+    estimate(np.asarray(lost.total)),
     lost.estimates[0],
     lost.shares[0] if differs.any() else None,
     kl.estimates[0],
-    estimate(kl.total),
+    estimate(np.asarray(kl.total)),
     changed.estimates[0],
   )

@@ -5,7 +5,7 @@ Shapes: B rows, T tokens, D d_model.
 
 import dataclasses
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +60,10 @@ def resolve_edit(target: "Target", edit: Edit, tokens, lengths) -> SiteEdit:
     raise InversionViewError(
       f"{str(edit.site)!r} can be captured but not edited, being more than one vector per position{instead}"
     )
-  batch, length, width = *tokens.shape, target.config.d_model
+  batch, length = tokens.shape
+  width = target.config.d_model
   value = jnp.asarray(edit.value, jnp.float32)
-  shape = (batch, length, width) if edit.position is None else (batch, width)
+  shape: tuple[int, ...] = (batch, length, width) if edit.position is None else (batch, width)
   if value.shape not in (shape, (width,)):
     raise InversionViewError(f"the edit of {site} needs a value of shape {shape} or {(width,)}, got {value.shape}")
   value = jnp.broadcast_to(value, shape)
@@ -70,12 +71,12 @@ def resolve_edit(target: "Target", edit: Edit, tokens, lengths) -> SiteEdit:
   return SiteEdit(site.kind, jnp.int32(site.layer or 0), jnp.int32(site.head or 0), position, value)
 
 
-def _position_per_row(target: "Target", site: Site, position: Position, tokens, lengths):
+def _position_per_row(target: "Target", site: Site, given: Position, tokens, lengths) -> Any:
   """int32[B], not negative."""
   batch, length = tokens.shape
-  if isinstance(position, str):
-    return label_positions(target, tokens, position)
-  given, position = position, position if is_traced(position) else np.asarray(position)
+  if isinstance(given, str):
+    return label_positions(target, tokens, given)
+  position: Any = given if is_traced(given) else np.asarray(given)
   if position.shape not in ((), (batch,)) or not np.issubdtype(position.dtype, np.integer):
     raise InversionViewError(f"the edit of {site} needs one position, or one per row ({batch}), got {given!r}")
   if is_traced(position, tokens, lengths):

@@ -83,7 +83,7 @@ def task_and_target(
   """
   configured = TargetSettings.from_config(config)
   settings = settings if settings is not None else configured.inputs
-  loading = {
+  loading: dict[str, Any] = {
     "convention": convention or configured.convention,
     "dtype": dtype or configured.dtype,
     "family": family or configured.family,
@@ -93,7 +93,9 @@ def task_and_target(
     source, moved_to = moved_to, None
   if isinstance(source, Target):
     return tasks.get(task, tokenizer or source.tokenizer, settings), source
-  if tasks.is_language(task) and tokenizer is not None:  # of a saved reader, which carries a reference
+  if (
+    tasks.is_language(task) and tokenizer is not None and source is not None
+  ):  # of a saved reader, which carries a reference
     named_task = tasks.get(task, tokenizer, settings)
     return named_task, load_reference(source, named_task, moved_to, mesh)
   if tasks.is_language(task):

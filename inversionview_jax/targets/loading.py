@@ -80,9 +80,9 @@ def load_target(
   params, description = storage.load_model(folder, _expected_shapes)
   tokenizer = tokenizers.from_description(description["tokenizer"]) if description["tokenizer"] else tokenizer
   params, config = _first_layers(params, TransformerConfig.from_dict(description["config"]), layers)
-  name, task = description["name"], description["task"]
+  named = description["name"], description["task"]
   compute = Compute(dtype=description["config"].get("dtype", "float32"))  # of a model that version 0.1 trained
-  return Target.from_raw(params, config, tokenizer, convention, name, task, dtype, mesh, compute=compute)
+  return Target.from_raw(params, config, tokenizer, convention, *named, dtype, mesh, compute=compute)
 
 
 def check_tokenizer(target: Target, task: tasks.Task, source: str | os.PathLike) -> None:
@@ -109,8 +109,10 @@ def _from_checkpoint(
   missing = ""
   if tokenizer is None:
     tokenizer, missing = pretrained.tokenizer_of(path, checkpoint)
+  parts, config = _first_layers(checkpoint.parts, checkpoint.config, layers)
   target = Target.from_raw(
-    *_first_layers(checkpoint.parts, checkpoint.config, layers),
+    parts,
+    config,
     tokenizer,
     convention,
     name=path.stem if checkpoint.gguf else path.name,

@@ -4,18 +4,19 @@ Shapes: B rows, T tokens.
 """
 
 import operator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.tasks.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
   from inversionview_jax.targets.target import Target
 
-Position = int | str | np.ndarray
+Position = int | str | np.ndarray | jax.Array
 
 
 def is_traced(*arrays) -> bool:
@@ -23,7 +24,7 @@ def is_traced(*arrays) -> bool:
   return any(isinstance(x, jax.core.Tracer) for x in arrays)
 
 
-def text_lengths(tokenizer, tokens) -> np.ndarray | jax.Array:
+def text_lengths(tokenizer: Tokenizer | None, tokens: Any) -> Any:
   """int[B]: tokens of each text with BOS, without padding and end-of-sequence behind it; T without a tokenizer."""
   length = tokens.shape[1]
   xp = jnp if is_traced(tokens) else np
@@ -49,7 +50,7 @@ def resolve_positions(target: "Target", tokens: np.ndarray, position: Position) 
     return label_positions(target, tokens, position)
   lengths = text_lengths(target.tokenizer, tokens)
   try:
-    at = np.asarray(position if isinstance(position, np.ndarray) else operator.index(position))
+    at = np.asarray(position if isinstance(position, np.ndarray | jax.Array) else operator.index(position))
   except TypeError:
     raise InversionViewError(
       f"position {position!r} is neither an index, a label, nor an array of an index per input"

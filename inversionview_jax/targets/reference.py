@@ -6,6 +6,7 @@ A reader of a language target does not carry its weights: `target/reference.json
 import json
 import os
 import pathlib
+from typing import cast
 
 import jax
 
@@ -14,6 +15,7 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder, write_whole
 from inversionview_jax.targets.loading import load_target
 from inversionview_jax.targets.target import Target
+from inversionview_jax.tasks.tokenizers import PartTokenizer
 
 FILE = "reference.json"
 FORMAT_VERSION = 1
@@ -83,7 +85,7 @@ def load_reference(
   target = load_target(
     source,
     reference["convention"],
-    task.tokenizer.base,
+    cast(PartTokenizer, task.tokenizer).base,
     reference["dtype"],
     reference["layers"],
     mesh,

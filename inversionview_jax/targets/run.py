@@ -13,6 +13,7 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sites import Site
 from inversionview_jax.tables import ShowsTable, Table, shape_of
 from inversionview_jax.targets.positions import is_traced
+from inversionview_jax.tasks.tokenizers import Tokenizer
 
 NO_LOGITS = "this target was loaded with its first layers only and has no logits; load it without layers="
 _SHOWN = 8  # texts in a table
@@ -34,7 +35,7 @@ class Run(ShowsTable):
   lengths: jax.Array | np.ndarray
   _logits: jax.Array | None
   _captured: dict[Site, jax.Array]
-  tokenizer: object = flax.struct.field(pytree_node=False, default=None)
+  tokenizer: Tokenizer | None = flax.struct.field(pytree_node=False, default=None)
 
   @property
   def logits(self) -> jax.Array:

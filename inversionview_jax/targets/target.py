@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +137,8 @@ class Target(ShowsTable):
 
   def for_task(self, task: tasks.Task) -> "Target":
     """This model over the tokens of a language task (`restrict_to`), as a target of that task."""
-    return dataclasses.replace(self.restrict_to(task.tokenizer), task=task.name, _task=task)
+    tokenizer = cast(tokenizers.PartTokenizer, task.tokenizer)  # as language tasks have
+    return dataclasses.replace(self.restrict_to(tokenizer), task=task.name, _task=task)
 
   def restrict_to(self, tokenizer: tokenizers.PartTokenizer) -> "Target":
     """The same model over some of its tokens, numbered as `tokenizer` does; activations and the logits of these tokens stay.
@@ -201,7 +203,7 @@ class Target(ShowsTable):
         the same activation.
     """
     texts = is_text(inputs)
-    tokens = self.encode(inputs) if texts else self.check_tokens(inputs)
+    tokens = self.encode(cast(Sequence[str], inputs)) if texts else self.check_tokens(cast(np.ndarray, inputs))
     lengths = text_lengths(self.tokenizer, tokens)
     captured = tuple(self.site(name, CAPTURABLE) for name in capture)
     from_end = lengths if texts else np.full(len(tokens), tokens.shape[1])
@@ -227,20 +229,19 @@ class Target(ShowsTable):
       raise InversionViewError("this target came without a tokenizer: give token ids, int[N, T]")
     return self.check_tokens(self.tokenizer.encode_batch([texts] if isinstance(texts, str) else list(texts)))
 
-  def check_tokens(self, tokens: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+  def check_tokens(self, tokens: np.ndarray | jax.Array) -> np.ndarray:
     """int[B, T] -> int32[B, T]; raises `InversionViewError` for another shape or type, ids outside the vocabulary, or too many of them."""
-    if not is_traced(tokens):
-      tokens = np.asarray(tokens)
-    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or 0 in tokens.shape:
-      raise InversionViewError(f"tokens must be integers of shape [B, T], got {tokens.dtype}{list(tokens.shape)}")
-    if tokens.shape[1] > self.config.n_ctx:
+    ids: Any = tokens if is_traced(tokens) else np.asarray(tokens)
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
+      raise InversionViewError(f"tokens must be integers of shape [B, T], got {ids.dtype}{list(ids.shape)}")
+    if ids.shape[1] > self.config.n_ctx:
       raise InversionViewError(
-        f"a text of {tokens.shape[1]} tokens is longer than the model's context of {self.config.n_ctx}"
+        f"a text of {ids.shape[1]} tokens is longer than the model's context of {self.config.n_ctx}"
       )
-    if not is_traced(tokens) and (tokens.min() < 0 or tokens.max() >= self.config.vocab_size):
-      wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)].flat[0]
+    if not is_traced(ids) and (ids.min() < 0 or ids.max() >= self.config.vocab_size):
+      wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)].flat[0]
       raise InversionViewError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
-    return tokens.astype(np.int32)
+    return ids.astype(np.int32)
 
   def describe(self) -> dict[str, str]:
     """Plain data that names this target in a result."""
@@ -268,7 +269,10 @@ class Target(ShowsTable):
         "size",
         f"{c.n_layers} layers, {c.n_heads} heads, width {c.d_model}, context {c.n_ctx}, {sum(sizes):,} parameters",
       ),
-      ("tokenizer", tokenizers.brief(self.tokenizer and self.tokenizer.describe()) + f", {c.vocab_size:,} tokens"),
+      (
+        "tokenizer",
+        tokenizers.brief(None if self.tokenizer is None else self.tokenizer.describe()) + f", {c.vocab_size:,} tokens",
+      ),
       ("convention", self.convention),
       ("dtype", ", ".join(dtypes)),
       ("logits", "yes" if self.has_logits else "no: first layers only"),
@@ -281,14 +285,15 @@ def is_text(inputs: object) -> bool:
   """Whether these are texts: a string, or a list or array of strings."""
   if isinstance(inputs, str):
     return True
-  if isinstance(inputs, np.ndarray | jax.Array):
+  if isinstance(inputs, np.ndarray):
     return inputs.dtype.kind in "UT" or (inputs.dtype == object and all(isinstance(x, str) for x in inputs.flat))
   return isinstance(inputs, Sequence) and len(inputs) > 0 and all(isinstance(text, str) for text in inputs)
 
 
 @functools.partial(parallel.jit, static_argnums=(0, 3, 5))
 def _run(module: Transformer, params, tokens, capture, edits, logits) -> Output:
-  return module.apply({"params": params}, tokens, capture=capture, edits=edits, logits=logits, exact=True)
+  out = module.apply({"params": params}, tokens, capture=capture, edits=edits, logits=logits, exact=True)
+  return cast(Output, out)
 
 
 def save_target(

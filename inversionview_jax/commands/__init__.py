@@ -1,11 +1,4 @@
-"""The longer commands of the command line, a module each: `add_parser(commands)` says what it takes, and sets what runs it."""
+"""The command line, one module per command: `add_parser` adds its flags, `run` parses, calls and prints.
 
-from inversionview_jax.errors import InversionViewError
-
-
-def at_least(args, **least: int) -> None:
-  """Raises `InversionViewError` for the first of these options that was given and is smaller: `at_least(args, queries=1)`."""
-  for name, bound in least.items():
-    value = getattr(args, name)
-    if value is not None and value < bound:
-      raise InversionViewError(f"--{name.replace('_', '-')} {value} must be at least {bound}")
+Imports nothing, so that `inversionview --help` needs no JAX; each command imports what it needs when it runs.
+"""

@@ -80,6 +80,7 @@ def pages(reader: "Reader", preimage: "Preimage", shown: int = 100) -> list["Pag
     preimage: with effects.
     shown: samples in each file at most.
   """
+  import jax.numpy as jnp
   import numpy as np
 
   from inversionview_jax import distance
@@ -89,15 +90,15 @@ def pages(reader: "Reader", preimage: "Preimage", shown: int = 100) -> list["Pag
   tokens = Members.of(preimage, reader.task).tokens
   site = reader.target.site(preimage.query.site)
   activations, files = reader.target.run(tokens, [site])[site], []
-  query = np.array(preimage.query.activation, np.float32)
+  query = jnp.asarray(preimage.query.activation, jnp.float32)
   compared = np.asarray(reader.task.counted_mask(tokens))
   for kind, metric in paper_viewer.METRICS.items():
     distances = np.where(compared, np.asarray(distance.distance(metric, activations, query)), np.nan)
     nearest = np.nanargmin(distances, axis=1)
-    samples = [
+    samples = tuple(
       dataclasses.replace(sample, distance=float(row[position]), position=int(position))
       for sample, row, position in zip(preimage.samples, distances, nearest, strict=True)
-    ]
+    )
     own = dataclasses.replace(preimage, samples=samples, metric=metric)
     order = np.argsort([sample.distance for sample in samples], kind="stable")
     files.append(paper_viewer.page_of(own, distances[order], kind, shown))

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     check_can_hold(args.json)
   import numpy as np
 
-  from inversionview_jax.causal import experiments, head_importance
+  from inversionview_jax.causal import head_importance
 
   config = load_config(args.config, rest) if args.config else None
   if rest and not config:
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     data = {
       "format": "inversionview-heads",
       "format_version": 1,
-      "target": experiments.describe(target),
+      "target": target.describe(),
       "task": prompts.task,
       "prompts": len(shares),
       "looked_at": tried,
@@ -136,8 +136,8 @@ def _shares(prompts: _Prompts, args: argparse.Namespace) -> tuple["np.ndarray", 
     part = slice(start, start + size)
     rows = len(prompts.tokens[part])
     # Every batch has the same shape, so that one program serves them all.
-    padded = (parallel.pad_rows(x[part], size) for x in (prompts.tokens, prompts.positions))
-    values, predicted = head_importance.head_shares(prompts.target, *padded, size)
+    tokens, positions = (parallel.pad_rows(x[part], size) for x in (prompts.tokens, prompts.positions))
+    values, predicted = head_importance.head_shares(prompts.target, tokens, positions, size)
     right = np.ones(rows, bool) if answers is None or predicted is None else predicted[:rows] == answers[part]
     shares.append(values[:rows][right] if args.known else values[:rows])
     known, tried = known + int(right.sum()), tried + rows
@@ -190,8 +190,8 @@ def _file_prompts(args: argparse.Namespace, config: Any) -> _Prompts:
       raise InversionViewError(f'{line} has no prompt: it needs "prompt" or "text"')
     texts.append(text)
     answer = record.get("answer")
-    has_answer = isinstance(answer, str) and answer.strip()
-    answers.append(tokenizer.encode(f" {answer.strip()}")[0] if has_answer else None)
+    answer = answer.strip() if isinstance(answer, str) else ""
+    answers.append(tokenizer.encode(f" {answer}")[0] if answer else None)
   order = np.random.default_rng(args.seed).permutation(len(texts))
   tokens = tokenizer.encode_batch([texts[i] for i in order], eos=False)
   target.check_tokens(tokens)

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
   from inversionview_jax.measures.consistency import FeatureConsistency
   from inversionview_jax.measures.readings import Readings
 
+_VERDICTS = {
+  "encodes": "[bold]yes[/]",
+  "partly encodes": "partly",
+  "-": "[dim]-[/]",
+}  # short, so that the table fits 80 columns
 _DESCRIPTION = """\
 Measure what an activation encodes: the properties that the inputs inside epsilon share with the query, most certain first, next to how often
 random inputs have them and to a control with the activations of other inputs; and the information in bits, log2 of 1 over the share of inputs
@@ -72,13 +77,15 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   texts = texts_of(args)
   if args.json:
     check_can_hold(args.json)
+  import numpy as np
+
   from inversionview_jax.measures import readings
   from inversionview_jax.measures.held_out import held_out_requests
   from inversionview_jax.reading import Request, load_reader
   from inversionview_jax.tasks.grammar import expression
 
   reader = load_reader(args.reader)
-  known = reader.task.features(reader.task.tokens([0]))
+  known = reader.task.features(reader.task.tokens(np.arange(1)))
   for feature in args.feature:
     expression(feature, known, 1)  # raises for one that cannot be parsed, before the work
   donors = None
@@ -178,10 +185,10 @@ def _print_bits(console: "Console", readings: "Readings") -> None:
   if bits is None:
     console.print(f"information: {readings.information[0].warning}")
     return
-  known = [one for one in readings.information if one.bits is not None]
-  lowest, highest = min(one.bits for one in known), max(one.bits for one in known)
-  spread = f" (from {lowest:.2f} to {highest:.2f})" if len(known) > 1 else ""
-  share = sum(one.share for one in known) / len(known)
+  known = [(one.bits, one.share) for one in readings.information if one.bits is not None]
+  each = [value for value, _ in known]
+  spread = f" (from {min(each):.2f} to {max(each):.2f})" if len(known) > 1 else ""
+  share = sum(share for _, share in known) / len(known)
   console.print(
     f"information {bits[0]:.2f} ± {bits[1]:.2f} bits{spread}; {100 * share:.3g} % of the task's inputs lie inside"
   )
@@ -217,7 +224,7 @@ def _table(readings: "Readings", shown: int) -> "Table":
     table.add_column(name, no_wrap=True)
   for name in ("inside ε", "95 %", "random", "certainty", "bits", "control"):
     table.add_column(name, justify="right", no_wrap=True)
-  table.add_column("", no_wrap=True)
+  table.add_column("encodes", no_wrap=True)
   for row in readings.rows[:shown]:
     table.add_row(
       escape(row.feature),
@@ -228,7 +235,7 @@ def _table(readings: "Readings", shown: int) -> "Table":
       f"{row.certainty:.2f}",
       f"{row.bits:.2f}",
       _control(row),
-      {"encodes": "[bold]encodes[/]", "-": "[dim]-[/]"}.get(row.verdict, row.verdict),
+      _VERDICTS[row.verdict],
     )
   return table
 

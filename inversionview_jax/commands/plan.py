@@ -77,10 +77,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
 def _plans(config: "ConfigDict", topologies: "list[Topology]", names: list[str], rows: int) -> list[dict[str, Any]]:
   """The plan of each topology as data; of several, a row of the table is printed as soon as it is known."""
   from inversionview_jax.planning import planning, report
-  from inversionview_jax.planning.scenario import scenario
+  from inversionview_jax.planning.scenario import scenario_of
   from inversionview_jax.planning.topologies import simulate_devices
 
-  plan = scenario(config)
+  plan = scenario_of(config)
   simulate_devices(max((t.devices for t in topologies if t.chip is None), default=1))
   for topology in topologies:  # all of them, before the first is compiled
     planning.check(plan, topology)

@@ -43,7 +43,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
   _check(args, overrides)
   from inversionview_jax.show import report
 
-  title, shown, left_out = args.title, args.shown, []
+  title, shown = args.title, args.shown
+  left_out: list[str] = []
   if args.config is None:
     preimages, left_out = report.read_folder(args.folder)
     title = title or f"Preimages in {pathlib.Path(args.folder).resolve().name}"

@@ -92,16 +92,17 @@ def _print(verdict: "Verdict", target: str, task: str) -> None:
   sides = [data[vary] for vary in VARY]
   table.add_row("for example", *(escape(" / ".join(side["example"])) for side in sides))
   table.add_row("n", *(f"{side['effect']['n']:,}" for side in sides))
-  for label, key, *unit in (
-    (f"{verdict.predict} differs", "answer_differs", 100, " %"),
-    ("logit difference, clean", "original"),
-    ("  the corrupted run takes", "total"),
-    ("  the patch takes", "effect"),
-    ("  as a share", "share", 100, " %"),
-    ("KL of the corrupted run", "total_kl"),
-    ("KL of the patched run", "kl"),
-    ("top token changed", "top_changed", 100, " %"),
-  ):
-    table.add_row(label, *(estimate_text(side[key], *unit) for side in sides))
+  rows: tuple[tuple[str, str, bool], ...] = (
+    (f"{verdict.predict} differs", "answer_differs", True),
+    ("logit difference, clean", "original", False),
+    ("  the corrupted run takes", "total", False),
+    ("  the patch takes", "effect", False),
+    ("  as a share", "share", True),
+    ("KL of the corrupted run", "total_kl", False),
+    ("KL of the patched run", "kl", False),
+    ("top token changed", "top_changed", True),
+  )
+  for label, key, percent in rows:
+    table.add_row(label, *(estimate_text(side[key], *((100, " %") if percent else ())) for side in sides))
   console.print(table)
   print(f"\n{verdict}")

@@ -248,19 +248,19 @@ def score(group: PreimageGroup, feature: str, seen: int = _PROMPT_QUERIES) -> Sc
   rate, base = float(np.mean(np.diag(shares))), float(np.mean([query.base for query in queries]))
   count = sum(query.inside.effective for query in queries)
   outside = [query.outside for query in queries if query.outside is not None]
-  result = Score(
+  interval = Rate(rate * count, count)
+  verdict, why = _verdict(interval, base)
+  return Score(
     feature,
-    "not testable",
-    "",
-    rate=Rate(rate * count, count),
+    verdict,
+    why,
+    rate=interval,
     base=base,
     outside=float(np.mean(outside)) if outside else None,
     control=float(shares[~np.eye(len(queries), dtype=bool)].mean()) if len(queries) > 1 else None,
     queries=len(queries),
     unseen=unseen,
   )
-  verdict, why = _verdict(result.rate, base)
-  return dataclasses.replace(result, verdict=verdict, why=why)
 
 
 @dataclasses.dataclass(frozen=True)

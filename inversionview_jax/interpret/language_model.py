@@ -11,7 +11,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder, write_whole
@@ -151,14 +151,15 @@ def _request(client: "openai.OpenAI", endpoint: Endpoint, prompt: str) -> Answer
   """The answer to one prompt; errors of the endpoint become `Answer.error`."""
   import openai
 
-  extra = {} if endpoint.temperature is None else {"temperature": endpoint.temperature}
+  extra: dict[str, Any] = {} if endpoint.temperature is None else {"temperature": endpoint.temperature}
   try:
     completion = _create(client, endpoint, prompt, extra)
     text = completion.choices[0].message.content
     if not isinstance(text, str) or not text.strip():
       return Answer(error="the answer is empty")
     usage = completion.usage
-    return Answer(text, "", *(_count(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens")))
+    sent, received = (_count(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens"))
+    return Answer(text, prompt_tokens=sent, answer_tokens=received)
   except openai.APITimeoutError:
     return Answer(error=f"no answer within {endpoint.timeout:g} s, {endpoint.retries + 1} times")
   except openai.APIConnectionError as error:
@@ -173,11 +174,11 @@ def _request(client: "openai.OpenAI", endpoint: Endpoint, prompt: str) -> Answer
     return Answer(error=f"the endpoint answered something else than a completion ({type(error).__name__})")
 
 
-def _create(client: "openai.OpenAI", endpoint: Endpoint, prompt: str, extra: dict[str, float]) -> "ChatCompletion":
+def _create(client: "openai.OpenAI", endpoint: Endpoint, prompt: str, extra: dict[str, Any]) -> "ChatCompletion":
   """A chat completion. OpenAI's newer models require `max_completion_tokens` in place of `max_tokens`, which many other servers do not accept."""
   import openai
 
-  messages = [{"role": "user", "content": prompt}]
+  messages: list[Any] = [{"role": "user", "content": prompt}]
   try:
     return client.chat.completions.create(
       model=endpoint.model, messages=messages, max_tokens=endpoint.max_tokens, **extra
@@ -201,8 +202,8 @@ def _read_answer(path: pathlib.Path) -> Answer | None:
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["format_version"] != FORMAT_VERSION or not isinstance(content["text"], str):
       return None
-    tokens = (_count(content.get(name)) for name in ("prompt_tokens", "answer_tokens"))
-    return Answer(content["text"], "", *tokens, cached=True)
+    sent, received = (_count(content.get(name)) for name in ("prompt_tokens", "answer_tokens"))
+    return Answer(content["text"], prompt_tokens=sent, answer_tokens=received, cached=True)
   except (OSError, ValueError, KeyError, TypeError):
     return None
 

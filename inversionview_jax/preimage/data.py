@@ -223,7 +223,7 @@ class Preimage:
     groups: dict[tuple, list[Sample]] = {}
     for s in self.samples:
       groups.setdefault((s.tokens, s.token_strings, s.ended), []).append(s)
-    samples = [dataclasses.replace(group[0], count=sum(s.count for s in group)) for group in groups.values()]
+    samples = tuple(dataclasses.replace(group[0], count=sum(s.count for s in group)) for group in groups.values())
     return dataclasses.replace(self, samples=samples)
 
   def at(self, epsilon: float) -> "Preimage":

@@ -58,7 +58,7 @@ def loads(path_or_text: "str | os.PathLike") -> dict[str, Any]:
   """
   try:
     if is_text(path_or_text):
-      return json.loads(path_or_text)
+      return json.loads(os.fspath(path_or_text))
     return json.loads(pathlib.Path(path_or_text).expanduser().read_text(encoding="utf-8"))
   except OSError as error:
     raise InversionViewError(

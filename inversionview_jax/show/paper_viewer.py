@@ -187,20 +187,20 @@ def preimage_of(page: Page, task: Task, epsilon: float | None = None, reader: st
     distance = value if page.metric == "dist" else 1.0 - value
     samples.append(
       Sample(
-        tokens=own,
-        token_strings=t.strings(own),
+        tokens=tuple(own),
+        token_strings=tuple(t.strings(own)),
         text=t.text(own),
         distance=distance,
         position=min(best, len(own)),
-        effect=effect[1 : 1 + len(own)],
+        effect=tuple(effect[1 : 1 + len(own)]),
         temperature=page.temperature,
         ended=ended,
       )
     )
   query = Query(
     text=t.text(ids),
-    tokens=ids,
-    token_strings=t.strings(ids),
+    tokens=tuple(ids),
+    token_strings=tuple(t.strings(ids)),
     position=page.query_position,
     label=task.labels(ids)[page.query_position],
     site=site.short,
@@ -212,7 +212,7 @@ def preimage_of(page: Page, task: Task, epsilon: float | None = None, reader: st
 
   return Preimage(
     query,
-    samples,
+    tuple(samples),
     epsilon=task.epsilon if epsilon is None else epsilon,
     metric=METRICS[page.metric],
     match="anywhere",
@@ -258,15 +258,15 @@ def read(folder: "str | os.PathLike") -> list[Page]:
   folder = pathlib.Path(folder).expanduser()
   if not folder.is_dir():
     raise InversionViewError(f"no folder {os.fspath(folder)!r}")
-  paths = sorted(path for path in folder.glob("*/*.json") if _NAME.fullmatch(path.name))
-  if not paths:
+  names = {path: name for path in sorted(folder.glob("*/*.json")) if (name := _NAME.fullmatch(path.name))}
+  if not names:
     raise InversionViewError(
       f"{os.fspath(folder)!r} holds no files of the paper's viewer: it needs a folder for each query with files "
       "SITE-POSITION-Auto-dist.json and -sim.json"
     )
   pages = []
-  for path in paths:
-    page, name = Page.read(path), _NAME.fullmatch(path.name)
+  for path, name in names.items():
+    page = Page.read(path)
     if (page.probed_act, str(page.query_position), page.metric) != (name["site"], name["position"], name["metric"]):
       raise InversionViewError(f"{os.fspath(path)!r} is named for another site, position or metric than it holds")
     pages.append(page)

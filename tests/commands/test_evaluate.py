@@ -80,7 +80,7 @@ def test_evaluate_compares_with_exact_preimages(inversionview, tmp_path, save_sm
     (["--queries", "0"], "--queries 0 must be at least 1"),
     (["--exact", "-1"], "--exact -1 must be at least 0"),
     (["--mixture", "papre"], "did you mean paper?"),
-    (["--target", "counting"], "trained on another target"),
+    (["--target", "counting"], "the target counting has another tokenizer"),
   ],
 )
 def test_evaluate_refuses_in_one_line_and_writes_nothing(inversionview, tmp_path, wrong, named):

@@ -29,7 +29,7 @@ def test_the_command_prints_the_table(capsys, tmp_path):
   assert (
     "C2" in out
     and "encodes: C2 = 0" in out
-    and "the control (3 other activations for each query) encodes: nothing" in out
+    and "the control (3 other activations for each query) encodes none of them" in out
   )
   assert json.loads(path.read_text())["rows"][0]["feature"] == "C2"
 
@@ -37,7 +37,10 @@ def test_the_command_prints_the_table(capsys, tmp_path):
 @pytest.mark.parametrize(
   ("argv", "message"),
   [
-    (["615+861=1476", "--queries", "3"], "--queries 3 asks held-out inputs; leave it out when texts are given"),
+    (
+      ["615+861=1476", "--queries", "3"],
+      "--queries 3 is a number of held-out inputs; leave it out when texts are given",
+    ),
     (["615+861=1476", "615+861=1476"], "given twice"),
     (["--texts", "nowhere.txt"], "cannot read nowhere.txt"),
     (["--queries", "1"], "--queries 1 must be at least 2"),

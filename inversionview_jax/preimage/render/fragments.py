@@ -125,11 +125,12 @@ def tokens(sample: Sample, options: DisplayOptions) -> str:
   return (text + ("" if sample.ended else f"<i>{formatting.TRUNCATED}</i>")) or "<i>∅</i>"
 
 
-def _token(string: str, effect: float | None, here: bool, colors: bool) -> str:
-  colors = colors and bool(effect)
-  classes = (["iv-here"] if here else []) + (["iv-up" if effect > 0 else "iv-down"] if colors else [])
+def _token(string: str, effect: float | None, nearest: bool, colors: bool) -> str:
+  classes, shade = ["iv-here"] if nearest else [], ""
+  if colors and effect:
+    classes.append("iv-up" if effect > 0 else "iv-down")
+    shade = f' style="--e:{abs(effect):.3f}"'
   names = f' class="{" ".join(classes)}"' if classes else ""
-  shade = f' style="--e:{abs(effect):.3f}"' if colors else ""
   title = "" if effect is None else f' title="{effect:+.6g}"'
   return f"<span{names}{shade}{title}>{html.escape(string)}</span>"
 
@@ -137,11 +138,11 @@ def _token(string: str, effect: float | None, here: bool, colors: bool) -> str:
 def _merged_tokens(pieces: list[tuple[str, float | None, bool]], colors: bool) -> Iterator[str]:
   """Tokens with neighbors of one color merged: classes "u1" to "u9" for more likely, "d1" to "d9" for less."""
   runs: list[list] = []
-  for string, effect, here in pieces:
+  for string, effect, nearest in pieces:
     step = ""
     if colors and effect and abs(effect) >= _FAINT:
       step = f"{'u' if effect > 0 else 'd'}{min(max(round(9 * abs(effect)), 1), 9)}"
-    name = " ".join(filter(None, ("iv-here" if here else "", step)))
+    name = " ".join(filter(None, ("iv-here" if nearest else "", step)))
     if runs and runs[-1][0] == name:
       runs[-1][1] += string
     else:

@@ -117,7 +117,8 @@ def _query_lines(query: Query, width: int, plain: bool) -> Iterator[Text]:
   top = max(attention, default=0.0) or 1.0
   # BOS is written into the gutter, so that the query's text is aligned with that of the samples.
   hang = cell_len(strings[0]) if strings[:1] == ["<BOS>"] else 0
-  rows, column = [[]], -hang
+  rows: list[list[int]] = [[]]
+  column = -hang
   for k, string in enumerate(strings):
     if column > 0 and column + cell_len(string) > width:
       rows, column = [*rows, []], 0

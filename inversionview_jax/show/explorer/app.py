@@ -17,6 +17,7 @@ from inversionview_jax.preimage.render import DisplayOptions, to_page
 from inversionview_jax.show.explorer import panels, service
 from inversionview_jax.show.explorer.pane import pane
 from inversionview_jax.show.explorer.state import MOST_SHOWN, PANELS, SAMPLES, View, numbers
+from inversionview_jax.tasks import Task
 
 _CUSTOM = "custom"
 _STYLE = """<style>
@@ -57,7 +58,7 @@ def _from_address(readers: service.Service) -> None:
   if "view" in st.session_state and params == st.session_state.address:
     return
   name = params.get("reader", [next(iter(readers.names))])[-1]
-  start = {"reader": name}
+  start: dict[str, Any] = {"reader": name}
   try:
     with st.spinner("loading the reader"):
       start |= readers.start(name)
@@ -76,6 +77,7 @@ def _to_address(view: View) -> None:
 
 
 def _set(**changes: Any) -> None:
+  """Changes fields of the view."""
   st.session_state.view = dataclasses.replace(st.session_state.view, **changes)
 
 
@@ -88,6 +90,7 @@ def _on_click(action: str) -> None:
 
 
 def _alert(message: str) -> None:
+  """Shows an error message."""
   pane(f"alert {message}", panels.alert(message), _on_click)
 
 
@@ -120,6 +123,7 @@ def _control(
 
 
 def _settings(readers: service.Service) -> None:
+  """The controls in the sidebar."""
   view: View = st.session_state.view
   with st.sidebar:
     known = list(readers.names)
@@ -145,7 +149,7 @@ def _settings(readers: service.Service) -> None:
     if own:
       for name, label in (("temperatures", "Temperatures"), ("noise", "Noise, for each or for all")):
         text = ", ".join(f"{v:g}" for v in getattr(view, name))
-        _control(st.text_input, name, label, shown=text, change=lambda value, name=name: {name: numbers(name, value)})
+        _control(st.text_input, name, label, shown=text, change=functools.partial(_numbers, name))
     elif view.notes and chosen in task.mixtures:
       pairs = ", ".join(f"({t:g}, {eta:g})" for t, eta in task.mixtures[chosen].settings)
       st.caption(f"(temperature, noise): {pairs}")
@@ -156,7 +160,8 @@ def _settings(readers: service.Service) -> None:
     _control(st.toggle, "notes", "Descriptions")
 
 
-def _other_reader(readers: service.Service, name: str) -> dict:
+def _other_reader(readers: service.Service, name: str) -> dict[str, Any]:
+  """The changes of the view when another reader is chosen: its first query, and the settings of its task."""
   try:
     start = readers.start(name)
   except InversionViewError:
@@ -164,7 +169,13 @@ def _other_reader(readers: service.Service, name: str) -> dict:
   return {"reader": name, "metric": "", "epsilon": None, "mixture": "", "head": "", **start}
 
 
-def _mixture(task, name: str) -> dict:
+def _numbers(name: str, text: str) -> dict[str, tuple[float, ...]]:
+  """The changes of the view for a list of numbers as text."""
+  return {name: numbers(name, text)}
+
+
+def _mixture(task: Task, name: str) -> dict[str, Any]:
+  """The changes of the view when another mixture is chosen; a custom one starts with the settings of the task's own."""
   if name != _CUSTOM:
     return {"mixture": "" if name == next(iter(task.mixtures)) else name, "temperatures": (), "noise": ()}
   pairs = task.mixture.settings
@@ -175,6 +186,7 @@ def _mixture(task, name: str) -> dict:
 
 
 def _input(readers: service.Service, view: View) -> None:
+  """The input, its tokens, and the chosen panel."""
   with st.container(horizontal=True, vertical_alignment="bottom"):
     _control(st.text_input, "text", "Input", width="stretch", change=lambda text: {"text": text.strip()})
     st.button("Random", on_click=lambda: _set(text=readers.random_text(view.reader)), help="Another input of the task")
@@ -295,7 +307,7 @@ def _positions(readers: service.Service, view: View, encoded: service.Input) -> 
   _grid(readers, view, parts)
 
 
-def _grid(readers: service.Service, view: View, parts: Sequence[tuple[str, dict[str, str]]]) -> None:
+def _grid(readers: service.Service, view: View, parts: Sequence[tuple[str, dict[str, Any]]]) -> None:
   """Small panels of (name, changes of the view), drawn with few candidates."""
   views = [dataclasses.replace(view, **changes) for _, changes in parts]
   preimages = [readers.known(v, service.SKETCH_SAMPLES) for v in views]

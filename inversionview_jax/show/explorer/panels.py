@@ -9,6 +9,8 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from inversionview_jax import sites
 from inversionview_jax.distance import METRICS
 from inversionview_jax.preimage import Preimage, Sample
@@ -55,7 +57,7 @@ def alert(message: str) -> str:
 def token_strip(view: View, encoded: Input) -> str:
   """The input's tokens as buttons; shaded by the attention of the chosen site's head from the chosen position."""
   chosen = _position(view, encoded)
-  weights, top = (), 1.0
+  weights, top = np.zeros(0), 1.0
   site = sites.parse(view.site)
   if site.kind == "head" and chosen is not None:
     weights = encoded.patterns[site.layer, site.head, chosen, : chosen + 1]
@@ -103,14 +105,14 @@ def site_map(view: View, names: Sequence[str], known: Callable[[str], Preimage |
     row = "in" if early else f"layer {site.layer}"
     column = f"head {site.head}" if site.kind == "head" else site.kind
     rows.setdefault(row, {})[column] = site.short
-  heads = sorted({site.head for site in parsed if site.kind == "head"})
+  heads = sorted({site.head for site in parsed if site.head is not None})
   columns = [
     *(f"head {h}" for h in heads),
     *(k for k in ("pre", "mid", "mlp", "post") if any(k in r for n, r in rows.items() if n != "in")),
   ]
   body = ""
-  for name, row in rows.items():
-    cells = row.values() if name == "in" else [row.get(column) for column in columns]
+  for name, by_column in rows.items():
+    cells = by_column.values() if name == "in" else [by_column.get(column) for column in columns]
     body += f'<div class="ex-layer"><span>{name}</span><div style="--n:{max(min(len(columns), 8), 1)}">'
     body += (
       "".join(_site(view, cell, known(cell)) if cell else '<i aria-hidden="true"></i>' for cell in cells)
@@ -255,7 +257,7 @@ def chosen_head(view: View, encoded: Input) -> tuple[int, int]:
   if layer.isdecimal() and head.isdecimal() and int(layer) < n_layers and int(head) < n_heads:
     return int(layer), int(head)
   site = sites.parse(view.site)
-  return (site.layer, site.head) if site.kind == "head" else (0, 0)
+  return (0, 0) if site.layer is None or site.head is None else (site.layer, site.head)
 
 
 def pinned(view: View, results: Sequence[Preimage | str]) -> str:

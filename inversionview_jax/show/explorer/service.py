@@ -67,7 +67,7 @@ class Service:
 
     def draw() -> None:
       try:
-        view = View(reader=name, **self.start(name))
+        view = dataclasses.replace(View(reader=name), **self.start(name))
         self.input(name, view.text)
         self.preimage(view)
       except InversionViewError:
@@ -77,7 +77,7 @@ class Service:
     thread.start()
     return thread
 
-  def start(self, name: str) -> dict[str, str]:
+  def start(self, name: str) -> dict[str, Any]:
     """The query a page opens with: text, site and position."""
     reader = self.reader(name)
     query = _FIRST_QUERIES.get(reader.task.name)
@@ -156,7 +156,7 @@ class Service:
       from inversionview_jax.measures import consistency
 
       task = self.reader(view.reader).task
-      reading = consistency.activation_reading(preimage, task, measured and measured.members)
+      reading = consistency.activation_reading(preimage, task, None if measured is None else measured.members)
       self._keep(self._readings, (key, measured is None), reading)
     return reading
 
@@ -172,9 +172,15 @@ class Service:
     if measure and key not in self._bits:
       from inversionview_jax.measures import information
 
-      settings = {"epsilon": preimage.epsilon, "metric": preimage.metric, "match": preimage.match, "seed": view.seed}
       with self._work:
-        measured = information.measure(self.reader(view.reader), [preimage.query], **settings)[0]
+        measured = information.measure(
+          self.reader(view.reader),
+          [preimage.query],
+          epsilon=preimage.epsilon,
+          metric=preimage.metric,
+          match=preimage.match,
+          seed=view.seed,
+        )[0]
       self._keep(self._bits, key, measured)
     return self._bits[key].information if key in self._bits else None
 
@@ -260,8 +266,8 @@ def configure(readers: Sequence[str]) -> Service:
 
 def current() -> Service:
   """The service of this process; that of the shipped readers unless `configure` was called."""
-  if _current is None:
-    from inversionview_jax.reading import shipped_readers
+  if _current is not None:
+    return _current
+  from inversionview_jax.reading import shipped_readers
 
-    configure(shipped_readers())
-  return _current
+  return configure(shipped_readers())

@@ -91,7 +91,7 @@ class View:
 
   def to_params(self) -> dict[str, str | list[str]]:
     """The query string of the address, as a mapping; fields with their default values are left out."""
-    params = {}
+    params: dict[str, str | list[str]] = {}
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.name == "pins":
@@ -114,7 +114,8 @@ class View:
     Returns:
       The view, and an error message for each part of the address that could not be used.
     """
-    changes, errors = {}, []
+    changes: dict[str, Any] = {}
+    errors: list[str] = []
     for name, values in params.items():
       try:
         if name == "pin":

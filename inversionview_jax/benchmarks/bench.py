@@ -5,6 +5,7 @@ all. Reported are medians with the fastest and slowest, and the share of the mat
 """
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -42,7 +43,7 @@ def scaling(jobs: Jobs, repeats: int) -> list[dict]:
     rows.append(
       timing.timed(
         f"{n:,} samples of one query",
-        lambda n=n: reader.preimage(jobs.texts[0], "a0.0", "=", num_samples=n, effects=False),
+        functools.partial(reader.preimage, jobs.texts[0], "a0.0", "=", num_samples=n, effects=False),
         repeats,
       )
     )
@@ -50,7 +51,7 @@ def scaling(jobs: Jobs, repeats: int) -> list[dict]:
   for count in (1, 4, len(jobs.sites)):
     rows.append(
       timing.timed(
-        f"capture of {count} sites, batch {len(tokens)}", lambda count=count: _capture(jobs, tokens, count), repeats
+        f"capture of {count} sites, batch {len(tokens)}", functools.partial(_capture, jobs, tokens, count), repeats
       )
     )
   t, n = jobs.task.tokenizer, jobs.size.samples

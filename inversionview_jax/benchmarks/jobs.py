@@ -190,7 +190,12 @@ class Jobs:
     )
 
   def _one_query(self, reader: Reader) -> Side:
-    settings = {"temperatures": 1.0, "num_samples": self.size.samples, "effects": False, "mixture": "paper"}
+    settings: dict[str, Any] = {
+      "temperatures": 1.0,
+      "num_samples": self.size.samples,
+      "effects": False,
+      "mixture": "paper",
+    }
     return Side("inversionview_jax", lambda: reader.preimage(self.texts[0], "a0.0", "=", **settings), 1)
 
   def _sample_flops(self, decoder: DecoderConfig) -> float:

@@ -62,7 +62,8 @@ def measured(case: Case, repeats: int, seconds: float = 1.0) -> dict:
     seconds: least duration of a timed run; short jobs are repeated within it.
   """
   sides = (case.ours, *case.theirs)
-  counts, rates = [], {side.name: [] for side in sides}
+  counts: list[int] = []
+  rates: dict[str, list[float]] = {side.name: [] for side in sides}
   for side in sides:
     side.run()  # compiles
     counts.append(max(1, round(seconds / max(seconds_of(side.run), 1e-9))))
@@ -73,7 +74,7 @@ def measured(case: Case, repeats: int, seconds: float = 1.0) -> dict:
         side.run()
       rates[side.name].append(side.units * count / (time.perf_counter() - start))
   ours = float(np.median(rates[case.ours.name]))
-  results = [
+  results: list[dict] = [
     {
       "name": name,
       "median": float(np.median(x)),

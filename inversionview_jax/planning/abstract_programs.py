@@ -31,10 +31,12 @@ class _ShapeObjective(DecoderObjective):
   """A `DecoderObjective` with shapes for the target's parameters: what `init` and `loss` read, and nothing else."""
 
   def __init__(self, task: Task, config: ConfigDict, target: Transformer, shape: DecoderConfig, mesh: Mesh):
-    self.task, self.target, self.model, self._config = task, _ShapeTarget(target), shape, config
+    shapes: Any = _ShapeTarget(target)
+    self.target = shapes
+    self.task, self.model, self._config = task, shape, config
     self._sites = tuple(map(sites.parse, shape.sites))
     self._module = Decoder(shape, decoder_compute_in_training(shape, config, mesh))
-    self._site_pairs = SitePairs(task, self.target, self._sites, mesh, texts_at_once=1)
+    self._site_pairs = SitePairs(task, shapes, self._sites, mesh, texts_at_once=1)
     self.frozen = target_shapes(target)
 
   def init(self, key: jax.Array) -> tuple[dict, dict]:

@@ -3,6 +3,8 @@
 The numbers are those of each model's config.json (openai-community/gpt2*, meta-llama/Meta-Llama-3-8B, meta-llama/Llama-3.2-1B).
 """
 
+from typing import Any
+
 from inversionview_jax.errors import one_of
 from inversionview_jax.models.transformer import TransformerConfig
 
@@ -13,7 +15,7 @@ _LLAMA3 = {"llama-3-8b": (32, 32, 8, 4096, 14336, False), "llama-3.2-1b": (16, 3
 NAMES = (*_GPT2, *_LLAMA3)
 
 
-def architecture(name: str, **changes) -> TransformerConfig:
+def architecture(name: str, **changes: Any) -> TransformerConfig:
   """The shape of a published model.
 
   Args:
@@ -23,6 +25,7 @@ def architecture(name: str, **changes) -> TransformerConfig:
   Raises:
     InversionViewError: an unknown name.
   """
+  shape: dict[str, Any]
   if name in _GPT2:
     layers, heads, width = _GPT2[name]
     shape = {

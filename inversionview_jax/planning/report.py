@@ -43,7 +43,7 @@ def plan_data(plan: Scenario, topology: Topology, programs: list[Program]) -> di
   """Devices, mesh, sizes, and every program with its times, and remedies where it does not fit; plain data."""
   mesh = plan.config.get("mesh") or {}
   model = mesh.get("model", 1)
-  out = {
+  out: dict[str, Any] = {
     "topology": topology.name,
     "devices": topology.devices,
     "mesh": {"data": topology.devices // model, "model": model},

@@ -63,7 +63,7 @@ class _Texts:
   counted_mask = query_mask
 
 
-def scenario(config: ConfigDict) -> Scenario:
+def scenario_of(config: ConfigDict) -> Scenario:
   """The scenario of a config.
 
   Args:
@@ -73,6 +73,8 @@ def scenario(config: ConfigDict) -> Scenario:
   Raises:
     InversionViewError: a config that is neither, or an architecture that is not known.
   """
+  task: Any
+  forbidden: tuple[int, ...] = ()
   if "plan" in config:
     if missing := [key for key in _KEYS if key not in config.plan]:
       raise InversionViewError(f"config.plan has no {missing[0]}; it needs target, decoder, length and dtype")
@@ -81,7 +83,7 @@ def scenario(config: ConfigDict) -> Scenario:
     shape = architectures.architecture(plan.decoder, n_ctx=plan.length, vocab_size=target.vocab_size)
     if not 2 <= plan.length <= target.n_ctx:
       raise InversionViewError(f"config.plan.length = {plan.length} must be from 2 to {target.n_ctx}")
-    task, names, forbidden = _Texts(target.vocab_size, plan.length), config.sites, ()
+    task, names = _Texts(target.vocab_size, plan.length), config.sites
   elif {"task", "model", "target"} <= set(config):
     task = tasks.get(config.task)
     if not isinstance(config.target, ConfigDict) or "model" not in config.target:

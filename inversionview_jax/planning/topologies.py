@@ -14,7 +14,7 @@ def simulate_devices(count: int) -> None:
   if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):  # the number set there wins
     return
   try:
-    jax.config.update("jax_num_cpu_devices", max(count, jax.config.jax_num_cpu_devices))
+    jax.config.update("jax_num_cpu_devices", max(count, jax.config.read("jax_num_cpu_devices")))
   except RuntimeError:
     pass
 

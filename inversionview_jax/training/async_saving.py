@@ -53,7 +53,8 @@ class AsyncSaver:
     self._folder, self._keep, self._keep_every, self._notes = folder, keep, keep_every, notes
     self.last: int | None = None
     self._manager: Any = None
-    self._failures, self._saving, self._failure = 0, None, ""
+    self._saving: int | None = None  # the step whose checkpoint is being written
+    self._failures, self._failure = 0, ""
 
   def _open(self) -> Any:
     import orbax.checkpoint as ocp

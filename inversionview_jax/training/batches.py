@@ -1,4 +1,4 @@
-"""Data addressed by index: batch i as a function of (rows, seed, i).
+"""Batches addressed by index: batch i is a function of (rows, seed, i).
 
 Shapes: N rows, B batch, T tokens.
 """
@@ -14,8 +14,8 @@ from inversionview_jax.errors import InversionViewError
 class Batches:
   """An endless sequence of batches: ``batches[i]`` is a function of (rows, seed, i) alone.
 
-  Every epoch is a new random order of all rows. The orders follow one another without a gap: every row comes once in N
-  places, and a batch may hold the end of one epoch and the start of the next.
+  Every epoch is a new random order of all rows. Epochs follow one another without a gap: every row comes once in N rows, and a batch may
+  hold the end of one epoch and the start of the next.
 
   Args:
     rows: int[N, T].
@@ -61,8 +61,8 @@ class Batches:
       raise InversionViewError(f"shard {shard} is out of range: there are {num_shards}, counted from 0")
     size = self.batch_size // num_shards
     start = i * self.batch_size + shard * size
-    epochs, places = np.divmod(np.arange(start, start + size), len(self.rows))
-    parts = [self._order(epoch)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+    epochs, offsets = np.divmod(np.arange(start, start + size), len(self.rows))
+    parts = [self._order(epoch)[offsets[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
     return self.rows[np.concatenate(parts)].astype(np.int32)
 
   def _new_order(self, epoch: int) -> np.ndarray:

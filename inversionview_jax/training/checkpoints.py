@@ -104,7 +104,8 @@ class Checkpoints:
     Raises:
       InversionViewError: a checkpoint of another config, data or target; or none that can be read.
     """
-    steps, damaged = json.loads(hosts.exchange(json.dumps(self.steps()))[0]), []
+    steps = json.loads(hosts.exchange(json.dumps(self.steps()))[0])
+    damaged: list[tuple[int, str]] = []
     for step in reversed(steps):
       reason, state, about = "", None, {}
       try:

@@ -85,7 +85,7 @@ class DecoderObjective:
     self._sampler = Sampler(self.model, target.module, task, self._mesh)
     self._bos = parallel.fetch(bos_activations(target.module, self.frozen, self._sites, t.bos_id))
     self._site_pairs = SitePairs(task, target, self._sites, self._mesh, self._sampler.rows_at_once)
-    self._take_statistics(rows)
+    self._statistics, self._mean_and_std = self._statistics_of(rows)
     self.start: dict = {}
     if start:
       self._statistics = start.statistics(self.model) or self._statistics
@@ -93,14 +93,15 @@ class DecoderObjective:
       if not config.get("token_count_loss", 0.0):
         self.start = {name: part for name, part in self.start.items() if name != token_counts.HEAD}
 
-  def _take_statistics(self, rows: np.ndarray) -> None:
+  def _statistics_of(self, rows: np.ndarray) -> tuple[dict, np.ndarray]:
+    """The encoder's statistics of each site's activations on these texts, and their mean and standard deviation float64[S, 2]."""
     each = 8 if self.target.config.d_model >= _WIDE_TARGET and self.task.bos_attention is None else 1
     drawn = self._site_pairs.draw(self.frozen, rows[: _STATISTICS_TEXTS // each], _STATISTICS_SEED, each)
     pairs = self._site_pairs.training_pairs(drawn)
-    count = len(self._sites)
-    self._statistics = decoder.statistics(pairs.activation, pairs.site, count, self._config.normalize)
-    by_site = (pairs.activation[pairs.site == s] for s in range(count))
-    self._mean_and_std = np.array([[x.mean(), x.std()] for x in by_site])
+    activation, site, count = np.asarray(pairs.activation), np.asarray(pairs.site), len(self._sites)
+    by_site = (activation[site == s] for s in range(count))
+    mean_and_std = np.array([[x.mean(), x.std()] for x in by_site])
+    return decoder.statistics(activation, site, count, self._config.normalize), mean_and_std
 
   def init(self, key: jax.Array) -> tuple[dict, dict]:
     params = decoder.initial(self.model, key)["params"]
@@ -196,7 +197,8 @@ class DecoderObjective:
     variables = {"params": params, "stats": extra["stats"]}
     draw = functools.partial(self._sampler.run, variables, self.frozen, self._bos, seed=0, effects=False)
     hits = in_epsilon.hits(draw, Queries.of(pairs.activation, pairs.site, self.task.metric), self.task.epsilon)
-    rates = in_epsilon.rate_per_site(hits, pairs.site, len(self._sites), pairs.weight)
+    weight = None if pairs.weight is None else np.asarray(pairs.weight)
+    rates = in_epsilon.rate_per_site(hits, np.asarray(pairs.site), len(self._sites), weight)
     metrics = {"rate": float(rates.mean()), "rate_lowest": float(rates.min()), "queries_per_site": len(texts)}
     metrics |= {f"rate/{site.short}": float(rate) for site, rate in zip(self._sites, rates, strict=True)}
     if self._config.reweight:

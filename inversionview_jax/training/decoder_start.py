@@ -67,6 +67,7 @@ class LanguageModelStart:
     if not isinstance(t, tokenizers.PartTokenizer):
       raise InversionViewError(f"{source} is a language model; the task {task.name} has characters for tokens")
     own, reason = pretrained.tokenizer_of(path, self._checkpoint)
+    self._tokenizer = t
     if own is None:
       raise InversionViewError(reason)
     if own.describe() != t.base.describe():
@@ -83,7 +84,7 @@ class LanguageModelStart:
   def parameters(self, config: DecoderConfig) -> dict:
     """{"transformer": nested dicts of float32 arrays}; EOS starts as that of the language model, PAD as zeros."""
     del config
-    t = self._task.tokenizer
+    t = self._tokenizer
     rows = np.append(t.base_ids, t.base.eos_id)
     parts: dict[str, Any] = {}
     for name in self._checkpoint.parts:

@@ -32,7 +32,7 @@ def describe(config: ConfigDict, rows: np.ndarray, identity: Mapping) -> dict:
   """
   return {
     "config": json.loads(config.to_json_best_effort()),
-    "data": {"rows": len(rows), "crc": zlib.crc32(np.ascontiguousarray(rows))},
+    "data": {"rows": len(rows), "crc": zlib.crc32(np.ascontiguousarray(rows).data)},
     "identity": dict(identity),
   }
 
@@ -43,7 +43,7 @@ def flat(config: ConfigDict) -> dict:
 
 
 def _flat(config: Mapping, prefix: str = "") -> dict:
-  items = {}
+  items: dict = {}
   for name, value in config.items():
     items |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
   return items

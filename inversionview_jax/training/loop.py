@@ -117,9 +117,9 @@ class _Run:
     flops = throughput.training_flops(self._objective, shapes.params, shapes.extra, self._frozen, batch, length)
     size = sum(x.size for x in jax.tree.leaves(shapes.params))
     self._log = metrics_log.MetricsLog(
-      self._folder, self._config, self._done, size, self._clock, flops, self._mesh.devices.flat
+      self._folder, self._config, self._done, size, self._clock, flops, list(self._mesh.devices.flat)
     )
-    self._update = make_update(self._objective, self._optimizer, self._config, self._mesh)
+    self._update: Any = make_update(self._objective, self._optimizer, self._config, self._mesh)
     self._log_notes()
     self._clock.until_now("start")
 

@@ -4,6 +4,7 @@ import json
 import pathlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,7 +44,8 @@ class MetricsLog:
     import rich.console
     import rich.progress
 
-    self._path, self._config, self._clock, self._board = folder / "metrics.jsonl", config, clock, None
+    self._path, self._config, self._clock = folder / "metrics.jsonl", config, clock
+    self._board: Any = None  # of TensorBoard
     self._write_failed = False
     peak = throughput.peak_flops(devices[0])
     self._flops, self._peak = flops, peak * len(devices) if peak else None

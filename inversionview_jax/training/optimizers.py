@@ -1,4 +1,4 @@
-"""config.optimizer -> optax: AdamW or Muon, and the learning rate's schedule.
+"""Optimizers and learning rate schedules of a config: AdamW and Muon, as transformations of optax.
 
 Shapes: D rows of a matrix, E columns.
 """
@@ -8,16 +8,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from inversionview_jax.devices import numerics, sharding
 from inversionview_jax.errors import one_of
 
-# Newton-Schulz's quintic with a steep start, and how often (Jordan et al., Muon, 2024).
+# Coefficients of the quintic of Newton-Schulz, chosen for fast growth of small singular values, and its iterations (Jordan et al., 2024).
 _QUINTIC, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
-def of_training(config: ConfigDict, mesh) -> optax.GradientTransformation:
+def of_training(config: ConfigDict, mesh: Mesh) -> optax.GradientTransformation:
   """The optimizer of a whole config: `make_optimizer`, with `numerics.matmul_policy` unless its state is sharded."""
   dot_general = numerics.matmul if sharding.shards_optimizer(config) else numerics.matmul_policy(mesh, config)
   return make_optimizer(config.optimizer, config.steps, dot_general)
@@ -26,12 +27,14 @@ def of_training(config: ConfigDict, mesh) -> optax.GradientTransformation:
 def make_optimizer(
   config: ConfigDict, steps: int, dot_general: numerics.DotGeneral = numerics.matmul
 ) -> optax.GradientTransformation:
-  """config.optimizer -> optax.
+  """The optimizer of `config.optimizer`.
 
-  Keys: name ("adamw" or "muon": Muon on the kernels, Adam elsewhere), lr, adam_lr (with Muon, the rate of what Adam trains; 0: also
-  lr), warmup_steps, schedule ("constant", "cosine" to zero at `steps`, or "trapezoid", which falls to zero over the last fifth),
-  weight_decay (on matrices only), clip (global norm, 0: off), b2 (of Adam). `dot_general`: matmul policy of
-  Muon's products.
+  Args:
+    config: name ("adamw" or "muon": Muon on the kernels, Adam elsewhere), lr, adam_lr (with Muon, the rate of what Adam trains; 0: also
+      lr), warmup_steps, schedule ("constant", "cosine" to zero at `steps`, or "trapezoid", which falls to zero over the last fifth),
+      weight_decay (on matrices only), clip (global norm, 0: off), b2 (of Adam).
+    steps: of the whole run.
+    dot_general: matmul policy of Muon's products.
 
   Raises:
     InversionViewError: an unknown name or schedule.
@@ -57,17 +60,17 @@ def make_optimizer(
   return optax.chain(optax.clip_by_global_norm(config.clip), rule) if config.clip else rule
 
 
-def learning_rate(config: ConfigDict, steps: int):
-  """config.optimizer -> a function from steps done to the learning rate; raises `InversionViewError` for an unknown schedule."""
+def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
+  """The learning rate of `config.optimizer` as a function of the steps done; raises `InversionViewError` for an unknown schedule."""
   if config.schedule == "cosine":
     rate = optax.warmup_cosine_decay_schedule(0.0, config.lr, config.warmup_steps, max(steps, config.warmup_steps + 1))
   elif config.schedule in ("constant", "trapezoid"):
-    warmed = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
-    rate = optax.join_schedules([warmed, optax.constant_schedule(config.lr)], [config.warmup_steps])
+    warmup = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
+    rate = optax.join_schedules([warmup, optax.constant_schedule(config.lr)], [config.warmup_steps])
     if config.schedule == "trapezoid":
       level, fall = rate, max(steps // 5, 1)
 
-      def rate(step):  # the smaller of the two, so that a run shorter than its warm-up never jumps
+      def rate(step):  # the minimum of both, so that a run shorter than its warm-up has no jump
         return jnp.clip(config.lr * (steps - step) / fall, 0.0, level(step))
 
   else:
@@ -80,7 +83,7 @@ def _matrices(params):
 
 
 def _muon_or_adam(params):
-  """Muon is for matrices between hidden layers, one for each site too: not for embeddings, site tables and norms."""
+  """Labels for `optax.partition`: Muon for matrices between hidden layers, also those of each site; not for embeddings and norms."""
 
   def label(path, leaf):
     name = path[-1].key
@@ -92,21 +95,22 @@ def _muon_or_adam(params):
 class Momentum(NamedTuple):
   """State of `orthogonal_momentum`: count int32[] of steps, and the moving average of the gradients."""
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # as in the states of optax; tuples have a method of this name
   mu: optax.Updates
 
 
 def orthogonal_momentum(
   dot_general: numerics.DotGeneral = numerics.matmul, beta: float = 0.95
 ) -> optax.GradientTransformation:
-  """Muon (Jordan et al., 2024): the gradients' average, looking ahead (Nesterov), of every matrix with its singular values near 1.
+  """Muon (Jordan et al., 2024): the Nesterov momentum of every matrix with its singular values brought near 1.
 
-  The same as `optax.contrib.scale_by_muon` and its scaling by shape, sqrt(max(1, E / D)); but there no matmul policy
-  can be given, and products are most of a training step of our readers.
+  Gives the updates of `optax.contrib.scale_by_muon` with its scaling by shape, sqrt(max(1, E / D)). That one takes no matmul policy, and
+  these products in float32 are two thirds of a training step of configs/addition.py; with bfloat16 inputs on a CPU with AMX the whole
+  step takes half the time.
 
   Args:
-    dot_general: matmul policy; its authors multiply in bfloat16.
-    beta: the average's decay.
+    dot_general: matmul policy; Muon's authors multiply in bfloat16.
+    beta: decay of the momentum.
 
   Returns:
     a transformation of float32[D, E] each, or float32[..., D, E] for several matrices of one shape.
@@ -119,22 +123,22 @@ def orthogonal_momentum(
     del params
     count = optax.safe_increment(state.count)
     mu = optax.tree.update_moment(grads, state.mu, beta, 1)
-    ahead = jax.tree.map(
+    nesterov = jax.tree.map(
       lambda m, g: beta * m + (1 - beta) * g,
       optax.tree.bias_correction(mu, beta, optax.safe_increment(count)),
       optax.tree.bias_correction(grads, beta, count),
     )
-    return jax.tree.map(lambda x: _orthogonal(x, dot_general) * _length(x.shape), ahead), Momentum(count, mu)
+    return jax.tree.map(lambda x: _orthogonal(x, dot_general) * _shape_scale(x.shape), nesterov), Momentum(count, mu)
 
   return optax.GradientTransformation(init, update)
 
 
-def _length(shape) -> float:
+def _shape_scale(shape: tuple[int, ...]) -> float:
   return max(1.0, shape[-1] / shape[-2]) ** 0.5
 
 
-def _orthogonal(x, dot_general: numerics.DotGeneral):
-  """float32[..., D, E] -> about U V^T of its singular value decomposition U S V^T: singular values of 0.7 to 1.2."""
+def _orthogonal(x: jax.Array, dot_general: numerics.DotGeneral) -> jax.Array:
+  """float32[..., D, E] -> nearly U V^T of its singular value decomposition U S V^T, with singular values of 0.7 to 1.2."""
   if x.ndim > 2:  # in float32: XLA's CPU backend fails on batched bfloat16 products
     return jax.vmap(lambda each: _orthogonal(each, numerics.matmul))(x)
   if x.shape[0] > x.shape[1]:

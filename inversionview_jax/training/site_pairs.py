@@ -32,7 +32,8 @@ class SitePairs:
 
   def __init__(self, task: Task, target: Target, sites: Sequence[Site], mesh: Mesh, texts_at_once: int):
     self._task, self._target, self._sites, self._mesh = task, target, tuple(sites), mesh
-    self._texts_at_once, self._programs = texts_at_once, {}
+    self._texts_at_once = texts_at_once
+    self._programs: dict[int, Any] = {}  # E -> compiled program
 
   def draw(self, params: Any, texts: np.ndarray, seed: int, each: int = 1) -> collect.Pairs:
     """B * S * E pairs as NumPy arrays, the sites in turn for each text; made on all devices.

@@ -1,10 +1,12 @@
-"""Watching a run: where its time goes, how much of the chip it uses, its memory, and a trace of chosen steps."""
+"""Throughput of a run: wall time by phase, FLOPs and the share of the chip's peak, memory in use, XLA traces of chosen steps."""
 
 import contextlib
 import functools
 import os
 import pathlib
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,8 @@ import jax.numpy as jnp
 from inversionview_jax.devices import chips, parallel, program_cost
 from inversionview_jax.errors import InversionViewError
 
-# Peak of dense bfloat16 matrix products, TFLOP/s of one JAX device, by what its `device_kind` begins with; the makers' figures. For
-# TPU v2 and v3 a device is one of the chip's two cores.
+# Peak of dense bfloat16 matrix products, TFLOP/s of one JAX device, by the beginning of its `device_kind`; the makers' figures. A device
+# of TPU v2 and v3 is one of the chip's two cores.
 PEAK_TFLOPS = {
   "TPU v2": 22.5, "TPU v3": 61.5, "TPU v4": 275.0, "NVIDIA H200": 989.0, "NVIDIA H100 PCIe": 756.0, "NVIDIA H100": 989.0,
   "NVIDIA A100": 312.0, "NVIDIA L4": 121.0, "Tesla V100": 125.0, "Tesla T4": 65.0,
@@ -22,21 +24,27 @@ PEAK_TFLOPS = {
 
 
 def peak_flops(device: jax.Device) -> float | None:
-  """FLOP/s of a device, or None where its kind is not known (a CPU's cores are not)."""
+  """Peak FLOP/s of a device, or None for an unknown kind (a CPU)."""
   kind = device.device_kind
-  found = [name for name in PEAK_TFLOPS if kind.startswith(name)]
-  return 1e12 * PEAK_TFLOPS[max(found, key=len)] if found else None
+  names = [name for name in PEAK_TFLOPS if kind.startswith(name)]
+  return 1e12 * PEAK_TFLOPS[max(names, key=len)] if names else None
 
 
-def matmul_flops(function, *args) -> float:
-  """FLOPs of all matrix products in a function of these shapes, loops counted as often as they run; what XLA adds or saves is not in it."""
+def matmul_flops(function: Callable, *args: Any) -> float:
+  """FLOPs of all matrix products in a function of these shapes, before XLA's optimizations; a loop's body counts as often as it runs."""
   return program_cost.matmul_flops(jax.make_jaxpr(function)(*args), share=1)
 
 
-def training_flops(objective, params, extra, frozen, tokens: int, length: int) -> float:
-  """FLOPs of matrix products in one step's loss and gradient over a batch of `tokens` texts: the model's, not what is run again to save memory."""
+def training_flops(objective: Any, params: Any, extra: Any, frozen: Any, batch: int, length: int) -> float:
+  """FLOPs of the matrix products in one step's loss and gradient, without those that rematerialization adds.
+
+  Args:
+    objective, params, extra, frozen: of the run; arrays or shapes.
+    batch: texts of a batch.
+    length: tokens of a text.
+  """
   plain = objective.without_remat() if hasattr(objective, "without_remat") else objective
-  some = 2  # texts; every product grows with their number
+  some = 2  # texts; every product is proportional to their number
 
   def step(params, extra, frozen, tokens):
     keys = parallel.fold_in_each(jax.random.key(0), jnp.arange(some))
@@ -46,15 +54,15 @@ def training_flops(objective, params, extra, frozen, tokens: int, length: int) -
   one = matmul_flops(
     step, shaped(params), shaped(extra), shaped(frozen), jax.ShapeDtypeStruct((some, length), jnp.int32)
   )
-  return one * tokens / some
+  return one * batch / some
 
 
 def memory_in_use() -> int | None:
-  """Most bytes in use so far on any of this host's devices; of the process where devices do not say (a CPU)."""
-  found = [(d.memory_stats() or {}) for d in jax.local_devices()]
-  found = [stats.get("peak_bytes_in_use", stats.get("bytes_in_use")) for stats in found]
-  if any(found):
-    return max(x for x in found if x)
+  """Largest number of bytes in use so far on any of this host's devices; of the process where devices have no statistics (a CPU)."""
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  peaks = [x.get("peak_bytes_in_use", x.get("bytes_in_use")) for x in stats]
+  if any(peaks):
+    return max(x for x in peaks if x)
   try:
     with open("/proc/self/status", encoding="ascii") as lines:
       return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
@@ -63,7 +71,7 @@ def memory_in_use() -> int | None:
 
 
 def _age() -> float:
-  """Seconds since this process was started; 0 where the system does not say."""
+  """Seconds since this process was started; 0 where /proc has no record of it."""
   try:
     with open("/proc/self/stat", encoding="ascii") as file:
       ticks = int(file.read().rsplit(")", 1)[1].split()[19])
@@ -73,10 +81,10 @@ def _age() -> float:
 
 
 class Clock:
-  """Where the wall time of a process goes: training, and everything else by name. What is not in another phase is training.
+  """The wall time of a process by phase: training, and others by name. Time outside of the named phases is training.
 
   Attributes:
-    seconds: of each phase that is over, but for training; "start" is what was before this clock.
+    seconds: of each named phase so far; "start" includes the time before this clock was made.
   """
 
   def __init__(self):
@@ -84,7 +92,8 @@ class Clock:
     self._begin, self.seconds = time.perf_counter() - age, {"start": age}
 
   @contextlib.contextmanager
-  def __call__(self, phase: str):
+  def __call__(self, phase: str) -> Iterator[None]:
+    """Counts the time inside of the context as this phase."""
     begin = time.perf_counter()
     try:
       yield
@@ -92,7 +101,7 @@ class Clock:
       self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
 
   def until_now(self, phase: str) -> None:
-    """Everything so far that was in no phase was in this one, not training."""
+    """Counts all time so far that is in no phase as this one, instead of training."""
     self.seconds[phase] = self.seconds.get(phase, 0.0) + self.training
 
   @property
@@ -102,6 +111,7 @@ class Clock:
 
   @property
   def training(self) -> float:
+    """Seconds of training."""
     return max(self.wall - sum(self.seconds.values()), 0.0)
 
   def shares(self) -> dict[str, float]:
@@ -115,38 +125,39 @@ class Profile:
   """Writes an XLA trace of chosen steps, which TensorBoard and Perfetto open.
 
   Args:
-    asked: "first:last", steps counted from 1, or "" for none; whole calls are traced.
+    steps: "first:last", counted from 1, or "" for none; whole calls are traced.
     folder: gets `profile/`.
 
   Raises:
-    InversionViewError: `asked` is neither.
+    InversionViewError: `steps` is neither.
   """
 
-  def __init__(self, asked: str, folder: pathlib.Path):
+  def __init__(self, steps: str, folder: pathlib.Path):
     self._folder, self._running = folder / "profile", False
     self._first = self._last = 0
-    if not asked:
+    if not steps:
       return
     try:
-      self._first, self._last = map(int, str(asked).split(":"))
+      self._first, self._last = map(int, str(steps).split(":"))
     except ValueError:
       self._last = -1
     if not 1 <= self._first <= self._last:
-      raise InversionViewError(f"profile = {asked!r} must be two steps, such as 100:110 (the first is step 1)")
+      raise InversionViewError(f"profile = {steps!r} must be two steps, such as 100:110 (the first is step 1)")
 
   def before(self, first: int, last: int) -> None:
-    """A call of the steps first ... last is about to be made."""
+    """Starts the trace if the call of the steps first ... last, which comes next, is to be traced."""
     if not self._running and self._last and first <= self._last and last >= self._first:
       jax.profiler.start_trace(str(self._folder))
       self._running = True
 
-  def after(self, last: int, results) -> None:
-    """The call that ends with step `last` has been made; `results` are waited for if it is the last that is traced."""
+  def after(self, last: int, results: Any) -> None:
+    """Ends the trace if the call that ended with step `last` is the last to be traced; waits for its `results`."""
     if self._running and last >= self._last:
       jax.block_until_ready(results)
       self.close()
 
   def close(self) -> None:
+    """Ends the trace if one is running."""
     if self._running:
       self._running = False
       self._last = 0

@@ -37,6 +37,6 @@ def token_count_loss(config: DecoderConfig, head: Any, encoding: jax.Array, coun
   Returns:
     float32[N].
   """
-  logits = token_count_head(config, COUNT_CLASSES).apply({"params": head}, encoding)
+  logits: Any = token_count_head(config, COUNT_CLASSES).apply({"params": head}, encoding)
   log_p = jax.nn.log_softmax(logits.reshape(*counts.shape, COUNT_CLASSES))
   return -jnp.take_along_axis(log_p, counts[..., None], axis=-1)[..., 0].sum(axis=-1)

@@ -72,7 +72,7 @@ class Objective(Protocol):
 
 def make_update(
   objective: Objective, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
-) -> Callable[[State, Any, jax.Array], tuple[State, jax.Array, jax.Array]]:
+) -> Callable[..., Any]:
   """A jitted (state, frozen, int32[k, B, T]) -> (state, losses float32[k], gradient norms float32[k]), over all devices.
 
   Each device of the data axis differentiates the loss of its own rows and the gradients are summed; the optimizer's part is left to the
@@ -175,13 +175,13 @@ def _moving_average(state: State, params, decay: float):
     return state.average
   # The usual warm-up of the decay: early on the average is nearly a plain mean, so that the initial parameters are soon forgotten.
   rate = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
-  return jax.tree.map(lambda a, p: rate * a + (1.0 - rate) * p, state.average, params)
+  return optax.incremental_update(params, state.average, 1.0 - rate)
 
 
 def state_shardings(state: State, config: ConfigDict, mesh: Mesh) -> State:
   """The sharding of every leaf of a state: parameters and optimizer state by the rules of `devices.sharding`, the rest replicated."""
   spread = sharding.shards_optimizer(config)
-  replicated = NamedSharding(mesh, PartitionSpec())
+  replicated: Any = NamedSharding(mesh, PartitionSpec())
   return State(
     replicated,
     sharding.shardings(state.params, mesh),

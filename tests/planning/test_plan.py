@@ -16,7 +16,7 @@ from inversionview_jax.devices import chips, program_cost
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.transformer import Transformer
 from inversionview_jax.planning import abstract_programs, architectures, planning, report, topologies
-from inversionview_jax.planning.scenario import scenario
+from inversionview_jax.planning.scenario import scenario_of
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 ADDITION = f"{ROOT / 'configs' / 'addition.py'}:tiny"
@@ -45,7 +45,7 @@ def test_architectures_have_the_parameters_they_are_known_for(name, count):
 
 
 def small(*overrides):
-  return scenario(configs.load_config(ADDITION, [*SMALL, *overrides]))
+  return scenario_of(configs.load_config(ADDITION, [*SMALL, *overrides]))
 
 
 @functools.cache
@@ -199,11 +199,11 @@ def test_error_for_a_program_that_jaxlib_cannot_read_names_both_versions():
 
 @pytest.mark.parametrize("name", ["plan_gpt2_xl", "plan_llama_8b"])
 def test_scenarios_of_large_targets(name):
-  made = scenario(configs.load_config(str(ROOT / "configs" / f"{name}.py"), []))
+  made = scenario_of(configs.load_config(str(ROOT / "configs" / f"{name}.py"), []))
   assert made.target_dtype == "bfloat16" and made.task.length == made.decoder.transformer.n_ctx
   assert (name == "plan_gpt2_xl") == (len(made.decoder.sites) == 25 and made.task.length == 41)
   with pytest.raises(InversionViewError, match="gpt2-xl"):
-    scenario(configs.load_config(str(ROOT / "configs" / f"{name}.py"), ["--config.plan.target=gpt2-xxl"]))
+    scenario_of(configs.load_config(str(ROOT / "configs" / f"{name}.py"), ["--config.plan.target=gpt2-xxl"]))
 
 
 @pytest.mark.slow

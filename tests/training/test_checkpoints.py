@@ -1,4 +1,4 @@
-"""Going on exactly where a run was: after SIGTERM at any moment, SIGKILL, damaged checkpoints and full disks, and on another mesh."""
+"""Exact resumption of a run: after SIGTERM at any moment, SIGKILL, damaged checkpoints and full disks, and on another mesh."""
 
 import json
 import os
@@ -80,8 +80,8 @@ def terminated(folder, moment) -> tuple[int, str]:
   return ended(process)
 
 
-def test_run_that_is_told_to_stop_at_every_moment_ends_with_the_same_bits(straight, tmp_path):
-  """One run, stopped while it compiles, evaluates and saves, then killed; each time it says "again" and loses nothing."""
+def test_run_that_is_stopped_at_every_moment_ends_with_the_same_bits(straight, tmp_path):
+  """One run, stopped while it compiles, evaluates and saves, then killed; it exits with 75 each time and loses no step."""
   code, _ = terminated(tmp_path, "compile")
   assert code == preemption.EXIT_AGAIN == 75 and newest(tmp_path) == 0
   code, error = terminated(tmp_path, "evaluate")  # the first is due at step 8, and is made again
@@ -199,7 +199,7 @@ def flip(path):
 
 
 @pytest.mark.parametrize("damage", [cut, flip, pathlib.Path.unlink], ids=["truncated", "flipped", "missing"])
-def test_newest_checkpoint_that_is_damaged_falls_back_and_says_so(run, tmp_path, damage):
+def test_newest_checkpoint_that_is_damaged_is_passed_over_with_a_note(run, tmp_path, damage):
   """Whichever file it is: the state that comes back is one that was saved, whole."""
   expected = jax.tree.map(np.asarray, restored(run)[0][0])
   fallen = 0
@@ -273,8 +273,8 @@ def test_sums_are_the_same_wherever_a_leaf_lives_and_change_with_every_bit():
   expected = checksum.sums(tree)
   mesh = parallel.make_mesh(model=2)
   placed = {k: parallel.replicate(v, mesh) for k, v in tree.items()} | {"a": parallel.shard(tree["a"], mesh)}
-  found = np.asarray(checksum.on_device()([placed[k] for k in "abcd"])).tolist()
-  assert found == [expected[k] for k in "abcd"]
+  on_device = np.asarray(checksum.on_device()([placed[k] for k in "abcd"])).tolist()
+  assert on_device == [expected[k] for k in "abcd"]
   for at in range(0, 16 * 8 * 32, 7):
     other = tree["a"].copy()
     other.view(np.uint32).reshape(-1)[at // 32] ^= np.uint32(1 << at % 32)
@@ -411,5 +411,5 @@ def test_full_disk_ends_the_run_in_one_line(small_disk):
   (small_disk / "ballast").unlink()
   like, mine, settings = state_of()
   with checkpoints.Checkpoints(checkpoints.folder_of(small_disk / "run")) as saved:
-    found = saved.restore(like, mine, settings)
-  assert (found is None) == (left == 0)
+    restored_state = saved.restore(like, mine, settings)
+  assert (restored_state is None) == (left == 0)

@@ -106,9 +106,9 @@ def test_muon_is_that_of_optax():
   one, other = (parallel.jit(rule.update) for rule in (mine, theirs))
   for seed in range(3):
     grads = parameters(seed) | jax.tree.map(lambda x, s=seed: x * (s + 1), sited)
-    found, states[0] = one(grads, states[0], params)
+    updates, states[0] = one(grads, states[0], params)
     expected, states[1] = other(grads, states[1], params)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), found, expected)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), updates, expected)
 
 
 @pytest.mark.parametrize("shape", [(128, 256), (256, 128)])
@@ -157,11 +157,11 @@ def test_bf16_matmuls_are_for_whole_matrices_and_not_for_a_config_with_float32(c
 def test_rate_warms_up_and_then_stays_or_falls_to_zero_at_the_end(schedule, steps, warmup, rates):
   rule = optimizer(steps, schedule=schedule, lr=0.1, warmup_steps=warmup, weight_decay=0.0)
   params = {"w": np.ones(3, np.float32)}
-  update, state, found = parallel.jit(rule.update), rule.init(params), []
+  update, state, measured = parallel.jit(rule.update), rule.init(params), []
   for _ in rates:
     updates, state = update(params, state, params)  # Adam's step with a constant gradient is the rate
-    found.append(-float(updates["w"][0]))
-  np.testing.assert_allclose(found, rates, atol=2e-4)
+    measured.append(-float(updates["w"][0]))
+  np.testing.assert_allclose(measured, rates, atol=2e-4)
 
 
 def test_gradients_are_clipped_by_their_global_norm():

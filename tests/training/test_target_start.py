@@ -1,4 +1,4 @@
-"""Going on from a finished target: what is kept, what is drawn anew, and what is refused."""
+"""Warm start of a target: what is kept, reinitialised embeddings, noise on W_Q and W_K, and what is refused."""
 
 import numpy as np
 import pytest
@@ -30,34 +30,36 @@ def start(target, **changes):
 
 def test_without_changes_it_is_the_finished_target(finished):
   folder, params, config = finished
-  found = target_start.parameters(start(folder), config, TASK, seed=0)
-  np.testing.assert_array_equal(found["embed"], params["embed"])
-  np.testing.assert_array_equal(found["blocks_1"]["attn"]["k"]["kernel"], params["blocks_1"]["attn"]["k"]["kernel"])
+  start_params = target_start.parameters(start(folder), config, TASK, seed=0)
+  np.testing.assert_array_equal(start_params["embed"], params["embed"])
+  np.testing.assert_array_equal(
+    start_params["blocks_1"]["attn"]["k"]["kernel"], params["blocks_1"]["attn"]["k"]["kernel"]
+  )
 
 
-def test_renewed_token_is_parted_from_the_others_and_nothing_else_moves(finished):
+def test_reinitialised_token_differs_from_the_others_and_nothing_else_changes(finished):
   folder, params, config = finished
-  found = target_start.parameters(start(folder, reinit_tokens="7"), config, TASK, seed=0)
-  new, twin = found["embed"][7], found["embed"][3]
+  start_params = target_start.parameters(start(folder, reinit_tokens="7"), config, TASK, seed=0)
+  new, twin = start_params["embed"][7], start_params["embed"][3]
   assert np.linalg.norm(new) == pytest.approx(np.linalg.norm(twin), rel=1e-5)
   assert new @ twin / np.linalg.norm(new) ** 2 < 0.9
   others = np.arange(len(params["embed"])) != 7
-  np.testing.assert_array_equal(found["embed"][others], params["embed"][others])
-  np.testing.assert_array_equal(found["pos_embed"], params["pos_embed"])
+  np.testing.assert_array_equal(start_params["embed"][others], params["embed"][others])
+  np.testing.assert_array_equal(start_params["pos_embed"], params["pos_embed"])
   assert not np.array_equal(
     target_start.parameters(start(folder, reinit_tokens="7"), config, TASK, seed=1)["embed"][7], new
   )
 
 
-def test_stirring_moves_queries_and_keys_by_as_much_as_asked_and_nothing_else(finished):
+def test_noise_of_the_given_size_is_added_to_queries_and_keys_only(finished):
   folder, params, config = finished
-  found = target_start.parameters(start(folder, qk_noise_std=0.25), config, TASK, seed=0)
+  start_params = target_start.parameters(start(folder, qk_noise_std=0.25), config, TASK, seed=0)
   for layer in ("blocks_0", "blocks_1"):
-    attention, before = found[layer]["attn"], params[layer]["attn"]
+    attention, before = start_params[layer]["attn"], params[layer]["attn"]
     moved = np.concatenate([(attention[name]["kernel"] - before[name]["kernel"]).ravel() for name in ("q", "k")])
     assert moved.std() == pytest.approx(0.25, rel=0.2)
     np.testing.assert_array_equal(attention["v"]["kernel"], before["v"]["kernel"])
-  np.testing.assert_array_equal(found["embed"], params["embed"])
+  np.testing.assert_array_equal(start_params["embed"], params["embed"])
 
 
 def test_training_starts_from_it(finished):

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -167,7 +168,8 @@ def read(
   results = []
   if with_information:
     first = preimages[0]
-    how = {"epsilon": first.epsilon, "metric": first.metric, "match": first.match, "inputs": inputs, "draws": draws}
+    how: dict[str, Any] = {"epsilon": first.epsilon, "metric": first.metric, "match": first.match}
+    how |= {"inputs": inputs, "draws": draws}
     for number, preimage in enumerate(preimages):
       progress("information", number, len(preimages))
       results += information.measure(reader, [preimage.query], seed=seed + number, **how)

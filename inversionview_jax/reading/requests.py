@@ -37,7 +37,7 @@ class Request:
     Raises:
       InversionViewError: none of these.
     """
-    if isinstance(request, cls):
+    if isinstance(request, Request):
       return request
     if isinstance(request, Query):
       return cls(request.text, request.site, request.position)

@@ -34,7 +34,7 @@ def make_mesh(data: int | None = None, model: int = 1, devices: Sequence[jax.Dev
   data = len(devices) // max(model, 1) if data is None else data
   if data < 1 or model < 1 or data * model != len(devices):
     raise InversionViewError(f"a mesh of {data} x {model} (data x model) does not divide {len(devices)} devices")
-  if devices[0].platform == "tpu" and len(devices) > 1:  # neighbours on the torus; elsewhere the order says it already
+  if devices[0].platform == "tpu" and len(devices) > 1:  # neighbours on the torus; elsewhere they are in order already
     from jax.experimental import mesh_utils
 
     placed = mesh_utils.create_device_mesh((data, model), devices, allow_split_physical_axes=True)
@@ -45,9 +45,8 @@ def make_mesh(data: int | None = None, model: int = 1, devices: Sequence[jax.Dev
 
 
 def mesh_of(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """The mesh that a config's `mesh` asks for (`model`: the size of that axis); data-parallel over all devices without one."""
-  asked = config.get("mesh") or {}
-  model = asked.get("model", 1)
+  """The mesh of a config: `mesh.model` is the size of the model axis; without one, data-parallel over all devices."""
+  model = (config.get("mesh") or {}).get("model", 1)
   if isinstance(model, bool) or not isinstance(model, int) or model < 1:
     raise InversionViewError(f"mesh.model = {model!r} must be a whole number of at least 1")
   return make_mesh(model=model, devices=devices)
@@ -255,7 +254,7 @@ def _top_level():
 
 
 def use_compilation_cache() -> None:
-  """Keeps compiled programs on disk between processes, unless the user has said where or that not (JAX_COMPILATION_CACHE_DIR).
+  """Keeps compiled programs on disk between processes, unless JAX_COMPILATION_CACHE_DIR is set (empty: not at all).
 
   JAX's own default keeps only what took a second to compile; here a reader's start-up is many programs below that.
   """

@@ -49,7 +49,7 @@ def attend_cached(q, keys, values, weigh: Callable[..., tuple[jax.Array, jax.Arr
 
 
 def uses_sums(compute: Compute, automatic: bool) -> bool:
-  """Whether to multiply and sum (`cpu_attention`): what `compute.attention` says, or `automatic` where that is "auto"."""
+  """Whether to multiply and sum (`cpu_attention`), by `compute.attention`; `automatic` where that is "auto"."""
   return automatic if compute.attention == "auto" else compute.attention == "multiply_and_sum"
 
 
@@ -71,7 +71,7 @@ class Attention(nn.Module):
     # GPT-2 shrinks what writes to the residual stream by the number of writers.
     self.o = linear(c.d_model, "o", c.init_std / (2 * c.n_layers) ** 0.5)
     if c.qk_norm:
-      self.q_norm, self.k_norm = norm(c), norm(c)
+      self.q_norm, self.k_norm = norm(c, self.compute), norm(c, self.compute)
     self.dropout, self.dropout_resid = nn.Dropout(c.dropout_attn), nn.Dropout(c.dropout_resid)
 
   @property

@@ -51,10 +51,10 @@ class Output:
   """What a forward pass returns.
 
   Attributes:
-    logits: float32[B, T, V], or None if they were not asked for.
+    logits: float32[B, T, V], or None if they were not computed.
     captured: site -> activation; float[B, T, D] (or [B, P, D] with `at`), heads [B, T, H, D], pattern [B, H, T, T].
     cache: per layer (keys, values), float[B, C, G, K] each, or None.
-    chosen: float[B, P, D], the one site that `choose` named for each row and position; None if it was not asked for.
+    chosen: float[B, P, D], the one site that `choose` named for each row and position; None without `choose`.
   """
 
   logits: jax.Array | None
@@ -90,18 +90,18 @@ class Recorder:
 
   def __init__(self, capture: Sequence[Site], at, edits: Sequence[SiteEdit], never: jax.Array | None, choose=None):
     self.capture, self.at, self.edits = frozenset(capture), at, tuple(edits)
-    self.choose, self.chosen = choose, None  # (sites, int32[B, P]), and what was chosen so far
-    self.never = never  # int32[], zero at run time, which the compiler cannot know; None to let it fuse across sites
+    self.choose, self.chosen = choose, None  # (sites, int32[B, P]), and the activations that were chosen so far
+    self.never = never  # int32[], zero at run time, which the compiler cannot know; None: it may fuse across sites
     self.captured = {}
 
   def keep(self, site: Site, make):
-    """Keeps make() under `site` if it was asked for; `make` maps nothing to float[B, T, ...]."""
+    """Keeps make(), float[B, T, ...], under `site` if that is captured."""
     if site in self.captured or site not in self.capture:
       return
     self.captured[site] = make()
 
   def boundary(self, x):
-    """Keeps the compiler from fusing, and so from rounding otherwise, depending on what is captured or edited here.
+    """x, which the compiler does not fuse with its neighbours: fused, it would be rounded depending on what is captured or edited.
 
     A loop whose number of iterations, zero, is known at run time only: `jax.lax.optimization_barrier` is gone by the time XLA's CPU backend
     fuses.
@@ -109,7 +109,7 @@ class Recorder:
     return x if self.never is None else _unfused(x, self.never)
 
   def at_positions(self, x, site=None, attention=None):
-    """float[B, T, ...] -> the rows at the positions asked for (of this site), float[B, P, ...].
+    """float[B, T, ...] -> the rows at the positions to capture (of this site), float[B, P, ...].
 
     `attention`, float32[B, T, T] of a head, is what positions may depend on.
     """
@@ -126,7 +126,7 @@ class Recorder:
     self.chosen = jnp.where((index == sites.index(Site(kind, layer)))[..., None], x, before)
 
   def _choose_heads(self, layer: int, attention, z):
-    """The same for the heads of a layer: of each row the others' mixtures become zeros, so that one product serves all."""
+    """`_choose` for the heads of a layer: of each row the other heads' mixtures become zeros, so that one matmul serves all."""
     if self.choose is None:
       return
     sites, index = self.choose
@@ -142,7 +142,7 @@ class Recorder:
     self.chosen = jnp.where(jnp.any(mine, axis=-1)[..., None], written, before)
 
   def through(self, kind: str, layer: int | None, x):
-    """A vector site on the way: applies the edits that address it, keeps it if asked for, returns what flows on."""
+    """Applies the edits of a vector site, captures it, and returns the edited activation."""
     x = self.boundary(x)
     for edit in self.edits:
       if edit.kind == kind:
@@ -153,7 +153,18 @@ class Recorder:
     return x
 
   def through_heads(self, layer: int, attention, z, out, pattern):
-    """Heads write to the residual stream as a sum: an edit adds the difference it makes to its head's write."""
+    """The heads' sum `out` with the edits of heads, each as the difference it makes to its head's write; captures heads.
+
+    Args:
+      layer: of the heads.
+      attention: its `Attention`.
+      z: float[B, T, H, K], the heads' mixtures.
+      out: float[B, T, D], the sum of their writes.
+      pattern: float32[B, H, T, T].
+
+    Returns:
+      float[B, T, D].
+    """
     length = z.shape[1]
     edits = [edit for edit in self.edits if edit.kind == "head"]
     z, out = self.boundary(z), self.boundary(out)

@@ -16,7 +16,7 @@ import numpy as np
 from inversionview_jax.devices import numerics
 from inversionview_jax.errors import one_of
 from inversionview_jax.models.config import Compute, TransformerConfig
-from inversionview_jax.models.layers import LayerNorm, Linear
+from inversionview_jax.models.layers import Linear, layer_norm
 from inversionview_jax.models.transformer import Transformer
 
 NORMALIZATIONS = ("none", "standard", "whiten")
@@ -115,10 +115,10 @@ class ActivationEncoder(nn.Module):
       x = Linear(c.encoder_width, std=x.shape[-1] ** -0.5, name="widen")(x) + own
     for block in range(c.encoder_blocks):
       inner = c.encoder_inner or c.encoder_width or c.d_activation
-      y = LayerNorm(name=f"ln_{block}")(x)
+      y = layer_norm(name=f"ln_{block}")(x)
       y = jax.nn.relu(Linear(inner, dot_general=self.dot_general, name=f"in_{block}")(y))
       x = x + Linear(x.shape[-1], dot_general=self.dot_general, name=f"out_{block}")(y)
-    x = LayerNorm(name="ln_f")(x)
+    x = layer_norm(name="ln_f")(x)
     if encoding_only:
       return x
     if c.transformer.cross_width:
@@ -127,7 +127,7 @@ class ActivationEncoder(nn.Module):
     slots = []
     for layer in range(c.transformer.n_layers):
       projected = Linear(c.n_slots * m, dot_general=self.dot_general, name=f"slot_{layer}")(x)
-      slots.append(LayerNorm(name=f"slot_ln_{layer}")(projected.reshape(*x.shape[:-1], c.n_slots, m)))
+      slots.append(layer_norm(name=f"slot_ln_{layer}")(projected.reshape(*x.shape[:-1], c.n_slots, m)))
     return jnp.stack(slots, axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Finished models as safetensors + JSON (`recovery` has the training state). No pickle is ever read or written.
+"""Finished models as safetensors + JSON (`training.checkpoints` has the training state). No pickle is ever read or written.
 
 A finished model is a folder with `model.safetensors` (float32 parameters, named by their path in the tree) and `model.json`
 (what they are: kind, configuration, tokenizer, where they came from). Both appear whole or not at all.
@@ -92,10 +92,10 @@ class Fingerprint:
 
 def fingerprint(tree, config: dict) -> str:
   """The `Fingerprint` of nested dicts of parameters."""
-  found = Fingerprint(config)
+  digest = Fingerprint(config)
   for part in sorted(tree):
-    found.add(part, tree[part])
-  return found.hex()
+    digest.add(part, tree[part])
+  return digest.hex()
 
 
 def save_model(folder: str | os.PathLike, params, description: dict) -> None:
@@ -104,7 +104,7 @@ def save_model(folder: str | os.PathLike, params, description: dict) -> None:
   Args:
     folder: made if it is not there.
     params: nested dicts of arrays.
-    description: plain data that says what the parameters are, with the module's "config"; `format_version` and `fingerprint` are added.
+    description: plain data about the parameters, with the module's "config"; `format_version` and `fingerprint` are added.
   """
   import safetensors.numpy
 

@@ -58,12 +58,12 @@ class Block(nn.Module):
 
   def setup(self):
     c = self.config
-    self.ln1, self.ln2 = norm(c), norm(c)
+    self.ln1, self.ln2 = norm(c, self.compute), norm(c, self.compute)
     if c.post_norm:
-      self.ln1_post, self.ln2_post = norm(c), norm(c)
+      self.ln1_post, self.ln2_post = norm(c, self.compute), norm(c, self.compute)
     self.attn, self.mlp = Attention(c, self.compute, self.layer), Mlp(c, self.compute)
     if c.cross_width:
-      self.cross, self.cross_ln = CrossAttention(c, self.compute), norm(c)
+      self.cross, self.cross_ln = CrossAttention(c, self.compute), norm(c, self.compute)
 
   def _attention_write(self, x):
     return self.ln1_post(x) if self.config.post_norm else x
@@ -143,7 +143,7 @@ class Transformer(nn.Module):
     if not c.rotary:
       self.pos_embed = self.param("pos_embed", normal(0.02), (c.n_ctx, c.d_model))
     self.blocks = [Block(c, self.compute, layer) for layer in range(c.n_layers)]
-    self.ln_f = norm(c)
+    self.ln_f = norm(c, self.compute)
     if not c.tied:
       self.unembed = Linear(c.vocab_size, use_bias="unembed" in c.biases)
     self.dropout = nn.Dropout(c.dropout_embed)

@@ -50,7 +50,7 @@ def test_sums_are_safe_in_this_packages_programs_and_off_the_cpu_but_not_under_a
   program, x = parallel.jit(function), jnp.ones(3)
   jax.jit(function)(x)
   program(x)
-  jax.jit(program)(x)  # traced again: JAX's caches tell the two compilations apart
+  jax.jit(program)(x)  # traced again: JAX's caches keep the two compilations apart
   with compiled_for("tpu"):
     jax.jit(function)(x)
   jax.jit(function)(x)

@@ -18,11 +18,11 @@ SITES = sites.enumerate_sites(2, 2)
 def test_one_position_of_each_site_is_what_a_whole_capture_has_there(small_target, each):
   tokens = TASK.tokens(np.arange(5))
   at = np.random.default_rng(0).integers(0, 10, (5, each * len(SITES))).astype(np.int32)
-  found = collect.activations_each(small_target.module, small_target.params, tokens, at, SITES)
+  activations = collect.activations_each(small_target.module, small_target.params, tokens, at, SITES)
   run = small_target.run(tokens, SITES)
   for column in range(at.shape[1]):
     expected = np.asarray(run[SITES[column % len(SITES)]])[np.arange(5), at[:, column]]
-    np.testing.assert_allclose(found[:, column], expected, atol=1e-5)
+    np.testing.assert_allclose(activations[:, column], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -277,10 +277,10 @@ def sample_of(rank=None, seed=0):
 
 def test_standard_statistics_give_mean_0_and_variance_1_in_each_dimension_of_each_site():
   activations, site = sample_of()
-  found = decoder.statistics(activations.astype(np.float32), site, 3, "standard")
-  assert set(found) == {"mean", "scale"}
+  statistics = decoder.statistics(activations.astype(np.float32), site, 3, "standard")
+  assert set(statistics) == {"mean", "scale"}
   for s in range(3):
-    normalized = (activations[site == s] - found["mean"][s]) * found["scale"][s]
+    normalized = (activations[site == s] - statistics["mean"][s]) * statistics["scale"][s]
     np.testing.assert_allclose(normalized.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(normalized.var(axis=0), 1, atol=1e-4)
 
@@ -288,17 +288,17 @@ def test_standard_statistics_give_mean_0_and_variance_1_in_each_dimension_of_eac
 @pytest.mark.parametrize("rank", [6, 2])
 def test_whitening_gives_the_identity_covariance_in_the_directions_that_vary_and_drops_the_others(rank):
   activations, site = sample_of(rank)
-  found = decoder.statistics(activations.astype(np.float32), site, 3, "whiten")
-  assert set(found) == {"mean", "turn"}
+  statistics = decoder.statistics(activations.astype(np.float32), site, 3, "whiten")
+  assert set(statistics) == {"mean", "turn"}
   for s in range(3):
     own = activations[site == s]
-    whitened = (own - found["mean"][s]) @ found["turn"][s]
+    whitened = (own - statistics["mean"][s]) @ statistics["turn"][s]
     np.testing.assert_allclose(whitened.mean(axis=0), 0, atol=1e-3)
     np.testing.assert_allclose(np.cov(whitened.T), np.diag(np.arange(6) >= 6 - rank).astype(float), atol=1e-3)
     # Rounding noise in a direction that the site never used does not become a signal.
-    noisy = (own + 1e-6 * own.std() * np.random.default_rng(1).normal(size=own.shape) - found["mean"][s]) @ found[
-      "turn"
-    ][s]
+    noisy = (
+      own + 1e-6 * own.std() * np.random.default_rng(1).normal(size=own.shape) - statistics["mean"][s]
+    ) @ statistics["turn"][s]
     np.testing.assert_allclose(noisy, whitened, atol=1e-2)
 
 
@@ -306,11 +306,11 @@ def test_constant_dimension_does_not_blow_up():
   activations, site = sample_of()
   activations[:, 2] = 0.25
   for normalize in ("standard", "whiten"):
-    found = decoder.statistics(activations.astype(np.float32), site, 3, normalize)
-    assert all(np.isfinite(value).all() for value in found.values())
+    statistics = decoder.statistics(activations.astype(np.float32), site, 3, normalize)
+    assert all(np.isfinite(value).all() for value in statistics.values())
     if normalize == "standard":
       spread = activations[site == 1].std(axis=0)
-      assert found["scale"][1, 2] <= 1.001e3 / spread.max()
+      assert statistics["scale"][1, 2] <= 1.001e3 / spread.max()
 
 
 @pytest.mark.parametrize("normalize", ["standard", "whiten"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import cpu_attention
 from inversionview_jax.models.capture import SiteEdit
-from inversionview_jax.models.layers import RMSNorm, rotate
+from inversionview_jax.models.layers import rotate
 from inversionview_jax.models.transformer import Transformer, TransformerConfig
 from inversionview_jax.pretrained import rotary
 from inversionview_jax.sites import Site
@@ -100,7 +101,7 @@ def test_residual_stream_is_the_sum_of_what_was_written_to_it(config, params, fu
     block = params[f"blocks_{layer}"]
     written = jnp.stack([full[f"a{layer}.{head}"] for head in range(H)]).sum(axis=0) + block["attn"]["o"].get("bias", 0)
     if config.post_norm:  # heads add up in front of the norm
-      written = RMSNorm(config.norm_eps).apply({"params": block["ln1_post"]}, written)
+      written = nn.RMSNorm(config.norm_eps).apply({"params": block["ln1_post"]}, written)
     assert_close(full[f"x{layer}.mid"], full[f"x{layer}.pre"] + written)
     assert_close(full[f"x{layer}.post"], full[f"x{layer}.mid"] + full[f"m{layer}"])
   assert same(full["a1"][:, :, 2], full["a1.2"])
@@ -122,14 +123,22 @@ def test_capturing_less_changes_no_bit(target, full):
 
 
 def test_writing_captured_values_back_changes_no_bit_and_others_do_from_their_position_on(target, full):
-  places = {"embed": 1, "a0.1": 2, "x0.mid": 3, "m0": 4, "x1.pre": 5, "a1.2": 6, "m1": 7}  # one program for all of them
+  positions = {
+    "embed": 1,
+    "a0.1": 2,
+    "x0.mid": 3,
+    "m0": 4,
+    "x1.pre": 5,
+    "a1.2": 6,
+    "m1": 7,
+  }  # one program for all of them
 
   def run(changed=None):
-    values = {name: full[name][:, position] + (name == changed) for name, position in places.items()}
-    return target.run(TOKENS, edits=[Edit(name, places[name], values[name]) for name in places]).logits
+    values = {name: full[name][:, position] + (name == changed) for name, position in positions.items()}
+    return target.run(TOKENS, edits=[Edit(name, positions[name], values[name]) for name in positions]).logits
 
   assert same(run(), full.logits)
-  for name, position in places.items():
+  for name, position in positions.items():
     edited = run(name)
     assert same(edited[:, :position], full.logits[:, :position]), name
     assert not same(edited[:, position], full.logits[:, position]), name
@@ -137,9 +146,9 @@ def test_writing_captured_values_back_changes_no_bit_and_others_do_from_their_po
 
 @pytest.mark.parametrize("name", ["pos_embed", "hook_pos_embed", Site("pos_embed")])
 def test_rotary_models_have_no_position_embedding_to_capture_or_edit(target, name):
-  for asked in ({"capture": [name]}, {"edits": [Edit(name, 0, np.zeros(D))]}):
+  for arguments in ({"capture": [name]}, {"edits": [Edit(name, 0, np.zeros(D))]}):
     with pytest.raises(InversionViewError, match="rotary") as caught:
-      target.run(TOKENS, **asked)
+      target.run(TOKENS, **arguments)
     assert "pos_embed" in str(caught.value)
 
 

@@ -19,7 +19,7 @@ import safetensors.numpy
 
 from inversionview_jax import targets
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.models.layers import NORMS
+from inversionview_jax.models.layers import norm
 from inversionview_jax.pretrained import llama, rotary
 
 HERE = pathlib.Path(__file__).parent.parent
@@ -47,8 +47,7 @@ def assert_same_as_transformers(folder, expected):
   run = raw.run(expected["tokens"], capture=names)
   assert_close(run.logits, expected["logits"])
   # transformers returns the last hidden state behind the final norm.
-  norm = NORMS[raw.config.norm](raw.config.norm_eps)
-  final = norm.apply({"params": raw.params["ln_f"]}, run[posts[-1]])
+  final = norm(raw.config).apply({"params": raw.params["ln_f"]}, run[posts[-1]])
   for got, hidden in zip([*(run[name] for name in names[:layers]), final], expected["hidden_states"], strict=True):
     assert_close(got, hidden)
   for name, mid in zip(mids, expected["mid"], strict=True):

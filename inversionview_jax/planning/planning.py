@@ -130,7 +130,8 @@ def _compiled(
   flops = program_cost.matmul_flops(traced.jaxpr, share, loop)
   own = float(sum(_bytes_per_device(x) for x in jax.tree.leaves(arguments)))
   start = time.perf_counter()
-  cached = jax.config.read("jax_enable_compilation_cache")
+  settings: Any = jax.config
+  cached = settings.jax_enable_compilation_cache
   # JAX would cache programs for other machines, and cannot read them from the cache.
   jax.config.update("jax_enable_compilation_cache", cached and platform == "cpu")
   try:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from typing import Any
 
 import jax
 
@@ -13,8 +14,9 @@ def simulate_devices(count: int) -> None:
   """Lets JAX simulate at least so many CPU devices; no effect once JAX has its devices."""
   if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):  # the number set there wins
     return
+  settings: Any = jax.config
   try:
-    jax.config.update("jax_num_cpu_devices", max(count, jax.config.read("jax_num_cpu_devices")))
+    settings.update("jax_num_cpu_devices", max(count, settings.jax_num_cpu_devices))
   except RuntimeError:
     pass
 

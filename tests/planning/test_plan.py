@@ -16,6 +16,7 @@ from inversionview_jax.devices import chips, program_cost
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.transformer import Transformer
 from inversionview_jax.planning import abstract_programs, architectures, planning, report, topologies
+from inversionview_jax.planning.planning import training_step
 from inversionview_jax.planning.scenario import scenario_of
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -50,7 +51,7 @@ def small(*overrides):
 
 @functools.cache
 def stepped(count, *overrides):
-  return planning.training_step(small(*overrides), chips.topology(f"cpu:{count}"))
+  return training_step(small(*overrides), chips.topology(f"cpu:{count}"))
 
 
 def test_flops_of_a_step_are_those_on_paper():

@@ -100,22 +100,7 @@ def initialize_arguments(
   if coordinator or count is not None or index is not None:
     count = first(count, number("OMPI_COMM_WORLD_SIZE"), number("SLURM_NTASKS"))
     index = first(index, number("JOB_COMPLETION_INDEX"), number("OMPI_COMM_WORLD_RANK"), number("SLURM_PROCID"))
-    missing = [
-      name
-      for name, value in (
-        ("--coordinator HOST:PORT", coordinator or None),
-        ("--num-processes", count),
-        ("--process-id", index),
-      )
-      if value is None
-    ]
-    if missing:
-      raise InversionViewError(f"several hosts need all three settings; missing: {', '.join(missing)}")
-    if ":" not in coordinator or not coordinator.rsplit(":", 1)[1].isdigit():
-      raise InversionViewError(f"--coordinator {coordinator} must be HOST:PORT, such as 10.0.0.1:1234")
-    if not 0 <= index < count:
-      raise InversionViewError(f"--process-id {index} is out of range: --num-processes is {count}, counted from 0")
-    return None if count == 1 else {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+    return _explicit_arguments(coordinator, count, index)
   if (number("OMPI_COMM_WORLD_SIZE") or 1) > 1:
     if "OMPI_MCA_orte_hnp_uri" not in environment:  # Open MPI 5 no longer sets it
       raise InversionViewError("Open MPI gives no address of its first process; give --coordinator HOST:PORT")
@@ -125,6 +110,19 @@ def initialize_arguments(
   if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or _on_tpu_vm():
     return {}
   return None
+
+
+def _explicit_arguments(coordinator: str, count: int | None, index: int | None) -> dict[str, Any] | None:
+  """The arguments for a given coordinator, number of processes and index; None for a single process."""
+  settings = {"--coordinator HOST:PORT": coordinator or None, "--num-processes": count, "--process-id": index}
+  if missing := [name for name, value in settings.items() if value is None]:
+    raise InversionViewError(f"several hosts need all three settings; missing: {', '.join(missing)}")
+  assert count is not None and index is not None
+  if ":" not in coordinator or not coordinator.rsplit(":", 1)[1].isdigit():
+    raise InversionViewError(f"--coordinator {coordinator} must be HOST:PORT, such as 10.0.0.1:1234")
+  if not 0 <= index < count:
+    raise InversionViewError(f"--process-id {index} is out of range: --num-processes is {count}, counted from 0")
+  return None if count == 1 else {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
 
 
 def _on_tpu_vm() -> bool:
@@ -264,7 +262,9 @@ def _catch_aborts() -> None:
   """
   from jax._src import distributed
 
-  host, port = distributed.global_state.coordinator_address.rsplit(":", 1)
+  address = distributed.global_state.coordinator_address
+  assert address is not None  # `start` has initialized it
+  host, port = address.rsplit(":", 1)
 
   def handler(_: int) -> None:
     try:

@@ -65,7 +65,7 @@ def matmul_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr, share: int, loop: int = 1
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
       ((contracted, _), _) = params["dimension_numbers"]
-      left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+      left, out = (variables[0].aval.shape for variables in (equation.invars, equation.outvars))  # type: ignore[union-attr]
       total += 2.0 * math.prod(out) * math.prod(left[i] for i in contracted) / share
       continue
     times, inner = 1, share
@@ -97,7 +97,8 @@ def traffic(text: str, loop: int = 1) -> Traffic:
     loop: assumed number of iterations of loops whose text gives none.
   """
   computations, entry = _computations(text)
-  moved, totals = 0.0, collections.defaultdict(lambda: [0.0, 0.0, 0.0])
+  moved = 0.0
+  totals: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
 
   def visit(name: str, times: float, fused: bool) -> None:
     nonlocal moved
@@ -149,8 +150,8 @@ def _called(opcode: str, rest: str, loop: int) -> Iterator[tuple[str, int, bool]
   else:
     for name in re.findall(r"(?:calls|called_computation)=%?([\w.\-]+)", rest):
       yield name, 1, opcode not in ("call", "async-start")
-    if opcode == "call":
-      yield re.search(r"to_apply=%?([\w.\-]+)", rest)[1], 1, False
+    if opcode == "call" and (target := re.search(r"to_apply=%?([\w.\-]+)", rest)):
+      yield target[1], 1, False
 
 
 def _moved_bytes(instruction: str, opcode: str, size: float, operands: list[float]) -> float:
@@ -184,8 +185,10 @@ def _size(shape: str) -> float:
   total = 0.0
   for kind, sizes in _SHAPE.findall(shape):
     each = _BYTES.get(kind)
-    if each is None:
-      each = int(re.search(r"\d+", kind)[0]) / 8
+    if each is None:  # the first number is the width in bits: s32, f8e4m3fn, c64
+      width = re.search(r"\d+", kind)
+      assert width is not None, kind
+      each = int(width[0]) / 8
     total += each * math.prod(map(int, sizes.split(","))) if sizes else each
   return total
 

@@ -4,22 +4,9 @@ import json
 
 import pytest
 
-from inversionview_jax import cli
 from inversionview_jax.benchmarks import bench, timing
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
-
-@pytest.fixture
-def inversionview(capsys, tmp_path, monkeypatch):
-  """A function (arguments) -> (exit code, stdout, stderr), in the folder `tmp_path`."""
-  monkeypatch.chdir(tmp_path)
-
-  def run(*argv):
-    code = cli.main([str(argument) for argument in argv])
-    return code, *capsys.readouterr()
-
-  return run
 
 
 @pytest.mark.parametrize("cases", [("capture",), pytest.param(bench.CASES, marks=pytest.mark.slow)], ids=("one", "all"))

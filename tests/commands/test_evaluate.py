@@ -5,24 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from inversionview_jax import cli
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sampling import exact
 from inversionview_jax.show import charts
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
-
-@pytest.fixture
-def inversionview(capsys, tmp_path, monkeypatch):
-  """A function (arguments) -> (exit code, stdout, stderr), in the folder `tmp_path`."""
-  monkeypatch.chdir(tmp_path)
-
-  def run(*argv):
-    code = cli.main([str(argument) for argument in argv])
-    return code, *capsys.readouterr()
-
-  return run
 
 
 def test_evaluate_prints_and_writes_what_it_measured(inversionview, tmp_path, save_small):

@@ -1,0 +1,34 @@
+"""What the tests of commands share."""
+
+from collections.abc import Callable
+
+import pytest
+
+from inversionview_jax import cli
+
+
+@pytest.fixture
+def inversionview(capsys, tmp_path, monkeypatch) -> Callable[..., tuple[int, str, str]]:
+  """A function (arguments) -> (exit code, stdout, stderr), in the folder `tmp_path`."""
+  monkeypatch.chdir(tmp_path)
+
+  def run(*argv):
+    code = cli.main([str(argument) for argument in argv])
+    return code, *capsys.readouterr()
+
+  return run
+
+
+@pytest.fixture
+def refused(inversionview, tmp_path) -> Callable[..., str]:
+  """A function (arguments) -> the one line on stderr of a command that fails and writes nothing."""
+
+  def run(*argv):
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    code, out, error = inversionview(*argv)
+    assert (code, out) == (2, "")
+    assert error.startswith("inversionview: ") and error.endswith("\n") and error.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    return error
+
+  return run

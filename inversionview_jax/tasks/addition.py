@@ -1,12 +1,16 @@
 """Three-digit addition (paper, section 4.2): all a+b=c with a, b in 100..999, such as ``615+861=1476``."""
 
+import functools
+
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks import hashing
+from inversionview_jax.tasks.addition_moves import SumMoves
 from inversionview_jax.tasks.base import MIXTURES, Mixture, Task
 from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
 from inversionview_jax.tasks.grammar import holds
+from inversionview_jax.tasks.moves import Move
 from inversionview_jax.tasks.tokenizers import BOS, EOS, PAD, CharTokenizer
 
 _SIDE = 900  # numbers from 100 to 999
@@ -51,6 +55,18 @@ class Addition(Task):
     "length": "number of digits of the answer, 3 or 4",
   }
   expressions = ("F1 + S1", "F2 + S2", "F3 + S3")
+
+  @functools.cached_property
+  def _sums(self) -> SumMoves:
+    t = self.tokenizer
+    plus, equals = t.encode("+=")
+    return SumMoves((t.bos_id, int(plus), int(equals), t.eos_id, t.pad_id))
+
+  def moves(self) -> tuple[Move, ...]:
+    return self._sums.all()
+
+  def log_prior(self, tokens):
+    return self._sums.log_prior(tokens, self.num_inputs)
 
   def tokens(self, index):
     index = np.asarray(index)

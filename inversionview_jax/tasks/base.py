@@ -14,6 +14,7 @@ import numpy as np
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks.contrast import Pairs
 from inversionview_jax.tasks.extension import is_named, load_named
+from inversionview_jax.tasks.moves import Move
 from inversionview_jax.tasks.tokenizers import CharTokenizer, PartTokenizer
 
 RENAMED_MIXTURES = {"wide": "broad"}  # names of version 0.1
@@ -121,6 +122,16 @@ class Task(abc.ABC):
         f"the task {self.name!r} has no log_prior, the probability of its inputs, which bits need; --no-bits measures the rest"
       )
     return np.where(self.index(tokens) >= 0, -math.log(self.num_inputs), -np.inf)
+
+  def moves(self) -> tuple[Move, ...]:
+    """How Monte Carlo may change an input; see `moves.Move`. `log_prior` must take JAX arrays inside jit then.
+
+    Raises:
+      InversionViewError: a task without any.
+    """
+    raise InversionViewError(
+      f"the task {self.name!r} has no moves, which Monte Carlo needs: define Task.moves() and Task.log_prior(), or use method='decoder'"
+    )
 
   @abc.abstractmethod
   def loss_mask(self, tokens):

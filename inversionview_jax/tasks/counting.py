@@ -13,8 +13,10 @@ import numpy as np
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks import hashing
 from inversionview_jax.tasks.base import Task, shift_left
+from inversionview_jax.tasks.counting_moves import CountingMoves
 from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
 from inversionview_jax.tasks.grammar import holds
+from inversionview_jax.tasks.moves import Move
 from inversionview_jax.tasks.tokenizers import BOS, EOS, PAD, CharTokenizer
 
 _TRIPLES, _COUNTS, _QUERIES = 2600, 200, 3
@@ -67,19 +69,18 @@ class Counting(Task):
       out[rows, 1 + total + offset] = token
     return out
 
+  @functools.cached_property
+  def _moves(self) -> CountingMoves:
+    t = self.tokenizer
+    bar, colon, one = (int(token) for token in t.encode("|:1"))
+    return CountingMoves((t.bos_id, bar, colon, one, t.eos_id, t.pad_id), _LONGEST)
+
+  def moves(self) -> tuple[Move, ...]:
+    return self._moves.all()
+
   def log_prior(self, tokens):
-    """Log probability float64[B] of texts under uniform choices: three letters of 26, 1 to 9 of each, their order, the query letter."""
-    tokens, features = np.asarray(tokens), self.features(tokens)
-    rows, length, one = np.arange(len(tokens)), features["length"], self.tokenizer.encode("1")[0]
-    before_bar = np.arange(tokens.shape[1]) <= np.maximum(length, 0)[:, None]
-    counts = (before_bar[..., None] & (tokens[..., None] == np.arange(26))).sum(axis=1)  # [B, 26]
-    written = tokens[rows, np.minimum(length + 4, tokens.shape[1] - 1)] - one + 1
-    end = tokens[rows, np.minimum(length + 5, tokens.shape[1] - 1)] == self.tokenizer.eos_id
-    is_input = (features["count"] > 0) & ((counts > 0).sum(axis=1) == 3) & (counts.max(axis=1) <= 9)
-    is_input &= end & (written == features["count"])
-    factorials = np.cumsum(np.log(np.maximum(np.arange(_LONGEST + 1), 1.0)))
-    orders = factorials[np.clip(length, 0, _LONGEST)] - factorials[np.minimum(counts, _LONGEST)].sum(axis=1)
-    return np.where(is_input, -math.log(_TRIPLES * 9**3 * _QUERIES) - orders, -np.inf)
+    """Three letters of 26, each 1 to 9 times, in any order, one of them the query letter, its count behind: each choice uniform."""
+    return self._moves.log_prior(tokens, math.log(_TRIPLES * 9**3 * _QUERIES))
 
   def loss_mask(self, tokens):
     return self.answer_mask(tokens)

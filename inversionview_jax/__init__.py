@@ -20,7 +20,7 @@ if TYPE_CHECKING:
   from inversionview_jax.causal.attribution import Attribution, attribute
   from inversionview_jax.causal.interventions import Effects, ablate, patch
   from inversionview_jax.causal.verification import Verdict, verify
-  from inversionview_jax.reading import Reader, Request, load_reader, shipped_readers
+  from inversionview_jax.reading import Reader, Request, load_reader, preimage, shipped_readers
   from inversionview_jax.targets import Edit, Run, Target, load_target
   from inversionview_jax.tasks import Mixture, Task
 
@@ -41,6 +41,7 @@ _LAZY = {
   "load_reader": "reading",
   "load_target": "targets",
   "patch": "causal.interventions",
+  "preimage": "reading",
   "shipped_readers": "reading",
   "verify": "causal.verification",
 }
@@ -65,11 +66,14 @@ __all__ = [
   "load_reader",
   "load_target",
   "patch",
+  "preimage",
   "shipped_readers",
   "verify",
 ]
 
 register_when_imported()
+# `iv.preimage` is the function. The folder of that name, which was bound here when it was imported above, is used by its full name.
+globals().pop("preimage")
 
 
 def __getattr__(name: str) -> object:

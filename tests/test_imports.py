@@ -140,7 +140,7 @@ def test_a_saved_preimage_is_read_where_jax_is_missing():
   code = (
     "import sys\n"
     "for name in ('jax', 'flax', 'optax'): sys.modules[name] = None\n"
-    "from inversionview_jax import Preimage, preimage\n"
+    "from inversionview_jax import Preimage\n"
     "from inversionview_jax.preimage import render\n"
     "from inversionview_jax.show import report\n"
   )

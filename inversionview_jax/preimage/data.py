@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 # The share of samples inside epsilon that `shown` aims at; those outside show what the activation does distinguish (paper, appendix on sampling).
 _SHOWN_INSIDE = (0.6, 0.8)
+# Method -> how displays call it.
+METHODS = {
+  "decoder": "candidates of the decoder",
+  "monte_carlo": "Monte Carlo on the target, from the prior",
+  "decoder+monte_carlo": "Monte Carlo on the target, from the decoder's candidates",
+  "exact": "the target on every input",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,22 +151,31 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Preimage:
-  """A query and all candidates that were drawn for it, nearest first.
+  """A query and all candidates that were found for it, nearest first.
 
   Attributes:
     query: the activation.
-    samples: every candidate, ascending by distance; they are sorted, and `Sample.inside` is set, when the object is made.
+    samples: every candidate, ascending by distance; they are sorted, and `Sample.inside` is set, when the object is made. Of Monte Carlo: the
+      particles, and the nearest proposals that were rejected because they lie outside epsilon.
     epsilon: the threshold, > 0, in the unit of the metric.
     metric: "euclidean" (normalized: ``||z - z'|| / ||z||``) or "cosine" (``1 - cos``).
     match: "anywhere" (minimum over positions) or "position" (the position of the query only).
     seed: the seed the candidates were drawn with; it also decides what `shown` picks.
-    reader: name of the reader (target and decoder) that was used.
+    reader: name of the reader (target and decoder) that was used; of the target where no decoder was.
     task: name of the task.
     convention: "centered" or "raw": how the target's weights were processed; distances depend on it.
     version: version of the package that made this.
+    method: "decoder", "monte_carlo" (from the prior), "decoder+monte_carlo" (from the decoder's candidates) or "exact".
+    target_runs: inputs that the target was run on; None where they were not counted.
+    bits: -log2 of the prior's probability of the preimage; None where it was not estimated.
+    bits_error: standard error of `bits`.
+    converged: whether the particles of Monte Carlo can be relied on; None for other methods.
+    problem: why they cannot; "" if they can.
+    levels: of Monte Carlo, a dict for each level: "epsilon" (its threshold; inf for none), "survivors" (share of the particles that it kept),
+      "acceptance" (kind of move -> accepted share), "distinct" (particles), "moved" (share that changed) and "sweeps".
 
   Raises:
-    InversionViewError: an unknown metric or match, or an epsilon that is not a positive number.
+    InversionViewError: an unknown metric, match or method, an epsilon that is not a positive number, or results of Monte Carlo that cannot be.
   """
 
   query: Query
@@ -172,8 +188,18 @@ class Preimage:
   task: str
   convention: str
   version: str
+  method: str = "decoder"
+  target_runs: int | None = None
+  bits: float | None = None
+  bits_error: float | None = None
+  converged: bool | None = None
+  problem: str = ""
+  levels: tuple[dict, ...] = dataclasses.field(default=(), hash=False)
 
   def __post_init__(self):
+    if self.method not in METHODS:
+      raise one_of("method", self.method, tuple(METHODS))
+    _set(self, **json_format.checked_results({name: getattr(self, name) for name in json_format.RESULT_KEYS}))
     if self.metric not in METRICS:
       raise one_of("metric", self.metric, METRICS)
     if self.match not in MATCHES:
@@ -199,8 +225,19 @@ class Preimage:
 
   @property
   def rate(self) -> float:
-    """The in-epsilon rate: share of all candidates that lie inside, each counted as often as it was drawn; 0 when there are none."""
-    return sum(s.count for s in self.inside) / max(sum(s.count for s in self.samples), 1)
+    """The in-epsilon rate: share of all candidates that lie inside, each counted as often as it was drawn; 0 when there are none.
+
+    Of Monte Carlo, which rejects what lies outside, the share of the particles: 1 once epsilon was reached.
+    """
+    particles = self.particles
+    return sum(s.count for s in particles if s.inside) / max(sum(s.count for s in particles), 1)
+
+  @property
+  def particles(self) -> list[Sample]:
+    """The samples without Monte Carlo's rejected proposals, nearest first: those within its last threshold; all of other methods."""
+    if not self.levels:
+      return list(self.samples)
+    return [s for s in self.samples if s.distance <= self.levels[-1]["epsilon"]]
 
   def shown(self, n: int = 100) -> list[Sample]:
     """At most `n` candidates for display, by distance: 60-80 % of them inside epsilon where there are enough (paper, "auto" sampling).
@@ -233,7 +270,7 @@ class Preimage:
   def to_json(self, path: "str | os.PathLike | None" = None) -> str:
     """Strict JSON of everything; also written to `path`, whole or not at all."""
     text = json_format.dumps(
-      {name: getattr(self, name) for name in json_format.PREIMAGE_KEYS},
+      {name: getattr(self, name) for name in (*json_format.PREIMAGE_KEYS, "method", *json_format.RESULT_KEYS)},
       {name: getattr(self.query, name) for name in json_format.QUERY_KEYS},
       {name: [getattr(s, name) for s in self.samples] for name in json_format.SAMPLE_KEYS},
     )
@@ -257,7 +294,11 @@ class Preimage:
 
   def __repr__(self) -> str:
     location = f"{self.query.site} at {self.query.label or self.query.position!s}"
-    return f"<Preimage of {self.query.text!r}, {location}: {len(self.inside)} of {len(self.samples)} inside epsilon = {self.epsilon:g}>"
+    particles = self.particles
+    inside = f"{sum(s.inside for s in particles)} of {len(particles)} {'particles ' if self.levels else ''}inside epsilon = {self.epsilon:g}"
+    return (
+      f"<Preimage of {self.query.text!r}, {location}: {inside}{', not converged' if self.converged is False else ''}>"
+    )
 
   def __str__(self) -> str:
     from inversionview_jax.preimage import render  # imports rich, which data alone does not need

@@ -1,11 +1,12 @@
 """The JSON of a preimage: written, and read with every part checked.
 
-Version 1 has no `count` of samples; version 2 has. Samples are stored by column, which is a third of the size of a list of objects.
+Version 1 has no `count` of samples; version 2 has, and no method with its results; version 3 has both. Samples are stored by column, which is a third of the size of a list of objects.
 """
 
 import functools
 import json
 import math
+import operator
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,10 @@ import numpy as np
 
 from inversionview_jax.errors import InversionViewError
 
-FORMAT, FORMAT_VERSION = "inversionview-preimage", 2
+FORMAT, FORMAT_VERSION = "inversionview-preimage", 3
 PREIMAGE_KEYS = ("epsilon", "metric", "match", "seed", "reader", "task", "convention", "version")
+RESULT_KEYS = ("target_runs", "bits", "bits_error", "converged", "problem", "levels")  # since version 3, after "method"
+LEVEL_KEYS = ("epsilon", "survivors", "acceptance", "distinct", "moved", "sweeps")
 QUERY_KEYS = ("text", "tokens", "token_strings", "position", "label", "site", "hook", "activation", "attention")
 SAMPLE_KEYS = (
   "tokens",
@@ -37,16 +40,26 @@ def dumps(fields: Mapping[str, Any], query: Mapping[str, Any], samples: Mapping[
   """Strict JSON of a preimage; an infinite distance is null.
 
   Args:
-    fields: values of `PREIMAGE_KEYS`.
+    fields: values of `PREIMAGE_KEYS`, "method" and `RESULT_KEYS`.
     query: values of `QUERY_KEYS`.
     samples: the columns `SAMPLE_KEYS`.
   """
   samples = dict(samples)
   samples["distance"] = [shortest(d) if math.isfinite(d) else None for d in samples["distance"]]
+  levels = [
+    level | {"epsilon": level["epsilon"] if math.isfinite(level["epsilon"]) else None} for level in fields["levels"]
+  ]
   query = dict(query)
   for name in ("activation", "attention"):
     query[name] = query[name] and [shortest(v) for v in query[name]]  # attention may be None
-  table = {"format": FORMAT, "format_version": FORMAT_VERSION, **fields, "query": query, "samples": samples}
+  table = {
+    "format": FORMAT,
+    "format_version": FORMAT_VERSION,
+    **fields,
+    "levels": levels,
+    "query": query,
+    "samples": samples,
+  }
   return json.dumps(table, allow_nan=False, separators=(",", ":"))
 
 
@@ -96,7 +109,11 @@ def parse(table: Any) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, An
     raise InversionViewError(
       f"format_version {version} is newer than the {FORMAT_VERSION} this package reads; upgrade inversionview_jax"
     )
-  *fields, query, samples = _take(table, (*PREIMAGE_KEYS, "query", "samples"), "the file")
+  names = PREIMAGE_KEYS if version < 3 else (*PREIMAGE_KEYS, "method", *RESULT_KEYS)
+  *values, query, samples = _take(table, (*names, "query", "samples"), "the file")
+  fields = dict(zip(names, values))
+  if isinstance(fields.get("levels"), list):
+    fields["levels"] = [_read_level(level) for level in fields["levels"]]
   query = _take(query, QUERY_KEYS, "query")
   keys = SAMPLE_KEYS if version > 1 else SAMPLE_KEYS[:-1]
   columns = dict(zip(keys, _take(samples, keys, "samples")))
@@ -105,7 +122,65 @@ def parse(table: Any) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, An
   check_lengths("samples", columns["tokens"], **columns)
   columns["distance"] = [math.inf if d is None else d for d in columns["distance"]]
   rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
-  return dict(zip(PREIMAGE_KEYS, fields)), dict(zip(QUERY_KEYS, query)), rows
+  return fields, dict(zip(QUERY_KEYS, query)), rows
+
+
+def checked_results(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The values of `RESULT_KEYS` as plain data: ints, floats, a tuple of dicts.
+
+  Raises:
+    InversionViewError: one that is of another kind, or out of range; names it.
+  """
+  runs, bits, error, converged, problem, levels = (values[name] for name in RESULT_KEYS)
+  if error is not None and bits is None:
+    raise InversionViewError(f"bits_error = {error!r} needs bits, which are None")
+  if not (converged is None or isinstance(converged, bool)):
+    raise InversionViewError(f"converged = {converged!r} must be true, false or None")
+  if not isinstance(problem, str) or (problem and converged is not False):
+    raise InversionViewError(f"problem = {problem!r} must be text, and empty unless converged is false")
+  if not isinstance(levels, list | tuple):
+    raise InversionViewError(f"levels = {levels!r} must be a list")
+  return {
+    "target_runs": None if runs is None else _number("target_runs", runs, whole=True),
+    "bits": None if bits is None else _number("bits", bits),
+    "bits_error": None if error is None else _number("bits_error", error),
+    "converged": converged,
+    "problem": problem,
+    "levels": tuple(_checked_level(f"levels[{i}]", level) for i, level in enumerate(levels)),
+  }
+
+
+def _checked_level(name: str, level: Any) -> dict[str, Any]:
+  epsilon, survivors, acceptance, distinct, moved, sweeps = _take(level, LEVEL_KEYS, name)
+  if not isinstance(acceptance, Mapping) or not all(isinstance(kind, str) for kind in acceptance):
+    raise InversionViewError(f"{name}.acceptance is not an object of shares; {_REMEDY}")
+  return {
+    "epsilon": epsilon if epsilon == math.inf else _number(f"{name}.epsilon", epsilon),
+    "survivors": _number(f"{name}.survivors", survivors, 1),
+    "acceptance": {kind: _number(f"{name}.acceptance[{kind!r}]", share, 1) for kind, share in acceptance.items()},
+    "distinct": _number(f"{name}.distinct", distinct, whole=True),
+    "moved": _number(f"{name}.moved", moved, 1),
+    "sweeps": _number(f"{name}.sweeps", sweeps, whole=True),
+  }
+
+
+def _read_level(level: Any) -> Any:
+  """A level as it is in a file, where an infinite threshold is null."""
+  return level | {"epsilon": math.inf} if isinstance(level, dict) and level.get("epsilon", 0) is None else level
+
+
+def _number(name: str, value: Any, high: float = math.inf, whole: bool = False) -> Any:
+  """A finite number from 0 to `high`, as an int or a float; raises `InversionViewError` for anything else."""
+  try:
+    number = operator.index(value) if whole else float(value)
+  except (TypeError, ValueError):
+    number = math.nan
+  if isinstance(value, bool | str) or not (0 <= number <= high and number < math.inf):
+    kind = "a whole number" if whole else "a number"
+    raise InversionViewError(
+      f"{name} = {value!r} must be {kind} " + ("of at least 0" if high == math.inf else f"from 0 to {high}")
+    )
+  return number
 
 
 @functools.lru_cache(256)  # the temperatures and noises of a mixture are few

@@ -3,6 +3,8 @@
 Shapes: N candidates, T tokens, D width of the activation.
 """
 
+from typing import Any
+
 import numpy as np
 
 from inversionview_jax._version import __version__
@@ -79,8 +81,9 @@ def preimage_of(
   reader: str,
   task: str,
   convention: str,
+  **results: Any,
 ) -> Preimage:
-  """The preimage of a query with its samples, and the settings they were drawn with."""
+  """The preimage of a query with its samples, the settings they were drawn with, and the `results` of a method other than the decoder."""
   return Preimage(
     query,
     tuple(samples),
@@ -92,4 +95,5 @@ def preimage_of(
     task=task,
     convention=convention,
     version=__version__,
+    **results,
   )

@@ -16,7 +16,7 @@ from inversionview_jax.distance import METRICS
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.models.decoder import Decoder, DecoderConfig
 from inversionview_jax.preimage import Preimage, Query
-from inversionview_jax.reading import answers, log_prob
+from inversionview_jax.reading import answers, log_prob, monte_carlo
 from inversionview_jax.reading.requests import Request, ResolvedRequest, resolve, resolve_mixture, whole_number
 from inversionview_jax.sampling import exact, mixtures, sampler
 from inversionview_jax.sampling.candidates import Candidates, Queries, Rows
@@ -26,6 +26,7 @@ from inversionview_jax.tasks import Mixture, Task
 
 _CHUNK = 8  # queries of one program when there are many
 _PROGRESS_ROWS = 256  # candidates of one program when progress is reported
+_METHODS = ("decoder", "monte_carlo", "decoder+monte_carlo")
 
 
 class Reader(ShowsTable):
@@ -75,6 +76,9 @@ class Reader(ShowsTable):
     effects: bool = True,
     seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
+    method: str = "decoder",
+    particles: int = 1024,
+    budget: int = 200_000,
   ) -> Preimage:
     """The epsilon-preimage of one activation (paper, section 2).
 
@@ -93,14 +97,45 @@ class Reader(ShowsTable):
       effects: whether to compute each token's effect, which takes two more passes of the decoder; without, `Sample.effect` is ().
       seed: the candidates are a function of it.
       progress: called with (candidates drawn so far, all of them), from (0, all) to (all, all); the candidates are then drawn in chunks
-        of 256, so that one program serves any number of them. An exception that it raises ends the drawing.
+        of 256, so that one program serves any number of them. An exception that it raises ends the drawing. Of Monte Carlo: with
+        (target runs so far, budget).
+      method: "decoder": the decoder's candidates (the paper's method). "monte_carlo": Monte Carlo on the target from the task's prior, without
+        the decoder. "decoder+monte_carlo": Monte Carlo from the decoder's candidates: fewer target runs, but what they lack and no move
+        reaches is missing, and there are no bits. Monte Carlo computes no effects.
+      particles, budget: of Monte Carlo; see `reading.monte_carlo.preimage`.
 
     Returns:
-      All candidates, each re-run through the target, nearest first.
+      All candidates, each re-run through the target, nearest first; of Monte Carlo the particles and the nearest proposals outside epsilon.
 
     Raises:
-      InversionViewError: a text, site, position or number that cannot be used; names what could.
+      InversionViewError: a text, site, position or number that cannot be used; names what could. Of Monte Carlo also: a task without moves
+        or prior, or, of the prior alone, settings of the decoder.
     """
+    if method not in _METHODS:
+      raise one_of("method", method, _METHODS)
+    if method != "decoder":
+      request = self._resolve(Request(text, site, position, epsilon, metric, match))
+      given = {"temperatures": temperatures, "noise": noise, "num_samples": num_samples, "mixture": mixture}
+      if method == "monte_carlo" and (unused := [name for name, value in given.items() if value is not None]):
+        raise InversionViewError(
+          f"{unused[0]} belongs to the decoder, which method='monte_carlo' does not use: use 'decoder+monte_carlo'"
+        )
+      drawn_with = resolve_mixture(self.task, mixture, temperatures, noise, num_samples)
+      return monte_carlo.sample(
+        self.target,
+        self.task,
+        self.sites,
+        request,
+        particles=particles,
+        budget=budget,
+        seed=seed,
+        progress=progress,
+        start=None
+        if method == "monte_carlo"
+        else lambda queries: self.draw_mixture(queries, drawn_with, seed)[0].tokens,
+        reader="" if method == "monte_carlo" else self.name,
+        mesh=self.sampler.mesh,
+      )
     return self.preimages(
       [Request(text, site, position, epsilon, metric, match)],
       temperatures=temperatures,

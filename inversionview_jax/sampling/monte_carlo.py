@@ -31,6 +31,9 @@ _ISLANDS = 2
 _COMPOSED = 3  # moves of one proposal, at most
 _REJECTED = 256  # proposals just outside epsilon that are kept
 _MAX_LEVELS = 200
+_ROUNDING = np.float32(
+  1e-5
+)  # relative; equal distances of different inputs differ by less, those of unequal ones by more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,6 @@ class Settings:
     moves: accepted moves of a particle, on average, after which a level is done.
     final_moves: the same at the final level.
     sweeps: of one call of the program, at most.
-    budget: target runs after which sampling ends, converged or not.
     disagreement: of the islands, in units of what two independent samples of their size show, up to which they count as agreeing.
   """
 
@@ -52,7 +54,6 @@ class Settings:
   moves: float = 1.5
   final_moves: float = 6.0
   sweeps: int = 24
-  budget: int = 200_000
   disagreement: float = 1.6
 
 
@@ -86,8 +87,9 @@ class Population:
     rejected_tokens, rejected_distance, rejected_position: the nearest different proposals outside epsilon, nearest first.
     bits: -log2 of the prior's probability of the preimage, and its standard error; None where epsilon was not reached or the start was not
       the prior.
-    bits_error: see `bits`.
-    converged: whether epsilon was reached, the particles have moved enough, and the two islands agree.
+    bits_error: the standard error: that of the surviving shares, or half of what the two islands differ by, whichever is larger.
+    converged: whether epsilon was reached, the particles have moved enough, and the two islands agree. Where the start was not the prior, both
+      islands had it in common, and what it lacks and no move reaches is lacking in both.
     problem: why it has not converged; "" if it has.
     target_runs: inputs that the target was run on.
     levels: see `Level`.
@@ -116,7 +118,12 @@ class MonteCarlo:
   """
 
   def __init__(
-    self, target: Target, task: Task, sites: tuple[Site, ...], mesh: Mesh | None = None, settings: Settings | None = None
+    self,
+    target: Target,
+    task: Task,
+    sites: tuple[Site, ...],
+    mesh: Mesh | None = None,
+    settings: Settings | None = None,
   ):
     """Builds the program; nothing is compiled before `run`.
 
@@ -129,9 +136,14 @@ class MonteCarlo:
     devices = self._mesh.shape[parallel.DATA]
     if self.settings.particles < 2 or self.settings.particles % (_ISLANDS * devices):
       raise InversionViewError(
-        f"{self.settings.particles} particles do not divide into two populations on {devices} devices: use a multiple of {2 * devices}"
+        f"{self.settings.particles} particles do not divide into two populations on {devices} {'device' if devices == 1 else 'devices'}: "
+        f"use a multiple of {_ISLANDS * devices}"
       )
     self._moves = task.moves()
+    if type(task).log_prior is Task.log_prior:
+      raise InversionViewError(
+        f"the task {task.name!r} has moves but no log_prior of its own, which Monte Carlo runs on JAX arrays: define Task.log_prior()"
+      )
     weights = np.cumsum([move.weight for move in self._moves])
     self._cumulative = (weights / weights[-1]).astype(np.float32)
     self._sweep = parallel.jit(self._sweeps, parallel.platform(self._mesh))
@@ -144,6 +156,7 @@ class MonteCarlo:
     epsilon: float,
     seed: int = 0,
     start: np.ndarray | None = None,
+    budget: int = 200_000,
     progress: Callable[[Level], object] | None = None,
   ) -> Population:
     """Samples the preimage of one activation.
@@ -152,10 +165,12 @@ class MonteCarlo:
       query: a single one.
       epsilon: the threshold.
       seed: the particles are a function of it, on any number of devices.
-      start: int32[N, T], inputs to begin with (others are replaced by draws from the prior); None: draws from the prior.
+      start: int32[M, T], texts to begin with; draws from the prior take the place of those that are no inputs, and of those that N lacks.
+        None: draws from the prior alone.
+      budget: target runs after which sampling ends, converged or not; at least one sweep is done.
       progress: called after each level.
     """
-    run = _Run(self, query, np.float32(epsilon), seed, start)
+    run = _Run(self, query, np.float32(epsilon), seed, start, budget)
     while not run.done:
       level = run.next_level()
       if progress is not None:
@@ -172,8 +187,12 @@ class MonteCarlo:
     def shard(params, query, tokens):
       def run(tokens):
         site = jnp.broadcast_to(query.site, (len(tokens), 1))
-        activations = self._target.module.apply({"params": params}, tokens, choose=(self.sites, site), logits=False).chosen
-        rows = [jnp.broadcast_to(x, (len(tokens), *x.shape[1:])) for x in (query.activation, query.position, query.metric)]
+        activations = self._target.module.apply(
+          {"params": params}, tokens, choose=(self.sites, site), logits=False
+        ).chosen
+        rows = [
+          jnp.broadcast_to(x, (len(tokens), *x.shape[1:])) for x in (query.activation, query.position, query.metric)
+        ]
         return distances(activations, *rows, self._task.counted_mask(tokens))
 
       return in_pieces(self._target.module, run, tokens)
@@ -182,22 +201,35 @@ class MonteCarlo:
     program = parallel.per_device(shard, self._mesh, (whole, whole, data), (data, data))
     return program(params, query, tokens)
 
-  def _propose(self, uniforms, tokens):
-    """One to three moves in a row: float32[N, 1 + 3 (1 + U)] -> int32[N, T], log q(old | new) - log q(new | old), and the first's kind."""
+  def _propose(self, uniforms, tokens, prior):
+    """One to three moves in a row; a move to a text that is no input is not made, so that ratios need to hold between inputs only.
+
+    Args:
+      uniforms: float32[N, 1 + 3 (1 + U)].
+      tokens: int32[N, T], inputs.
+      prior: float32[N], their log prior.
+
+    Returns:
+      int32[N, T]; float32[N], its log prior; float32[N], log q(old | new) - log q(new | old); and int32[N], the kind of the first move.
+    """
     width = max(move.uniforms for move in self._moves)
     count = 1 + (uniforms[:, 0] * _COMPOSED).astype(jnp.int32)
     ratio, kinds = jnp.zeros(len(tokens)), []
     for i in range(_COMPOSED):
       mine = uniforms[:, 1 + i * (1 + width) : 1 + (i + 1) * (1 + width)]
-      kind = jnp.minimum(jnp.searchsorted(jnp.asarray(self._cumulative), mine[:, 0], side="right"), len(self._moves) - 1)
+      kind = jnp.minimum(
+        jnp.searchsorted(jnp.asarray(self._cumulative), mine[:, 0], side="right"), len(self._moves) - 1
+      )
       moved, log_q = tokens, jnp.zeros(len(tokens))
       for k, move in enumerate(self._moves):
         proposal, move_ratio = move.propose(mine[:, 1 : 1 + move.uniforms], tokens)
         moved, log_q = jnp.where((kind == k)[:, None], proposal, moved), jnp.where(kind == k, move_ratio, log_q)
-      used = i < count
-      tokens, ratio = jnp.where(used[:, None], moved, tokens), ratio + jnp.where(used, log_q, 0.0)
+      moved_prior = self.log_prior(moved)
+      used = (i < count) & jnp.isfinite(moved_prior)
+      tokens, prior = jnp.where(used[:, None], moved, tokens), jnp.where(used, moved_prior, prior)
+      ratio += jnp.where(used, log_q, 0.0)
       kinds.append(kind)
-    return tokens, ratio, kinds[0]
+    return tokens, prior, ratio, kinds[0]
 
   def _sweeps(self, params, query: Queries, key, epsilon, goal, wanted, most, state):
     """Metropolis-Hastings sweeps inside `epsilon`, until particles have moved `wanted` times on average, or `most` sweeps were done.
@@ -219,20 +251,21 @@ class MonteCarlo:
       step, state, proposed, accepted = carry
       keys = parallel.fold_in_each(jax.random.fold_in(key, step), jnp.arange(len(state["tokens"])))
       uniforms = jax.vmap(lambda key: jax.random.uniform(key, (1 + width,)))(keys)
-      new, ratio, kind = self._propose(uniforms[:, 1:], state["tokens"])
-      prior = self.log_prior(new)
+      new, prior, ratio, kind = self._propose(uniforms[:, 1:], state["tokens"], state["prior"])
       far, where = self._distances(params, query, new)
-      is_input = jnp.isfinite(prior)
-      accept = is_input & (jnp.log(uniforms[:, 0]) < prior - state["prior"] + ratio)
+      accept = jnp.log(uniforms[:, 0]) < prior - state["prior"] + ratio
       inside, changed = far <= epsilon, (new != state["tokens"]).any(axis=1)
-      rejected = _nearest_outside(state, new, far, where, is_input & (far > goal))
+      rejected = _nearest_outside(state, new, far, where, far > goal)
       moved = accept & inside & changed
 
       def updated(name, value):
         return jnp.where(moved if value.ndim == 1 else moved[:, None], value, state[name])
 
       state = {
-        **{name: updated(name, x) for name, x in (("tokens", new), ("distance", far), ("position", where), ("prior", prior))},
+        **{
+          name: updated(name, x)
+          for name, x in (("tokens", new), ("distance", far), ("position", where), ("prior", prior))
+        },
         **rejected,
         "moves": state["moves"] + moved,
       }
@@ -245,20 +278,26 @@ class MonteCarlo:
 
 
 def _nearest_outside(state, tokens, distance, position, outside) -> dict[str, jax.Array]:
-  """The nearest proposals outside epsilon so far: those that were kept and those of this sweep, as many as before."""
+  """The nearest different proposals outside epsilon so far: those that were kept and those of this sweep, as many as before."""
   far = jnp.concatenate([state["rejected_distance"], jnp.where(outside, distance, jnp.inf)])
+  tokens = jnp.concatenate([state["rejected_tokens"], tokens])
+  position = jnp.concatenate([state["rejected_position"], position])
+  # Equal texts side by side, by a hash among those at one distance; few of them would fill all places otherwise.
+  hashed = (
+    tokens.astype(jnp.uint32) * (jnp.arange(1, tokens.shape[1] + 1, dtype=jnp.uint32) * np.uint32(2654435761))
+  ).sum(axis=1)
+  order = jnp.lexsort((hashed, far))
+  again = (tokens[order][1:] == tokens[order][:-1]).all(axis=1)
+  far = far.at[order[1:]].set(jnp.where(again, jnp.inf, far[order[1:]]))
   nearest = jnp.argsort(far)[: len(state["rejected_distance"])]
-  return {
-    "rejected_tokens": jnp.concatenate([state["rejected_tokens"], tokens])[nearest],
-    "rejected_distance": far[nearest],
-    "rejected_position": jnp.concatenate([state["rejected_position"], position])[nearest],
-  }
+  return {"rejected_tokens": tokens[nearest], "rejected_distance": far[nearest], "rejected_position": position[nearest]}
 
 
 class _Run:
   """One query on its way from the prior to epsilon; small arrays on the host, one program call per level."""
 
-  def __init__(self, sampler: MonteCarlo, query: Queries, epsilon: np.float32, seed: int, start: np.ndarray | None):
+  def __init__(self, sampler: MonteCarlo, query: Queries, epsilon: np.float32, seed: int, start, budget: int):
+    self._budget = budget
     self._sampler, self._query, self._goal = sampler, query, epsilon
     self._settings, task = sampler.settings, sampler._task
     count = self._settings.particles
@@ -283,7 +322,7 @@ class _Run:
     }
     self._epsilon, self._runs, self._levels = np.float32(np.inf), count, []
     self._log2, self._variance = np.zeros(_ISLANDS), np.zeros(_ISLANDS)
-    self._calls, self.done = 0, False
+    self._calls, self._crossed, self.done = 0, False, False
 
   def next_level(self) -> Level:
     """Lowers the threshold, resamples and sweeps; at epsilon, sweeps until converged or out of budget."""
@@ -293,21 +332,21 @@ class _Run:
     else:
       survivors = 1.0
     final = self._epsilon <= self._goal
-    left = max(1, (s.budget - self._runs) // s.particles)
+    left = max(1, (self._budget - self._runs) // s.particles)
     level = self._sweep(survivors, s.final_moves if final else s.moves, min(s.sweeps, left))
     self._levels.append(level)
     stuck = len(self._levels) >= _MAX_LEVELS
-    self.done = stuck or self._runs + s.particles > s.budget or (final and not self._problem())
+    self.done = stuck or self._runs + s.particles > self._budget or (final and not self._problem())
     return level
 
   def _next_epsilon(self) -> np.float32:
-    """The quantile of the distances, or, where so many are tied that it does not fall, the largest distance below the last threshold."""
-    distance = self._state["distance"]
-    epsilon = np.quantile(distance, self._settings.keep, method="lower").astype(np.float32)
+    """The quantile of the distances; where so many are tied that it does not fall, the largest distance below the last threshold."""
+    distance, above = np.sort(self._state["distance"]), 1 + _ROUNDING
+    epsilon = distance[int(self._settings.keep * (len(distance) - 1))] * above
     if not epsilon < self._epsilon:
-      below = distance[distance < self._epsilon]
-      epsilon = below.max() if len(below) else self._epsilon
-    return max(self._goal, epsilon)
+      below = distance[distance * above < self._epsilon / above]
+      epsilon = below[-1] * above if len(below) else self._epsilon
+    return np.float32(max(self._goal, epsilon))
 
   def _resample(self, epsilon: np.float32) -> float:
     """Systematic resampling of each island's survivors, int[N]; an island without any takes the other's."""
@@ -318,7 +357,8 @@ class _Run:
       mine = np.flatnonzero(self._island == island)
       alive = mine[distance[mine] <= epsilon]
       share = max(len(alive), 0.5) / len(mine)
-      alive = alive if len(alive) else np.flatnonzero(distance <= epsilon)
+      if not len(alive):
+        self._crossed, alive = True, np.flatnonzero(distance <= epsilon)
       shares.append(share)
       self._log2[island] += np.log2(share)
       self._variance[island] += (1 - share) / share / len(mine)
@@ -356,7 +396,10 @@ class _Run:
     if self._epsilon > self._goal:
       return f"epsilon was not reached: the smallest threshold is {self._epsilon:.4g}"
     if len(np.unique(self._state["tokens"], axis=0)) == 1:
-      return ""  # nothing but the query, or one input, lies inside
+      # Nothing but the query, or one other input, lies inside: both populations must have come to it by themselves.
+      return (
+        "only one of two populations found an input inside epsilon, and it is a single one" if self._crossed else ""
+      )
     if self._state["moves"].mean() < self._settings.final_moves / 2 or (self._state["moves"] > 0).mean() < 0.9:
       return f"particles have moved {self._state['moves'].mean():.1f} times on average inside epsilon"
     ratio = disagreement(self._state["tokens"], self._island, self._sampler._task.tokenizer.vocab_size)
@@ -372,7 +415,7 @@ class _Run:
     kept = np.array(sorted(i for i in first if np.isfinite(s["rejected_distance"][i])), int)
     bits = self._from_prior and self._epsilon <= self._goal
     # Log-means of independent estimates: their average has their variance over their number, in bits.
-    error = float(np.sqrt(self._variance.mean() / _ISLANDS) / np.log(2))
+    error = max(np.sqrt(self._variance.mean() / _ISLANDS) / np.log(2), np.ptp(self._log2) / 2)
     return Population(
       tokens=s["tokens"][order],
       distance=s["distance"][order],
@@ -380,8 +423,8 @@ class _Run:
       rejected_tokens=s["rejected_tokens"][kept],
       rejected_distance=s["rejected_distance"][kept],
       rejected_position=s["rejected_position"][kept],
-      bits=float(-self._log2.mean()) if bits else None,
-      bits_error=error if bits else None,
+      bits=float(np.abs(self._log2.mean())) if bits else None,
+      bits_error=float(error) if bits else None,
       converged=not problem,
       problem=problem,
       target_runs=self._runs,

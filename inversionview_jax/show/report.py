@@ -189,7 +189,8 @@ def _metric(p: Preimage) -> str:
 
 
 def _rate(p: Preimage) -> str:
-  return formatting.percent(formatting.totals(p.inside), formatting.totals(p.samples))
+  particles = p.particles
+  return formatting.percent(formatting.totals(s for s in particles if s.inside), formatting.totals(particles))
 
 
 def _about(preimages: Sequence[Preimage], options: DisplayOptions) -> str:

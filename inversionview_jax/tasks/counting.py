@@ -13,8 +13,8 @@ import numpy as np
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks import hashing
 from inversionview_jax.tasks.base import Task, shift_left
-from inversionview_jax.tasks.counting_moves import CountingMoves
 from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
+from inversionview_jax.tasks.counting_moves import CountingMoves
 from inversionview_jax.tasks.grammar import holds
 from inversionview_jax.tasks.moves import Move
 from inversionview_jax.tasks.tokenizers import BOS, EOS, PAD, CharTokenizer

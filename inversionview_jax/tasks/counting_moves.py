@@ -55,7 +55,9 @@ class CountingMoves:
     right = right & ((counts > 0).sum(axis=1) == _KINDS) & (counts.max(axis=1) <= 9) & (counts.sum(axis=1) == length)
     right = right & (xp.take_along_axis(counts, xp.clip(query, 0, _LETTERS - 1)[:, None], axis=1)[:, 0] > 0)
     right = right & (self.write(tokens, length, query) == tokens).all(axis=1)
-    orders = log_factorial[xp.clip(length, 0, self.longest)] - log_factorial[xp.minimum(counts, self.longest)].sum(axis=1)
+    orders = log_factorial[xp.clip(length, 0, self.longest)] - log_factorial[xp.minimum(counts, self.longest)].sum(
+      axis=1
+    )
     return xp.where(right, -log_choices - orders, -math.inf)
 
   def all(self) -> tuple[Move, ...]:

@@ -1,7 +1,7 @@
 """Moves of Monte Carlo sampling over a task's inputs: how a particle may be changed, with the ratio that keeps the prior.
 
 A move is a pure function on the array namespace, so that it runs inside jit: its random numbers are an argument, uniform in [0, 1). It may
-propose a text that is no input: `Task.log_prior` is -inf there, and the proposal is rejected.
+propose a text that is no input: `Task.log_prior` is -inf there, and the move is not made. So its ratio needs to hold between inputs only.
 
 Shapes: B rows, T tokens, U uniforms of one row.
 """

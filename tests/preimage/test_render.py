@@ -16,7 +16,7 @@ from rich.console import Console
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import write_whole
-from inversionview_jax.preimage import Preimage, Query, Sample, render
+from inversionview_jax.preimage import Preimage, Query, Sample, json_format, render
 
 HOSTILE = [
   "<script>alert(1)</script>",
@@ -106,7 +106,7 @@ def _break(change):
     ("[1]", "not a JSON object"),
     (_break(lambda t: t.pop("format")), "lacks 'format'"),
     (_break(lambda t: t.update(format="parquet")), "'parquet'"),
-    (_break(lambda t: t.update(format_version=3)), "upgrade"),
+    (_break(lambda t: t.update(format_version=4)), "upgrade"),
     (_break(lambda t: t.update(format_version="1")), "is not a version"),
     (_break(lambda t: t.pop("epsilon")), "lacks 'epsilon'"),
     (_break(lambda t: t.update(epsilon=-1)), "epsilon must be"),
@@ -330,8 +330,103 @@ def test_a_file_of_package_version_0_1_is_read_and_written_the_same(version):
   assert (preimage.reader, preimage.convention, preimage.epsilon, preimage.seed) == ("addition", "centered", 0.1, 3)
   assert sum(s.count for s in preimage.samples) == (8 if version == 2 else len(preimage.samples))
   assert all(s.inside == (s.distance <= 0.1) and len(s.effect) == len(s.tokens) for s in preimage.samples)
+  assert (preimage.method, preimage.bits, preimage.converged, preimage.levels) == ("decoder", None, None, ())
   if version == 2:
-    assert preimage.to_json() + "\n" == text
+    written = json.loads(preimage.to_json())
+    assert {key: written[key] for key in table} == table | {"format_version": 3}
+    assert set(written) - set(table) == {"method", *json_format.RESULT_KEYS}
+
+
+# --- results of Monte Carlo ---
+
+LEVEL = dict(epsilon=math.inf, survivors=0.5, acceptance={"redraw": 0.25}, distinct=7, moved=1.0, sweeps=3)
+
+
+def monte_carlo(**kwargs):
+  """Ten particles inside epsilon = 0.1 and four proposals outside."""
+  samples = [make_sample(f"{100 + i}+861=1476", 0.001 * (i + 1)) for i in range(10)]
+  samples += [make_sample(f"{100 + i}+999=1476", 0.2 + 0.1 * i) for i in range(4)]
+  levels = [LEVEL, LEVEL | dict(epsilon=float(np.float32(0.1)))]
+  given = dict(method="monte_carlo", target_runs=48_128, bits=4.71, bits_error=0.05, converged=True, levels=levels)
+  return make_preimage(samples, **(given | kwargs))
+
+
+def test_monte_carlo_round_trip(tmp_path):
+  preimage = monte_carlo()
+  text = preimage.to_json(tmp_path / "a.json")
+  assert json.loads(text, parse_constant=pytest.fail)["levels"][0]["epsilon"] is None
+  back = Preimage.from_json(tmp_path / "a.json")
+  assert back == preimage and back.levels[0]["epsilon"] == math.inf and hash(back) == hash(preimage)
+  assert back.levels == (LEVEL, LEVEL | dict(epsilon=float(np.float32(0.1))))
+
+
+def _break_results(**change):
+  return json.dumps(json.loads(monte_carlo().to_json()) | change)
+
+
+def _break_level(**change):
+  return _break_results(levels=[LEVEL | dict(epsilon=0.1) | change])
+
+
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    (_break(lambda t: t.pop("method")), "lacks 'method'"),
+    (_break(lambda t: t.pop("levels")), "lacks 'levels'"),
+    (_break_results(method="mcmc"), "monte_carlo"),
+    (_break_results(target_runs=-1), "target_runs = -1"),
+    (_break_results(target_runs=1.5), "target_runs = 1.5"),
+    (_break_results(bits=-0.1), "bits = -0.1"),
+    (_break_results(bits="4"), "bits = '4'"),
+    (_break_results(bits=float("nan")), "bits = nan"),
+    (_break_results(bits=None), "needs bits"),
+    (_break_results(bits_error=True), "bits_error = True"),
+    (_break_results(converged=1), "converged = 1"),
+    (_break_results(problem=3), "problem = 3"),
+    (_break_results(problem="stuck"), "unless converged is false"),
+    (_break_results(levels=3), "levels = 3"),
+    (_break_results(levels=[3]), "levels[0] is not a JSON object"),
+    (_break_results(levels=[{}]), "levels[0] lacks 'epsilon'"),
+    (_break_level(epsilon=-1), "levels[0].epsilon = -1"),
+    (_break_level(survivors=1.5), "levels[0].survivors = 1.5 must be a number from 0 to 1"),
+    (_break_level(acceptance=[0.5]), "levels[0].acceptance"),
+    (_break_level(acceptance={"redraw": 2}), "levels[0].acceptance['redraw'] = 2"),
+    (_break_level(distinct=0.5), "levels[0].distinct = 0.5"),
+    (_break_level(moved=None), "levels[0].moved = None"),
+    (_break_level(sweeps="3"), "levels[0].sweeps = '3'"),
+  ],
+)
+def test_malformed_results_are_one_line_naming_them(text, message):
+  with pytest.raises(InversionViewError, match=re.escape(message)) as caught:
+    Preimage.from_json(text)
+  assert "\n" not in str(caught.value)
+
+
+def test_particles_are_no_share_of_draws():
+  preimage = monte_carlo()
+  assert len(preimage.particles) == 10 and preimage.rate == 1
+  for text in (render.to_text(preimage, width=120), preimage._repr_html_()):
+    assert "10 particles inside ε, all of them; 4 nearest proposals outside" in text
+    assert "candidates inside" not in text and "not converged" not in text
+    assert "48,128 target runs" in text and "2 levels" in text and "4.71 ± 0.05" in text
+  nearer, wider = preimage.at(0.0055), preimage.at(0.35)
+  assert nearer.rate == 0.5 and "5 of 10 particles inside ε; 4 nearest proposals outside" in str(nearer)
+  assert wider.rate == 1 and "10 particles inside ε, all of them; 2 nearest proposals outside, 2 inside" in str(wider)
+  merged = dataclasses.replace(preimage, samples=[*preimage.samples, preimage.samples[0]]).merged()
+  assert "11 particles inside ε, all of them" in str(merged)
+
+
+def test_what_has_not_converged_says_so():
+  preimage = monte_carlo(converged=False, problem="<b>stuck", bits=None, bits_error=None)
+  assert "not converged: <b>stuck" in str(preimage) and "not converged" in repr(preimage)
+  assert "not converged: &lt;b&gt;stuck" in preimage._repr_html_() and "bits" not in str(preimage)
+  assert "not converged" in printed(preimage)
+
+
+def test_exact_preimages_have_every_member():
+  inside = [make_sample(f"{100 + i}+861=1476", 0.01) for i in range(3)]
+  preimage = make_preimage(inside, method="exact", target_runs=810_000)
+  assert "3 inputs inside ε, all that there are" in str(preimage) and "810,000 target runs" in str(preimage)
 
 
 def test_display_needs_no_jax():

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from inversionview_jax.distance import MATCHES, METRICS
+from inversionview_jax.preimage.data import METHODS
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage.data import Preimage, Query, Sample
@@ -66,13 +67,34 @@ def position_text(query: Query) -> str:
 
 
 def facts(p: Preimage) -> list[tuple[str, str]]:
-  """Reader, site, position and distance, as (label, value)."""
+  """Reader, site, position, distance, and how and with which results it was sampled, as (label, value)."""
   return [
-    ("reader", f"{visible(p.reader)} · task {visible(p.task)} · {visible(p.convention)} weights · seed {p.seed}"),
+    (
+      "reader" if "decoder" in p.method else "target",
+      f"{visible(p.reader)} · task {visible(p.task)} · {visible(p.convention)} weights · seed {p.seed}",
+    ),
     ("site", f"{visible(p.query.site)} · {visible(p.query.hook)}"),
     ("position", position_text(p.query)),
     ("distance", f"{METRICS[p.metric]}, {MATCHES[p.match]}"),
+    *_results(p),
   ]
+
+
+def _results(p: Preimage) -> list[tuple[str, str]]:
+  rows = []
+  if p.method != "decoder":
+    runs = [] if p.target_runs is None else [f"{p.target_runs:,} target runs"]
+    levels = [f"{len(p.levels)} level{'s' if len(p.levels) != 1 else ''}"] if p.levels else []
+    rows.append(("method", " · ".join((METHODS[p.method], *runs, *levels))))
+  if p.bits is not None:
+    error = "" if p.bits_error is None else f" ± {p.bits_error:.2f}"
+    rows.append(("bits", f"{p.bits:.2f}{error} (-log2 of the preimage's probability under the prior)"))
+  return rows
+
+
+def warning(p: Preimage) -> str:
+  """Why the particles cannot be relied on, or ""."""
+  return "" if p.converged in (None, True) else f"not converged: {visible(p.problem) or 'the reason was not recorded'}"
 
 
 def totals(samples: Iterable[Sample]) -> int:
@@ -82,9 +104,41 @@ def totals(samples: Iterable[Sample]) -> int:
 
 def counts(p: Preimage, samples: Sequence[Sample], distinct: int) -> tuple[str, str]:
   """How many candidates lie inside epsilon, and how many samples are shown."""
-  n, inside = totals(p.samples), totals(p.inside)
   shown, shown_inside = totals(samples), totals(s for s in samples if s.inside)
   return (
-    f"{inside} of {n} candidates inside ε ({percent(inside, n)})",
+    _inside(p),
     f"{shown} shown ({shown_inside} inside, {shown - shown_inside} outside), {distinct} distinct",
   )
+
+
+def kinds(p: Preimage) -> str:
+  """What the samples are called: "candidates" of a decoder, "particles and proposals" of Monte Carlo, or "inputs"."""
+  return {"decoder": "candidates", "exact": "inputs"}.get(p.method, "particles and proposals")
+
+
+def _inside(p: Preimage) -> str:
+  """How many lie inside epsilon; a share only of what was drawn without regard to epsilon."""
+  inside, n = totals(p.inside), totals(p.samples)
+  if p.method == "decoder":
+    return f"{inside} of {n} candidates inside ε ({percent(inside, n)})"
+  if p.method == "exact":
+    return _inside_of_exact(p, inside, n)
+  particles = p.particles
+  drawn, within = totals(particles), totals(s for s in particles if s.inside)
+  rejected, near = n - drawn, inside - within
+  first = f"{drawn} particles inside ε, all of them" if within == drawn else f"{within} of {drawn} particles inside ε"
+  second = f"{rejected - near} nearest proposals outside" + (f", {near} inside" if near else "")
+  return f"{first}; {second}" if rejected else first
+
+
+def _inside_of_exact(p: Preimage, inside: int, n: int) -> str:
+  """The members, all of them or those that are kept of many (`bits` has their number), and the nearest inputs outside."""
+  if p.bits is None or p.target_runs is None:
+    return f"{inside} inputs inside ε, all that there are" if inside == n else f"{inside} of {n} inputs inside ε"
+  members = round(p.target_runs * 2**-p.bits)
+  first = (
+    f"{inside} inputs inside ε, all that there are"
+    if inside == members
+    else f"{inside} of the {members} inputs inside ε"
+  )
+  return f"{first}; {n - inside} nearest outside" if inside < n else first

@@ -78,10 +78,12 @@ def facts(p: Preimage) -> str:
 
 
 def counts(p: Preimage, options: DisplayOptions) -> str:
-  """How many candidates lie inside, and how many are shown."""
+  """How many candidates lie inside, how many are shown, and whether Monte Carlo did not converge."""
   shown = p.shown(options.shown)
   first, second = formatting.counts(p, shown, len(formatting.grouped(shown)))
-  return f'<p class="iv-count"><b>{first}</b><br>{second}</p>\n'
+  warning = formatting.warning(p)
+  third = f"<br><strong>{escape(warning)}</strong>" if warning else ""
+  return f'<p class="iv-count"><b>{first}</b><br>{second}{third}</p>\n'
 
 
 def query_line(query: Query, notes: bool = True) -> str:

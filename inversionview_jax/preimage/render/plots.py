@@ -40,7 +40,7 @@ def histogram(p: Preimage, ticks: bool = True) -> str:
       bars += f"M{12 * k + 1} 60v-{tall:g}h10v{tall:g}z"
   drawn = f'<svg viewBox="0 0 600 60" preserveAspectRatio="none" aria-hidden="true"><path d="{bars}"/></svg>'
   inside, n = formatting.totals(p.inside), formatting.totals(p.samples)
-  label = f"histogram of distances: {inside} of {n} candidates at or below epsilon {p.epsilon:g}"
+  label = f"histogram of distances: {inside} of {n} {formatting.kinds(p)} at or below epsilon {p.epsilon:g}"
   scale = "".join(f'<span style="left:{100 * axis(t):.1f}%">{t:g}</span>' for t in _TICKS)
   # The same twice, each clipped at epsilon, so that epsilon can move without a new drawing.
   return (

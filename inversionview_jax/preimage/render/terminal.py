@@ -69,6 +69,8 @@ class TerminalView:
     counts, of_shown = formatting.counts(p, samples, len(groups))
     yield Text(counts, "bold")
     yield Text(of_shown)
+    if warning := formatting.warning(p):
+      yield Text(warning, "bold" if plain else "bold red")
     yield _legend(plain, any(s.effect for s in samples), any(not s.ended for s in samples))
 
 

@@ -1,0 +1,187 @@
+"""Monte Carlo preimages against exact ones of a task that can be enumerated; on any devices; and what is said where they cannot be relied on."""
+
+import numpy as np
+import pytest
+
+from inversionview_jax import sites, tasks
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.sampling import exact
+from inversionview_jax.sampling.candidates import Queries
+from inversionview_jax.sampling.monte_carlo import MonteCarlo, Settings, disagreement
+from inversionview_jax.tasks.moves import Move, choice, symmetric
+
+SITES = tuple(map(sites.parse, ("x0.pre", "a1.1", "x1.post")))
+N = 512
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+
+class Digits(tasks.Task):
+  """Four digits; the first is 9 in seven of sixteen inputs and uniform in the others, and the rest are uniform. Several indices are one text."""
+
+  tokenizer = tasks.get("addition").tokenizer
+  length = 6
+  num_inputs = 16_000
+  enumerable = True
+
+  def tokens(self, index):
+    index = np.asarray(index)[:, None]
+    t, first = self.tokenizer, np.minimum(index // 1000, 9)
+    rest = index // [100, 10, 1] % 10
+    ends = (np.full_like(first, token) for token in (t.bos_id, t.eos_id))
+    return np.concatenate([next(ends), first, rest, next(ends)], axis=1).astype(np.int32)
+
+  def log_prior(self, tokens):
+    xp = tokens.__array_namespace__()
+    right = ((tokens[:, 1:5] >= 0) & (tokens[:, 1:5] <= 9)).all(axis=1)
+    return xp.where(right, xp.log(xp.where(tokens[:, 1] == 9, 7.0, 1.0) / 16_000), -xp.inf)
+
+  def moves(self):
+    return (Move("redraw a digit", 2, self.redraw), Move("one up", 2, self.one_up, 0.5))
+
+  def redraw(self, uniforms, tokens):
+    xp = tokens.__array_namespace__()
+    at = xp.arange(6)[None, :] == 1 + choice(uniforms[:, :1], 4)
+    return xp.where(at, choice(uniforms[:, 1:], 10), tokens), symmetric(tokens)
+
+  def one_up(self, uniforms, tokens):
+    """One digit up (once in four) or down; above 9 it is no input."""
+    xp = tokens.__array_namespace__()
+    at = xp.arange(6)[None, :] == 1 + choice(uniforms[:, :1], 4)
+    up = uniforms[:, 1] < 0.25
+    ratio = xp.log(xp.where(up, 3.0, 1 / 3)).astype(xp.float32)
+    return tokens + at * xp.where(up, 1, -1).astype(tokens.dtype)[:, None], ratio
+
+  def loss_mask(self, tokens):
+    return tokens >= 0
+
+
+TASK = Digits()
+
+
+def query_of(target, index, site, position, where=-1):
+  tokens = TASK.tokens(np.array([index]))
+  z = np.asarray(target.run(tokens, [SITES[site]])[SITES[site]])[0, position]
+  return Queries.of(z[None], site, "euclidean", where)
+
+
+@pytest.fixture(scope="module")
+def sampler(small_target, meshes):
+  return MonteCarlo(small_target, TASK, SITES, meshes(1), Settings(particles=N))
+
+
+@pytest.fixture(scope="module")
+def every(small_target, meshes):
+  """A function (queries) -> float32[inputs], the distance of every input."""
+  index = exact.every_input(TASK)
+  return lambda queries: exact.distances(small_target, TASK, SITES, queries, index, meshes(1)).distance[0]
+
+
+@pytest.mark.parametrize("site, position, share", [(0, 3, 0.05), (1, 4, 0.02), (2, 4, 0.01), (2, 3, 0.3)])
+def test_particles_are_the_exact_preimage(sampler, small_target, every, site, position, share):
+  query = query_of(small_target, 4321, site, position, position)
+  distance = every(query)
+  epsilon = float(np.quantile(distance, share))
+  members = np.flatnonzero(distance <= np.float32(epsilon))
+  population = sampler.run(query, epsilon, seed=1)
+  assert population.converged and population.problem == ""
+  assert (population.distance <= np.float32(epsilon)).all() and np.isfinite(TASK.log_prior(population.tokens)).all()
+  np.testing.assert_allclose(population.distance, every_of(small_target, query, population.tokens), atol=2e-6)
+  truth = -np.log2(len(members) / TASK.num_inputs)
+  assert abs(population.bits - truth) <= 4 * population.bits_error + 0.1
+  # Marginals: total variation against what as many independent members show.
+  inputs, rng = TASK.tokens(members), np.random.default_rng(0)
+  ideal = np.mean([variation(inputs[rng.integers(len(inputs), size=N)], inputs) for _ in range(20)])
+  assert variation(population.tokens, inputs) <= 2.5 * ideal + 0.005
+  outside = population.rejected_distance
+  assert len(outside) > 20 and (outside > np.float32(epsilon)).all() and (np.diff(outside) >= 0).all()
+  assert len(np.unique(population.rejected_tokens, axis=0)) == len(outside)
+  assert population.target_runs == N * (1 + sum(level.sweeps for level in population.levels))
+
+
+def every_of(target, query, tokens):
+  """Distances at the query's position, from running the target by hand."""
+  site, at = SITES[int(query.site[0])], int(query.position[0])
+  z = np.asarray(target.run(tokens, [site])[site])[:, at]
+  return np.linalg.norm(z - query.activation, axis=1) / np.linalg.norm(query.activation)
+
+
+def variation(tokens, members):
+  def share(rows):
+    return np.stack([np.bincount(column, minlength=10) / len(rows) for column in rows[:, 1:5].T])
+
+  return 0.5 * np.abs(share(tokens) - share(members)).sum(axis=1).mean()
+
+
+def test_devices_do_not_matter(sampler, small_target, meshes):
+  query = query_of(small_target, 4321, 1, 4)
+  one = sampler.run(query, 0.2, seed=3)
+  eight = MonteCarlo(small_target, TASK, SITES, meshes(8), Settings(particles=N)).run(query, 0.2, seed=3)
+  for name in ("tokens", "position", "rejected_tokens"):
+    np.testing.assert_array_equal(getattr(one, name), getattr(eight, name), err_msg=name)
+  np.testing.assert_allclose(one.distance, eight.distance, atol=2e-6)
+  assert (one.bits, one.target_runs, one.converged) == (eight.bits, eight.target_runs, eight.converged)
+  other = sampler.run(query, 0.2, seed=4)
+  assert (other.tokens != one.tokens).any()
+
+
+def test_a_small_budget_ends_with_what_was_reached(sampler, small_target):
+  query = query_of(small_target, 4321, 2, 4)
+  population = sampler.run(query, 0.001, budget=3 * N)
+  assert not population.converged and population.bits is None and population.bits_error is None
+  assert "epsilon was not reached" in population.problem and population.target_runs <= 3 * N
+  assert len(population.tokens) == N and (population.distance <= population.levels[-1].epsilon).all()
+
+
+def test_an_epsilon_that_only_the_query_meets(sampler, small_target, every):
+  query = query_of(small_target, 4321, 2, 4, 4)
+  distance = np.sort(every(query))
+  assert distance[1] > 4e-4
+  population = sampler.run(query, 2e-4)
+  np.testing.assert_array_equal(np.unique(population.tokens, axis=0), TASK.tokens(np.array([4321])))
+  assert population.converged and population.levels[-1].distinct == 1
+  assert abs(population.bits - np.log2(16_000)) < 4 * population.bits_error + 0.5
+
+
+@pytest.mark.parametrize("index, bits", [(3123, 4.0), (12_123, np.log2(16 / 7))])
+def test_inputs_at_one_distance_are_all_taken(sampler, small_target, index, bits):
+  """The first position sees the first digit only: ten distances, and all inputs with the same digit tie."""
+  population = sampler.run(query_of(small_target, index, 2, 1, 1), 1e-3)
+  assert population.converged and (population.tokens[:, 1] == min(index // 1000, 9)).all()
+  assert abs(population.bits - bits) < 4 * population.bits_error + 0.05
+  assert population.levels[-1].distinct > 0.5 * N * (1 - np.exp(-1000 / N))  # of the thousand inputs
+
+
+def test_texts_to_begin_with_may_be_few_and_no_inputs(sampler, small_target):
+  query = query_of(small_target, 4321, 1, 4)
+  start = np.concatenate([TASK.tokens(np.array([4321, 4321])), np.full((1, 6), TASK.tokenizer.pad_id, np.int32)])
+  population = sampler.run(query, 0.2, start=start)
+  assert population.bits is None and population.converged and np.isfinite(TASK.log_prior(population.tokens)).all()
+
+
+def test_what_cannot_be_sampled_is_refused_in_one_line(small_target, meshes):
+  class Still(Digits):
+    moves = tasks.Task.moves
+
+  class Flat(Digits):
+    log_prior = tasks.Task.log_prior
+
+  for task, devices, particles, message in (
+    (TASK, 8, 24, "24 particles do not divide into two populations on 8 devices: use a multiple of 16"),
+    (TASK, 1, 7, "7 particles do not divide into two populations on 1 device: use a multiple of 2"),
+    (Still(), 1, 8, "has no moves, which Monte Carlo needs"),
+    (Flat(), 1, 8, "has moves but no log_prior"),
+  ):
+    with pytest.raises(InversionViewError, match=message) as caught:
+      MonteCarlo(small_target, task, SITES, meshes(devices), Settings(particles=particles))
+    assert "\n" not in str(caught.value)
+
+
+def test_disagreement_is_one_for_independent_samples_and_large_for_others():
+  rng = np.random.default_rng(0)
+  island = np.arange(2000) % 2
+  same = np.mean([disagreement(rng.integers(10, size=(2000, 6)), island, 10) for _ in range(20)])
+  assert abs(same - 1) < 0.1
+  differ = np.where(island[:, None] == 0, rng.integers(5, size=(2000, 6)), rng.integers(10, size=(2000, 6)))
+  assert disagreement(differ, island, 10) > 10
+  assert disagreement(np.ones((2000, 6), int), island, 10) == 0

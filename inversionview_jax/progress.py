@@ -15,3 +15,20 @@ def bar(what: str, total: int, show: bool = True, done: int = 0) -> Iterator[Cal
   show = show and (stderr.is_terminal or stderr.is_jupyter)
   with progress.Progress(console=stderr, transient=True, disable=not show) as shown:
     yield functools.partial(shown.advance, shown.add_task(what, total=total, completed=done))
+
+
+@contextlib.contextmanager
+def bar_of(what: str) -> Iterator[Callable[[int, int], None]]:
+  """Yields a function (done so far, all of it) that draws a bar on stderr, on a terminal only; the first call has the total."""
+  with contextlib.ExitStack() as stack:
+    advance: list[Callable[[int], None]] = []
+    before = 0
+
+    def report(done: int, total: int) -> None:
+      nonlocal before
+      if not advance:
+        advance.append(stack.enter_context(bar(what, total)))
+      advance[0](done - before)
+      before = done
+
+    yield report

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.commands import flags
 from inversionview_jax.commands.tables import make_table
+from inversionview_jax.errors import one_of
 from inversionview_jax.files import make_folder, write_whole
+from inversionview_jax.progress import bar
 
 if TYPE_CHECKING:
   from inversionview_jax.measures.coverage import Completeness, ExactComparison
   from inversionview_jax.measures.evaluation import Evaluation
+  from inversionview_jax.measures.monte_carlo import MonteCarloEvaluation
   from inversionview_jax.reading import Reader
   from inversionview_jax.tasks import Mixture, Task
 
@@ -25,8 +28,15 @@ input does; and, where all inputs of the task can be enumerated, how its candida
   inversionview evaluate --reader addition --out E
   inversionview evaluate --reader W --out E --queries 500 --exact 50 --completeness 4
 
-Writes evaluation.json and rates.png to E, and with --completeness also completeness.json and .png.
+  inversionview evaluate --reader addition --out E --method monte_carlo --queries 20
+
+Writes evaluation.json and rates.png to E, and with --completeness also completeness.json and .png. --method monte_carlo and
+decoder+monte_carlo measure Monte Carlo on the target instead: particles inside epsilon, marginals and bits against exact preimages where
+the inputs can be enumerated, seconds and target runs; they write monte_carlo.json.
 """
+_METHODS = ("decoder", "monte_carlo", "decoder+monte_carlo")
+# The flags of this command alone that measure the decoder.
+_DECODER = ("exact", "completeness", "inputs", "noise_draws", "no_plots")
 
 
 def add_parser(commands: Any) -> None:
@@ -35,8 +45,11 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "reader", default="addition")
   flags.add(parser, "out", required=True)
   flags.add(parser, "target", unset="the one stored with the reader, or named by it")
+  flags.add(parser, "method", default="decoder")
   parser.add_argument(
-    "--queries", type=int, default=200, help="queries per site, for the in-epsilon rate (default: 200)"
+    "--queries",
+    type=int,
+    help="queries per site, for the in-epsilon rate (default: 200); of Monte Carlo in all, the sites in turn (default: 50)",
   )
   parser.add_argument(
     "--exact",
@@ -45,6 +58,8 @@ def add_parser(commands: Any) -> None:
   )
   flags.add(parser, "mixture")
   flags.add(parser, "num-samples")
+  flags.add(parser, "particles")
+  flags.add(parser, "budget")
   parser.add_argument(
     "--completeness",
     type=int,
@@ -59,7 +74,6 @@ def add_parser(commands: Any) -> None:
   parser.add_argument(
     "--noise-draws",
     type=int,
-    default=1,
     help="for --completeness, draws of noise 0.1 (the paper: 500; default: 1, without noise)",
   )
   flags.add(parser, "seed", default=0)
@@ -69,7 +83,13 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Measures, prints the tables and writes the files."""
   del rest
-  flags.check_at_least(args, queries=1, exact=0, num_samples=1, completeness=0, inputs=1, noise_draws=1, seed=0)
+  bounds = {"exact": 0, "num_samples": 1, "completeness": 0, "inputs": 1, "noise_draws": 1, "particles": 2, "budget": 1}
+  flags.check_at_least(args, queries=1, seed=0, **bounds)
+  if args.method not in _METHODS:
+    raise one_of("method", args.method, _METHODS)
+  flags.check_used(args, args.method, decoder=_DECODER)
+  if args.method != "decoder":
+    return _monte_carlo(args)
   from inversionview_jax.measures.evaluation import evaluate
   from inversionview_jax.reading import load_reader
   from inversionview_jax.sampling import exact
@@ -84,7 +104,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   mixture, folder = _mixture(task, args), make_folder(args.out)
   evaluation = evaluate(
     reader,
-    queries=args.queries,
+    queries=200 if args.queries is None else args.queries,
     exact_queries=(50 if task.enumerable else 0) if args.exact is None else args.exact,
     mixture=mixture,
     seed=args.seed,
@@ -103,6 +123,31 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   return 0
 
 
+def _monte_carlo(args: argparse.Namespace) -> int:
+  """Measures Monte Carlo on the target, prints the table and writes it."""
+  from inversionview_jax.measures import held_out
+  from inversionview_jax.measures.monte_carlo import evaluate_monte_carlo
+  from inversionview_jax.reading import load_reader
+
+  reader = load_reader(args.reader, args.target)
+  reader.task.moves()  # raises for a task that has none, before a folder is made
+  if args.mixture is not None:
+    reader.task.mixture_named(args.mixture)
+  folder = make_folder(args.out)
+  # The queries that the decoder's candidates are compared on, for the same number and seed.
+  count = 50 if args.queries is None else args.queries
+  queries = held_out.held_out_queries(reader, count, args.seed + 1, every_site=False)
+  decoding = {"mixture": args.mixture, "num_samples": args.num_samples}
+  with bar(args.method, len(queries)) as advance:
+    evaluation = evaluate_monte_carlo(
+      reader, queries, args.method, **decoding, **flags.sampling_of(args), seed=args.seed, progress=advance
+    )
+  evaluation.to_json(folder / "monte_carlo.json")
+  _print_monte_carlo(evaluation)
+  print(f"written to {folder}: monte_carlo.json")
+  return 0
+
+
 def _mixture(task: "Task", args: argparse.Namespace) -> "Mixture":
   """The mixture of --mixture and --num-samples."""
   mixture = task.mixture if args.mixture is None else task.mixture_named(args.mixture)
@@ -114,13 +159,14 @@ def _completeness(reader: "Reader", args: argparse.Namespace, folder: pathlib.Pa
   from inversionview_jax.measures import coverage, held_out
   from inversionview_jax.show import charts
 
+  draws = args.noise_draws or 1
   queries = held_out.held_out_queries(reader, args.completeness, args.seed + 2, every_site=False)
-  results = coverage.completeness(reader, queries, args.inputs, draws=args.noise_draws, seed=args.seed)
+  results = coverage.completeness(reader, queries, args.inputs, draws=draws, seed=args.seed)
   _print_completeness(results)
   content = {
     "format": "inversionview-completeness",
     "format_version": 2,
-    "draws": args.noise_draws,
+    "draws": draws,
     "queries": [result.to_dict() for result in results],
   }
   write_whole(folder / "completeness.json", json.dumps(content, allow_nan=False) + "\n")
@@ -174,6 +220,29 @@ def _print_exact(evaluation: "Evaluation") -> None:
   console.print(
     f"against exact preimages: {mixture.num_samples:,} candidates at (temperature, noise) {settings}; precision: share inside epsilon; "
     "coverage: share of members given at least a tenth of their uniform share; features: share of their values that occur among the candidates\n"
+  )
+
+
+def _print_monte_carlo(evaluation: "MonteCarloEvaluation") -> None:
+  """Monte Carlo by site and over all."""
+  from rich.console import Console
+
+  from inversionview_jax.measures.monte_carlo import COLUMNS
+
+  console = Console(highlight=False)
+  console.print(
+    f"reader {evaluation.reader}, target {evaluation.target}, epsilon {evaluation.epsilon:g}, {evaluation.metric}; {evaluation.method}, "
+    f"{evaluation.particles:,} particles, at most {evaluation.budget:,} target runs; held-out queries\n",
+    markup=False,
+  )
+  table = make_table(*COLUMNS, left=_NAMES, no_wrap=True)
+  for row in evaluation.table_rows():
+    table.add_row(*row)
+  console.print(table)
+  console.print(
+    "n: queries; members: of the exact preimage (median); inside: share of the particles within epsilon; TV: total variation of one token's "
+    "marginals from the exact ones, and of as many draws from the exact preimage; bits: mean absolute error; s: seconds (median); runs: of the "
+    "target; converged: share of the queries\n"
   )
 
 

@@ -25,6 +25,14 @@ class Flag:
   unset: str = ""
 
 
+# Method -> the flags that mean something with it alone, or with some of the methods.
+METHODS = {
+  "decoder": ("temperature", "noise", "num_samples", "mixture"),
+  "monte_carlo": ("particles", "budget"),
+  "decoder+monte_carlo": ("temperature", "noise", "num_samples", "mixture", "particles", "budget"),
+  "exact": (),
+}
+
 FLAGS = {
   # What is read.
   "reader": Flag("a shipped reader, or the workdir of a trained one"),
@@ -48,6 +56,9 @@ FLAGS = {
     'sampling mixture: one of the task\'s, such as "paper", or package.module:NAME', unset="the task's first"
   ),
   "num-samples": Flag("candidates for each query", int, unset="the mixture's"),
+  "method": Flag("how preimages are found: {}".format(", ".join(METHODS))),
+  "particles": Flag("of Monte Carlo: how many; a multiple of twice the number of devices", int, unset="1024"),
+  "budget": Flag("of Monte Carlo: runs of the target after which it ends, converged or not", int, unset="200000"),
   "shown": Flag("at most so many are shown", int),
   "seed": Flag("seed of everything that is drawn", int),
   # Where it runs, and where results go.
@@ -158,6 +169,28 @@ def check_at_least(args: argparse.Namespace, **bounds: int) -> None:
     value = getattr(args, name)
     if value is not None and value < bound:
       raise InversionViewError(f"--{name.replace('_', '-')} {value} must be at least {bound}")
+
+
+def check_used(args: argparse.Namespace, method: str, **uses: tuple[str, ...]) -> None:
+  """Raises `InversionViewError` for the first flag that was given and means nothing with this method.
+
+  Args:
+    args: of the command; a flag counts as given where its value is neither None nor False nor 0.
+    method: a key of `METHODS`.
+    uses: method -> flags of this command alone that mean something with it.
+  """
+  used = {name: (*flags, *uses.get(name, ())) for name, flags in METHODS.items()}
+  for flag in dict.fromkeys(flag for flags in used.values() for flag in flags):
+    if flag not in used[method] and getattr(args, flag, None):
+      with_method = " or ".join(name for name, flags in used.items() if flag in flags)
+      raise InversionViewError(
+        f"--{flag.replace('_', '-')} has no effect with --method {method}: leave it out, or use {with_method}"
+      )
+
+
+def sampling_of(args: argparse.Namespace) -> dict[str, int]:
+  """The settings of Monte Carlo that were given, as arguments of `Reader.preimage`."""
+  return {name: value for name in ("particles", "budget") if (value := getattr(args, name)) is not None}
 
 
 def refuse_renamed(argv: Sequence[str]) -> None:

@@ -25,9 +25,10 @@ def has_amx() -> bool:
 def compiler_options() -> dict[str, str] | None:
   """XLA's options for this package's programs on a CPU: no YNNPACK fusions, which attention by multiply-and-sum needs; None where XLA has none.
 
-  With jaxlib 0.10.2 a fusion of a multiplication and a sum for YNNPACK returns wrong numbers, larger than the right ones, where an operand
-  is broadcast along a new axis of size 1 in front: ``x.reshape(1, T, H, K)[:, :, None] * y.reshape(1, T, H, K)[:, None]`` summed over K,
-  which is attention of one text. Nothing of this package that runs under a plain `jax.jit` has that form (`numerics.has_safe_sums`).
+  With jaxlib 0.10.2 (not with 0.11.2 and 0.12.0) a fusion of a multiplication and a sum for YNNPACK returns wrong numbers, larger than the
+  right ones, where an operand is broadcast along a new axis of size 1 in front, as in attention of one text:
+  ``x.reshape(1, T, H, K)[:, :, None] * y.reshape(1, T, H, K)[:, None]`` summed over K. Nothing of this package that runs under a plain
+  `jax.jit` has that form (`numerics.has_safe_sums`).
   On an AMX host single products stay with YNNPACK, because nothing else of XLA's uses the tiles.
   """
   fusions = _SINGLE_DOTS if has_amx() else ""

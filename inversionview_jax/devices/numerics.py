@@ -7,7 +7,8 @@ that is contracted over its first axis (the second operand, if both are).
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from inversionview_jax.devices import cpu
 
 DotGeneral = Callable[..., jax.Array]
+Dimensions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]  # of `jax.lax.dot_general`
 
 # The platform for which this package compiles what is traced now, with `compiler_options`; None under a `jax.jit` of somebody else.
 # Part of the keys of JAX's caches, so nothing that was traced for one compilation is reused in the other.
@@ -71,7 +73,13 @@ def matmul_policy(mesh: Mesh, config: Mapping | None = None) -> DotGeneral:
   return bf16_matmul if mesh.shape["model"] == 1 and compute.get("dtype") != "float32" else matmul
 
 
-def matmul(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None) -> jax.Array:
+def matmul(
+  lhs: jax.Array,
+  rhs: jax.Array,
+  dimension_numbers: Dimensions,
+  precision: Any = None,
+  preferred_element_type: Any = None,
+) -> jax.Array:
   """`jax.lax.dot_general`, with inputs [..., D] to a kernel [D, E] as one matrix of rows.
 
   XLA's CPU backend is slower on the gradient of the batched product: 12% of a training step of the shipped addition decoder (AVX2).
@@ -83,11 +91,17 @@ def matmul(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=N
   return out.reshape(*lhs.shape[:-1], rhs.shape[1])
 
 
-def bf16_matmul(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None) -> jax.Array:
+def bf16_matmul(
+  lhs: jax.Array,
+  rhs: jax.Array,
+  dimension_numbers: Dimensions,
+  precision: Any = None,
+  preferred_element_type: Any = None,
+) -> jax.Array:
   """Matmuls take bfloat16 inputs and accumulate in float32, as on a TPU, where `uses_bf16`; `matmul` elsewhere.
 
-  The result has the inputs' dtype, and gradients are computed in the same way. (Not under `jax.vmap` of a gradient: JAX 0.10 cannot batch a
-  `linear_call`, and XLA's CPU backend fails on batched bfloat16 products.)
+  The result has the inputs' dtype, and gradients are computed in the same way. (Not under `jax.vmap` of a gradient: JAX 0.10 to 0.12
+  cannot batch a `linear_call`, and XLA's CPU backend fails on batched bfloat16 products.)
   """
   ((lhs_axes, rhs_axes), batch) = dimension_numbers
   if _is_dense(lhs, rhs, dimension_numbers):
@@ -132,7 +146,7 @@ def _bf16_dot_jvp(axes, primals, tangents):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def broadcast_rows(x, shape: tuple[int, ...]) -> jax.Array:
+def broadcast_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """`jnp.broadcast_to` along new axes in front; its gradient, the sum over rows, is a matmul on a CPU."""
   return jnp.broadcast_to(x, shape)
 

@@ -66,7 +66,7 @@ class Output:
     return self.captured[site]
 
 
-def rows_at(x, at):
+def rows_at(x: jax.Array, at: jax.Array | None) -> jax.Array:
   """float[B, T, ...], int32[B, P] or None -> the rows at these positions, float[B, P, ...]."""
   if at is None:
     return x

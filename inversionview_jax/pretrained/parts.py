@@ -19,6 +19,10 @@ class Weights(Protocol):
   def read(self, name: str) -> np.ndarray: ...
 
 
+def _unchanged(tensor: np.ndarray) -> np.ndarray:
+  return tensor
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaf:
   """The tensor that one parameter is made of.
@@ -31,7 +35,7 @@ class Leaf:
 
   tensor: str | None
   shape: tuple[int, ...]
-  make: Callable[[np.ndarray], np.ndarray] = lambda x: x
+  make: Callable[[np.ndarray], np.ndarray] = _unchanged
 
 
 class Parts(Mapping):

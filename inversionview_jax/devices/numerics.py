@@ -58,7 +58,8 @@ def uses_bf16(kernel: jax.Array) -> bool:
   It does in this package's programs on a CPU with AMX, where that is two to four times as fast, for kernels of at least `BF16_WIDTH`, unless
   `jax_default_matmul_precision` is higher. The number of rows has no part in it, or results would depend on the number of devices.
   """
-  allowed = _compiled_for.value == "cpu" and jax.config.jax_default_matmul_precision in _BF16_PRECISIONS
+  precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+  allowed = _compiled_for.value == "cpu" and precision in _BF16_PRECISIONS
   return allowed and min(kernel.shape) >= BF16_WIDTH and cpu.has_amx()
 
 

@@ -71,7 +71,7 @@ def pmap(
   out_specs = jax.tree.map(_spec, out_axes, is_leaf=lambda x: x is None)
   mapped = per_device(function, mesh, tuple(map(_spec, in_axes)), out_specs)
   named = functools.wraps(function)(lambda *args: mapped(*args))
-  program = jit(named, platform(mesh), donate_argnums)
+  program: Any = jit(named, platform(mesh), donate_argnums)
   if not spans_hosts(mesh):
     return program  # jit puts them there itself
 
@@ -80,8 +80,9 @@ def pmap(
       return program(*args)
     return program(*(put(x, NamedSharding(mesh, _spec(axis))) for x, axis in zip(args, in_axes, strict=True)))
 
-  call._cache_size, call.lower, call.trace = program._cache_size, program.lower, program.trace
-  return functools.wraps(function)(call)
+  wrapped: Any = functools.wraps(function)(call)
+  wrapped._cache_size, wrapped.lower, wrapped.trace = program._cache_size, program.lower, program.trace
+  return wrapped
 
 
 def per_device(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
@@ -235,16 +236,16 @@ def jit(
     with numerics.compiled_for(target):
       return run(program)(*args, **named)
 
-  @functools.wraps(function)
   def call(*args, **named):
     if _is_traced():
       return plain(*args, **named)
     return at_top_level(lambda program: program, *args, **named)
 
-  call._cache_size = lambda: compiled()[1]._cache_size()
-  call.trace = functools.partial(at_top_level, lambda program: program.trace)
-  call.lower = functools.partial(at_top_level, lambda program: program.lower)
-  return call
+  wrapped: Any = functools.wraps(function)(call)
+  wrapped._cache_size = lambda: compiled()[1]._cache_size()
+  wrapped.trace = functools.partial(at_top_level, lambda program: program.trace)
+  wrapped.lower = functools.partial(at_top_level, lambda program: program.lower)
+  return wrapped
 
 
 def _is_traced() -> bool:
@@ -263,7 +264,8 @@ def use_compilation_cache() -> None:
 
   JAX's own default keeps only what took a second to compile; here a reader's start-up is many programs below that.
   """
-  if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir is not None:
+  directory = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ or directory is not None:
     return
   home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   jax.config.update("jax_compilation_cache_dir", os.path.join(home, "inversionview_jax", "xla"))

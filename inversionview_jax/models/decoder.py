@@ -7,6 +7,7 @@ Shapes: N pairs, T tokens, D width of the activation, S sites, R = D + S, L laye
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -181,7 +182,7 @@ class Decoder(nn.Module):
 def initial(config: DecoderConfig, key: jax.Array) -> dict:
   """The variables of a new decoder: "params", and "stats" with mean 0 and scale 1."""
   blank = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, config.d_activation)), jnp.zeros(1, jnp.int32)
-  return Decoder(config).init(key, *blank)
+  return dict(Decoder(config).init(key, *blank))
 
 
 def token_count_head(config: DecoderConfig, times: int) -> Linear:
@@ -193,7 +194,7 @@ def log_prob(
   decoder: Decoder, variables: dict, tokens: jax.Array, activation: jax.Array, site: jax.Array, pad_id: int
 ) -> jax.Array:
   """log p(text | activation, site), summed over its tokens with EOS: int32[N, T], float32[N, D], int32[N] -> float32[N]."""
-  logits = decoder.apply(variables, tokens, activation, site)
+  logits: Any = decoder.apply(variables, tokens, activation, site)
   return jnp.sum(token_log_probs(logits, tokens) * (tokens != pad_id)[:, 1:], axis=-1)
 
 
@@ -223,5 +224,5 @@ def statistics(activations: np.ndarray, site: np.ndarray, n_sites: int, normaliz
   if normalize == "standard":
     out["scale"] = scale
   if normalize == "whiten":
-    out["turn"] = turn
+    out["turn"] = turn  # type: ignore[assignment]
   return {name: value.astype(np.float32) for name, value in out.items()}

@@ -97,7 +97,7 @@ class Block(nn.Module):
     written = recorder.through_heads(self.layer, self.attn, z, self.attn.write(z, deterministic), pattern)
     x = recorder.through("mid", self.layer, rows_at(x, at) + self._attention_write(written))
     if crossed:
-      x = x + self.cross(self.cross_ln(x), *self.cross.keys_values(slot), deterministic)
+      x = x + self.cross(self.cross_ln(x), *self.cross.keys_values(slot), deterministic)  # type: ignore[arg-type]
     x = x + recorder.through("mlp", self.layer, self._mlp_write(x, deterministic))
     return recorder.through("post", self.layer, x)
 
@@ -202,7 +202,7 @@ class Transformer(nn.Module):
     last = (
       c.n_layers if logits else 1 + max([-1] + [s.layer for s in wanted if s.layer is not None and s.kind != "pre"])
     )
-    depth = max([last] + [s.layer for s in wanted if s.kind == "pre"])
+    depth = max([last] + [s.layer for s in wanted if s.layer is not None and s.kind == "pre"])
     if logits_at is not None and (wanted or edits):
       raise ValueError("logits_at cannot be combined with captures or edits")
     for layer, block in enumerate(self.blocks[:depth]):

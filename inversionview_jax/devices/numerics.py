@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import linear_call
 from jax.sharding import Mesh
 
 from inversionview_jax.devices import cpu
@@ -101,8 +100,7 @@ def bf16_matmul(
 ) -> jax.Array:
   """Matmuls take bfloat16 inputs and accumulate in float32, as on a TPU, where `uses_bf16`; `matmul` elsewhere.
 
-  The result has the inputs' dtype, and gradients are computed in the same way. (Not under `jax.vmap` of a gradient: JAX 0.10 to 0.12
-  cannot batch a `linear_call`, and XLA's CPU backend fails on batched bfloat16 products.)
+  The result has the inputs' dtype. Gradients are computed in the same way, with the cotangent rounded too.
   """
   ((lhs_axes, rhs_axes), batch) = dimension_numbers
   if _is_dense(lhs, rhs, dimension_numbers):
@@ -113,7 +111,7 @@ def bf16_matmul(
     return matmul(lhs, rhs, dimension_numbers, precision, preferred_element_type)
   if not uses_bf16(rhs if axes[1] == 0 else lhs):
     return matmul(lhs, rhs, dimension_numbers, precision, preferred_element_type)
-  out = _bf16_dot(lhs_rows, rhs, axes).astype(preferred_element_type or lhs.dtype)
+  out = cpu.bf16_dot(lhs_rows, rhs, axes).astype(preferred_element_type or lhs.dtype)
   return out if shape is None else out.reshape(shape)
 
 
@@ -122,28 +120,6 @@ def _is_dense(lhs, rhs, dimension_numbers) -> bool:
   (lhs_axes, rhs_axes), batch = dimension_numbers
   last = tuple(axis % lhs.ndim for axis in lhs_axes) == (lhs.ndim - 1,)
   return rhs.ndim == 2 and last and tuple(axis % 2 for axis in rhs_axes) == (0,) and not any(batch)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _bf16_dot(lhs, rhs, axes):
-  return cpu.bf16_dot(lhs, rhs, axes)
-
-
-@_bf16_dot.defjvp
-def _bf16_dot_jvp(axes, primals, tangents):
-  """Linear in each input; `linear_call` because the transpose that JAX derives would multiply a float32 cotangent."""
-  (lhs, rhs), (d_lhs, d_rhs) = primals, tangents
-  i, k = axes
-
-  def by_lhs_transpose(rhs, out):  # [M, N] -> as lhs
-    return (_bf16_dot(out, rhs, (1, 1 - k)) if i else _bf16_dot(rhs, out, (1 - k, 1))).astype(lhs.dtype)
-
-  def by_rhs_transpose(lhs, out):  # [M, N] -> as rhs
-    return (_bf16_dot(out, lhs, (0, 1 - i)) if k else _bf16_dot(lhs, out, (1 - i, 0))).astype(rhs.dtype)
-
-  by_lhs = linear_call(lambda rhs, d_lhs: _bf16_dot(d_lhs, rhs, axes), by_lhs_transpose, rhs, d_lhs)
-  by_rhs = linear_call(lambda lhs, d_rhs: _bf16_dot(lhs, d_rhs, axes), by_rhs_transpose, lhs, d_rhs)
-  return _bf16_dot(lhs, rhs, axes), by_lhs + by_rhs
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -243,7 +243,7 @@ class Transformer(nn.Module):
     """One token more: int32[B] at `position` (int32[], 0 for BOS), J = `slots` -> float32[B, V] logits of the next, and the cache."""
     x = self._embedded(tokens)[:, None, :]
     if not self.config.rotary:
-      x = x + self.pos_embed[position].astype(x.dtype)
+      x = x + jnp.asarray(self.pos_embed)[position].astype(x.dtype)
     new = []
     for block, layer_cache in zip(self.blocks, cache, strict=True):
       x, layer_cache = block.step(x, layer_cache, position, slots)

@@ -92,6 +92,8 @@ def short_commands() -> list:
     reader = words[words.index("--reader") + 1] if "--reader" in words else "addition"
     if words[1] in FEWER and reader in iv.shipped_readers() and "exact" not in words:
       options = frozenset(word for word in words if word.startswith("--")) - {"--reader", "--shown"}
+      if words[1] == "measure":  # the longest of them: once with a text, once with held-out inputs
+        options = frozenset({words[2].startswith("--")})
       chosen.setdefault((words[1], options), param)
   return list(chosen.values())
 

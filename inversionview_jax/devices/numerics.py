@@ -7,16 +7,17 @@ that is contracted over its first axis (the second operand, if both are).
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import linear_call
 from jax.sharding import Mesh
 
 from inversionview_jax.devices import cpu
 
 DotGeneral = Callable[..., jax.Array]
+Dimensions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]  # of `jax.lax.dot_general`
 
 # The platform for which this package compiles what is traced now, with `compiler_options`; None under a `jax.jit` of somebody else.
 # Part of the keys of JAX's caches, so nothing that was traced for one compilation is reused in the other.
@@ -56,7 +57,8 @@ def uses_bf16(kernel: jax.Array) -> bool:
   It does in this package's programs on a CPU with AMX, where that is two to four times as fast, for kernels of at least `BF16_WIDTH`, unless
   `jax_default_matmul_precision` is higher. The number of rows has no part in it, or results would depend on the number of devices.
   """
-  allowed = _compiled_for.value == "cpu" and jax.config.jax_default_matmul_precision in _BF16_PRECISIONS
+  precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+  allowed = _compiled_for.value == "cpu" and precision in _BF16_PRECISIONS
   return allowed and min(kernel.shape) >= BF16_WIDTH and cpu.has_amx()
 
 
@@ -71,7 +73,13 @@ def matmul_policy(mesh: Mesh, config: Mapping | None = None) -> DotGeneral:
   return bf16_matmul if mesh.shape["model"] == 1 and compute.get("dtype") != "float32" else matmul
 
 
-def matmul(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None) -> jax.Array:
+def matmul(
+  lhs: jax.Array,
+  rhs: jax.Array,
+  dimension_numbers: Dimensions,
+  precision: Any = None,
+  preferred_element_type: Any = None,
+) -> jax.Array:
   """`jax.lax.dot_general`, with inputs [..., D] to a kernel [D, E] as one matrix of rows.
 
   XLA's CPU backend is slower on the gradient of the batched product: 12% of a training step of the shipped addition decoder (AVX2).
@@ -83,11 +91,16 @@ def matmul(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=N
   return out.reshape(*lhs.shape[:-1], rhs.shape[1])
 
 
-def bf16_matmul(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None) -> jax.Array:
+def bf16_matmul(
+  lhs: jax.Array,
+  rhs: jax.Array,
+  dimension_numbers: Dimensions,
+  precision: Any = None,
+  preferred_element_type: Any = None,
+) -> jax.Array:
   """Matmuls take bfloat16 inputs and accumulate in float32, as on a TPU, where `uses_bf16`; `matmul` elsewhere.
 
-  The result has the inputs' dtype, and gradients are computed in the same way. (Not under `jax.vmap` of a gradient: JAX 0.10 cannot batch a
-  `linear_call`, and XLA's CPU backend fails on batched bfloat16 products.)
+  The result has the inputs' dtype. Gradients are computed in the same way, with the cotangent rounded too.
   """
   ((lhs_axes, rhs_axes), batch) = dimension_numbers
   if _is_dense(lhs, rhs, dimension_numbers):
@@ -98,7 +111,7 @@ def bf16_matmul(lhs, rhs, dimension_numbers, precision=None, preferred_element_t
     return matmul(lhs, rhs, dimension_numbers, precision, preferred_element_type)
   if not uses_bf16(rhs if axes[1] == 0 else lhs):
     return matmul(lhs, rhs, dimension_numbers, precision, preferred_element_type)
-  out = _bf16_dot(lhs_rows, rhs, axes).astype(preferred_element_type or lhs.dtype)
+  out = cpu.bf16_dot(lhs_rows, rhs, axes).astype(preferred_element_type or lhs.dtype)
   return out if shape is None else out.reshape(shape)
 
 
@@ -109,30 +122,8 @@ def _is_dense(lhs, rhs, dimension_numbers) -> bool:
   return rhs.ndim == 2 and last and tuple(axis % 2 for axis in rhs_axes) == (0,) and not any(batch)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _bf16_dot(lhs, rhs, axes):
-  return cpu.bf16_dot(lhs, rhs, axes)
-
-
-@_bf16_dot.defjvp
-def _bf16_dot_jvp(axes, primals, tangents):
-  """Linear in each input; `linear_call` because the transpose that JAX derives would multiply a float32 cotangent."""
-  (lhs, rhs), (d_lhs, d_rhs) = primals, tangents
-  i, k = axes
-
-  def by_lhs_transpose(rhs, out):  # [M, N] -> as lhs
-    return (_bf16_dot(out, rhs, (1, 1 - k)) if i else _bf16_dot(rhs, out, (1 - k, 1))).astype(lhs.dtype)
-
-  def by_rhs_transpose(lhs, out):  # [M, N] -> as rhs
-    return (_bf16_dot(out, lhs, (0, 1 - i)) if k else _bf16_dot(lhs, out, (1 - i, 0))).astype(rhs.dtype)
-
-  by_lhs = linear_call(lambda rhs, d_lhs: _bf16_dot(d_lhs, rhs, axes), by_lhs_transpose, rhs, d_lhs)
-  by_rhs = linear_call(lambda lhs, d_rhs: _bf16_dot(lhs, d_rhs, axes), by_rhs_transpose, lhs, d_rhs)
-  return _bf16_dot(lhs, rhs, axes), by_lhs + by_rhs
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def broadcast_rows(x, shape: tuple[int, ...]) -> jax.Array:
+def broadcast_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """`jnp.broadcast_to` along new axes in front; its gradient, the sum over rows, is a matmul on a CPU."""
   return jnp.broadcast_to(x, shape)
 

@@ -6,7 +6,8 @@
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,7 +45,7 @@ def make_mesh(data: int | None = None, model: int = 1, devices: Sequence[jax.Dev
   return Mesh(placed, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
-def mesh_of(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def mesh_of(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """The mesh of a config: `mesh.model` is the size of the model axis; without one, data-parallel over all devices."""
   model = (config.get("mesh") or {}).get("model", 1)
   if isinstance(model, bool) or not isinstance(model, int) or model < 1:
@@ -52,7 +53,9 @@ def mesh_of(config, devices: Sequence[jax.Device] | None = None) -> Mesh:
   return make_mesh(model=model, devices=devices)
 
 
-def pmap(function: Callable, mesh: Mesh, in_axes: Sequence[int | None], out_axes, *, donate_argnums=()) -> Callable:
+def pmap(
+  function: Callable, mesh: Mesh, in_axes: Sequence[int | None], out_axes: Any, *, donate_argnums: Sequence[int] = ()
+) -> Callable:
   """Compiles `function` to run once per device of the data axis.
 
   Args:
@@ -68,7 +71,7 @@ def pmap(function: Callable, mesh: Mesh, in_axes: Sequence[int | None], out_axes
   out_specs = jax.tree.map(_spec, out_axes, is_leaf=lambda x: x is None)
   mapped = per_device(function, mesh, tuple(map(_spec, in_axes)), out_specs)
   named = functools.wraps(function)(lambda *args: mapped(*args))
-  program = jit(named, platform(mesh), donate_argnums)
+  program: Any = jit(named, platform(mesh), donate_argnums)
   if not spans_hosts(mesh):
     return program  # jit puts them there itself
 
@@ -77,11 +80,12 @@ def pmap(function: Callable, mesh: Mesh, in_axes: Sequence[int | None], out_axes
       return program(*args)
     return program(*(put(x, NamedSharding(mesh, _spec(axis))) for x, axis in zip(args, in_axes, strict=True)))
 
-  call._cache_size, call.lower, call.trace = program._cache_size, program.lower, program.trace
-  return functools.wraps(function)(call)
+  wrapped: Any = functools.wraps(function)(call)
+  wrapped._cache_size, wrapped.lower, wrapped.trace = program._cache_size, program.lower, program.trace
+  return wrapped
 
 
-def per_device(function: Callable, mesh: Mesh, in_specs, out_specs) -> Callable:
+def per_device(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
   """The part of `pmap` that goes inside a larger jitted program: `jax.shard_map`, manual over "data" and left to the compiler over "model"."""
   if mesh.shape[DATA] == 1 and mesh.shape[MODEL] > 1:
     # XLA's partitioner fails on collectives over an axis of one device beside another that is left to it (jaxlib 0.10.2). There is one
@@ -107,7 +111,7 @@ def spans_hosts(mesh: Mesh) -> bool:
   return len({device.process_index for device in mesh.devices.flat}) > 1
 
 
-def put(tree, sharding):
+def put(tree: Any, sharding: Any) -> Any:
   """Every leaf on the devices of a sharding (or of a tree of them); what every host must hold alike, where there are several.
 
   Leaves that are spread over the devices of several hosts already stay as they are.
@@ -125,7 +129,7 @@ def put(tree, sharding):
   return jax.tree.map(lambda x: one(x, sharding), tree) if one_for_all else jax.tree.map(one, tree, sharding)
 
 
-def fetch(tree):
+def fetch(tree: Any) -> Any:
   """Every leaf as a NumPy array, on every host; the hosts must call this together."""
 
   def one(x):
@@ -138,7 +142,7 @@ def fetch(tree):
   return jax.tree.map(one, tree)
 
 
-def replicate(tree, mesh: Mesh):
+def replicate(tree: Any, mesh: Mesh) -> Any:
   """A whole copy of every leaf on every device."""
   return put(tree, NamedSharding(mesh, PartitionSpec()))
 
@@ -163,7 +167,7 @@ def from_parts(shape: tuple[int, ...], mesh: Mesh, axis: int, part: Callable[[in
   return jax.make_array_from_callback(shape, NamedSharding(mesh, _spec(axis)), slice_of)
 
 
-def shard(tree, mesh: Mesh, axis: int = 0):
+def shard(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
   """Every leaf split over the data axis; raises `InversionViewError` if a leaf does not divide."""
   size = mesh.shape[DATA]
   for leaf in jax.tree.leaves(tree):
@@ -179,7 +183,7 @@ def pad_rows(rows: np.ndarray, size: int) -> np.ndarray:
   return np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
 
 
-def in_chunks(program: Callable, rows, size: int):
+def in_chunks(program: Callable, rows: Any, size: int) -> Any:
   """Runs a program of fixed shape over any number of rows: chunk, pad the last chunk, run, trim.
 
   Args:
@@ -204,7 +208,9 @@ def fold_in_each(key: jax.Array, index: jax.Array) -> jax.Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def jit(function: Callable, platform: str | None = None, donate_argnums=(), **kwargs) -> Callable:
+def jit(
+  function: Callable, platform: str | None = None, donate_argnums: int | Sequence[int] = (), **kwargs: Any
+) -> Callable:
   """`jax.jit` with this package's compiler options where JAX takes them: at the top level, not under another transformation.
 
   Args:
@@ -230,16 +236,16 @@ def jit(function: Callable, platform: str | None = None, donate_argnums=(), **kw
     with numerics.compiled_for(target):
       return run(program)(*args, **named)
 
-  @functools.wraps(function)
   def call(*args, **named):
     if _is_traced():
       return plain(*args, **named)
     return at_top_level(lambda program: program, *args, **named)
 
-  call._cache_size = lambda: compiled()[1]._cache_size()
-  call.trace = functools.partial(at_top_level, lambda program: program.trace)
-  call.lower = functools.partial(at_top_level, lambda program: program.lower)
-  return call
+  wrapped: Any = functools.wraps(function)(call)
+  wrapped._cache_size = lambda: compiled()[1]._cache_size()
+  wrapped.trace = functools.partial(at_top_level, lambda program: program.trace)
+  wrapped.lower = functools.partial(at_top_level, lambda program: program.lower)
+  return wrapped
 
 
 def _is_traced() -> bool:
@@ -258,7 +264,8 @@ def use_compilation_cache() -> None:
 
   JAX's own default keeps only what took a second to compile; here a reader's start-up is many programs below that.
   """
-  if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir is not None:
+  directory = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ or directory is not None:
     return
   home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   jax.config.update("jax_compilation_cache_dir", os.path.join(home, "inversionview_jax", "xla"))

@@ -63,8 +63,8 @@ def matmul_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr, share: int, loop: int = 1
   total = 0.0
   for equation in (jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr).eqns:
     name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-      ((contracted, _), _) = params["dimension_numbers"]
+    if name in ("dot_general", "bf16_dot"):
+      contracted = params["dimension_numbers"][0][0] if name == "dot_general" else params["axes"][:1]
       left, out = (variables[0].aval.shape for variables in (equation.invars, equation.outvars))  # type: ignore[union-attr]
       total += 2.0 * math.prod(out) * math.prod(left[i] for i in contracted) / share
       continue

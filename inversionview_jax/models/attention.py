@@ -3,8 +3,6 @@
 Shapes: B batch, T tokens, P positions, S keys, H heads, G key/value heads, J slots, D d_model, K d_head, C cached positions.
 """
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,16 +11,21 @@ from inversionview_jax.devices import numerics
 from inversionview_jax.models import cpu_attention
 from inversionview_jax.models.capture import rows_at
 from inversionview_jax.models.config import Compute, TransformerConfig
+from inversionview_jax.models.cpu_attention import Weigh
 from inversionview_jax.models.layers import Linear, norm, rotate
 
+KeysValues = tuple[jax.Array, jax.Array]
 
-def attend(q, k, v, weigh: Callable[..., tuple[jax.Array, jax.Array]], seen: jax.Array | None):
+
+def attend(
+  q: jax.Array, k: jax.Array, v: jax.Array, weigh: Weigh, seen: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
   """Each head's weighted sum of values.
 
   Args:
     q: float[B, P, H, K].
     k, v: float[B, S, H, K].
-    weigh: (scores, seen, key axis) -> the weights of the sum, in the dtype of the values, and the pattern, float32.
+    weigh: the masked softmax.
     seen: bool[B or 1, 1, P, S], or None for all keys.
 
   Returns:
@@ -32,7 +35,7 @@ def attend(q, k, v, weigh: Callable[..., tuple[jax.Array, jax.Array]], seen: jax
   return jnp.einsum("bhqs,bshk->bqhk", weights, v), pattern
 
 
-def attend_cached(q, keys, values, weigh: Callable[..., tuple[jax.Array, jax.Array]], seen: jax.Array) -> jax.Array:
+def attend_cached(q: jax.Array, keys: jax.Array, values: jax.Array, weigh: Weigh, seen: jax.Array) -> jax.Array:
   """Each head's weighted sum of cached values, for one query per row; rows are the last axis, as in the cache.
 
   Args:
@@ -60,7 +63,7 @@ class Attention(nn.Module):
   compute: Compute
   layer: int
 
-  def setup(self):
+  def setup(self) -> None:
     c = self.config
 
     def linear(features, name, std=c.init_std):
@@ -78,12 +81,12 @@ class Attention(nn.Module):
   def window(self) -> int:
     return self.config.windows[self.layer] if self.config.windows else 0
 
-  def queries(self, x, positions):
+  def queries(self, x: jax.Array, positions: jax.Array) -> jax.Array:
     """float[B, T, D], int32[T] or int32[B, T] -> float[B, T, H, K]."""
     q = self._heads(self.q(x))
     return self._rotated(self.q_norm(q) if self.config.qk_norm else q, positions)
 
-  def keys_values(self, x, positions=None):
+  def keys_values(self, x: jax.Array, positions: jax.Array | None = None) -> KeysValues:
     """float[B, T, D], int32[T] -> two float[B, T, G, K]; None for slots, which have no position: their keys are not turned."""
     k = self._heads(self.k(x))
     return self._rotated(self.k_norm(k) if self.config.qk_norm else k, positions), self._heads(self.v(x))
@@ -108,7 +111,13 @@ class Attention(nn.Module):
     pattern = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=axis)
     return self.dropout(pattern, deterministic=deterministic).astype(dtype), pattern
 
-  def mix(self, x, slot=None, deterministic=True, at=None):
+  def mix(
+    self,
+    x: jax.Array,
+    slot: jax.Array | None = None,
+    deterministic: bool = True,
+    at: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
     """Each head's mixture of values before W_O.
 
     Args:
@@ -145,12 +154,12 @@ class Attention(nn.Module):
     share = self.config.n_heads // self.config.kv_heads
     return x if share == 1 else jnp.repeat(x, share, axis=-2)
 
-  def cached_keys_values(self, x, positions=None):
+  def cached_keys_values(self, x: jax.Array, positions: jax.Array | None = None) -> KeysValues:
     """float[B, T, D], int32[T] -> two float[T, G, K, B]: `keys_values`, as the cache holds them."""
     k = self._rows_last(self.k, x) if self._linear_only else jnp.moveaxis(self.keys_values(x, positions)[0], 0, -1)
     return k, self._rows_last(self.v, x)
 
-  def mix_cached(self, x, cache, at, slots: int):
+  def mix_cached(self, x: jax.Array, cache: KeysValues, at: jax.Array, slots: int) -> tuple[jax.Array, KeysValues]:
     """Each head's mixture of values for one new token, against the slots and the tokens before it.
 
     Args:
@@ -197,24 +206,24 @@ class Attention(nn.Module):
       out = out + weights["bias"].astype(x.dtype)[:, None]
     return out.reshape(x.shape[1], -1, self.config.d_head, x.shape[0])
 
-  def write(self, z, deterministic=True):
+  def write(self, z: jax.Array, deterministic: bool = True) -> jax.Array:
     """float[B, T, H, K] -> float[B, T, D]: the sum of all heads' writes plus b_O."""
     out = self.o(z.reshape(*z.shape[:-2], -1))
     return self.dropout_resid(out, deterministic=deterministic)
 
-  def write_cached(self, z):
+  def write_cached(self, z: jax.Array) -> jax.Array:
     """What `mix_cached` returns, float[H * K, B] -> float[B, 1, D]: the sum of all heads' writes plus b_O."""
     weights = self.o.variables["params"]
     # The matmul takes z as it lies; to transpose it first costs a CPU more.
     out = self.compute.dot_general(z, weights["kernel"].astype(z.dtype), (((0,), (0,)), ((), ())))
     return (out + weights["bias"].astype(z.dtype) if "bias" in weights else out)[:, None]
 
-  def write_heads(self, z):
+  def write_heads(self, z: jax.Array) -> jax.Array:
     """float[B, T, H, K] -> float[B, T, D]: the sum of all heads' writes, without b_O."""
     kernel = self.o.variables["params"]["kernel"]
     return z.reshape(*z.shape[:-2], -1) @ kernel.astype(z.dtype)
 
-  def result(self, z, head):
+  def result(self, z: jax.Array, head: int | jax.Array) -> jax.Array:
     """float[B, T, H, K], head (an int or int32[]) -> float[B, T, D]: one head's write, without b_O.
 
     Captures and edits both come through here, with the same shapes, so that writing a captured value back is exact.

@@ -66,7 +66,7 @@ class Output:
     return self.captured[site]
 
 
-def rows_at(x, at):
+def rows_at(x: jax.Array, at: jax.Array | None) -> jax.Array:
   """float[B, T, ...], int32[B, P] or None -> the rows at these positions, float[B, P, ...]."""
   if at is None:
     return x
@@ -90,9 +90,10 @@ class Recorder:
 
   def __init__(self, capture: Sequence[Site], at, edits: Sequence[SiteEdit], never: jax.Array | None, choose=None):
     self.capture, self.at, self.edits = frozenset(capture), at, tuple(edits)
-    self.choose, self.chosen = choose, None  # (sites, int32[B, P]), and the activations that were chosen so far
+    self.choose = choose  # (sites, int32[B, P])
+    self.chosen: jax.Array | None = None  # the activations that were chosen so far
     self.never = never  # int32[], zero at run time, which the compiler cannot know; None: it may fuse across sites
-    self.captured = {}
+    self.captured: dict[Site, jax.Array] = {}
 
   def keep(self, site: Site, make):
     """Keeps make(), float[B, T, ...], under `site` if that is captured."""

@@ -13,6 +13,9 @@ ATTENTIONS = ("auto", "plain", "multiply_and_sum")
 DTYPES = ("float32", "bfloat16")
 
 
+NORMS = ("layer", "rms")
+
+
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
   """The architecture of a transformer; plain data that is stored beside its parameters.
@@ -83,6 +86,8 @@ class TransformerConfig:
       if not isinstance(value := getattr(self, name), (list, tuple)):
         raise TypeError(f"{name} = {value!r} is not a list")
       object.__setattr__(self, name, tuple(value))
+    if self.norm not in NORMS:
+      raise one_of("norm", self.norm, NORMS)
 
   @classmethod
   def from_dict(cls, stored: dict) -> "TransformerConfig":

@@ -19,7 +19,7 @@ class CrossAttention(nn.Module):
   config: TransformerConfig
   compute: Compute
 
-  def setup(self):
+  def setup(self) -> None:
     c, dot_general = self.config, self.compute.dot_general
     self.q = Linear(c.n_heads * c.d_head, c.init_std, dot_general=dot_general)
     self.kv = Linear(2 * c.n_heads * c.d_head, c.init_std, dot_general=dot_general)
@@ -28,7 +28,7 @@ class CrossAttention(nn.Module):
     self.no_op_v = self.param("no_op_v", nn.initializers.zeros, (c.n_heads, c.d_head))
     self.dropout_resid = nn.Dropout(c.dropout_resid)
 
-  def keys_values(self, slot):
+  def keys_values(self, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
     """float[B, J, R] -> two float[B, 1 + J, H, K]; the learned null in front."""
     c = self.config
     both = []
@@ -36,9 +36,9 @@ class CrossAttention(nn.Module):
       own = own.reshape(*own.shape[:-1], c.n_heads, c.d_head)
       null = jnp.broadcast_to(null.astype(own.dtype), (own.shape[0], 1, c.n_heads, c.d_head))
       both.append(jnp.concatenate([null, own], axis=1))
-    return tuple(both)
+    return both[0], both[1]
 
-  def __call__(self, x, keys, values, deterministic=True):
+  def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array, deterministic: bool = True) -> jax.Array:
     """float[B, T, D] and what `keys_values` returns -> float[B, T, D]."""
     c = self.config
     q = self.q(x).reshape(*x.shape[:-1], c.n_heads, c.d_head)

@@ -7,6 +7,7 @@ Shapes: N pairs, T tokens, D width of the activation, S sites, R = D + S, L laye
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -82,7 +83,7 @@ class ActivationEncoder(nn.Module):
   dot_general: numerics.DotGeneral = numerics.matmul
 
   @nn.compact
-  def __call__(self, activation, site, encoding_only=False):
+  def __call__(self, activation: jax.Array, site: jax.Array, encoding_only: bool = False) -> jax.Array:
     """The slots of activations.
 
     Args:
@@ -137,35 +138,37 @@ class Decoder(nn.Module):
   config: DecoderConfig
   compute: Compute = Compute()
 
-  def setup(self):
+  def setup(self) -> None:
     self.encoder = ActivationEncoder(self.config, self.compute.dot_general)
     self.transformer = Transformer(self.config.transformer, self.compute)
 
-  def __call__(self, tokens, activation, site, *, deterministic=True):
+  def __call__(
+    self, tokens: jax.Array, activation: jax.Array, site: jax.Array, *, deterministic: bool = True
+  ) -> jax.Array:
     """int32[N, T], float32[N, D], int32[N] -> float32[N, T, V]: logits of the token behind each position."""
     return self.logits(tokens, self.encoder(activation, site), deterministic=deterministic)
 
-  def slots(self, activation, site):
+  def slots(self, activation: jax.Array, site: jax.Array) -> jax.Array:
     """float32[N, D], int32[N] -> float32[N, L, J, M]."""
     return self.encoder(activation, site)
 
-  def encode(self, activation, site):
+  def encode(self, activation: jax.Array, site: jax.Array) -> jax.Array:
     """float32[N, D], int32[N] -> float32[N, R]: the encoder's output, before its projections to slots."""
     return self.encoder(activation, site, encoding_only=True)
 
-  def logits(self, tokens, slots, *, deterministic=True):
+  def logits(self, tokens: jax.Array, slots: jax.Array, *, deterministic: bool = True) -> jax.Array:
     """int32[N, T], float32[N, L, J, M] -> float32[N, T, V]."""
     return self._allowed(self.transformer(tokens, slots=slots, deterministic=deterministic).logits)
 
-  def init_cache(self, slots, length: int):
+  def init_cache(self, slots: jax.Array, length: int) -> tuple:
     """`Transformer.init_cache`."""
     return self.transformer.init_cache(slots, length)
 
-  def extend_cache(self, cache, tokens: int):
+  def extend_cache(self, cache: tuple, tokens: int) -> tuple:
     """`Transformer.extend_cache`."""
     return self.transformer.extend_cache(cache, tokens)
 
-  def step(self, tokens, position, cache):
+  def step(self, tokens: jax.Array, position: jax.Array, cache: tuple) -> tuple[jax.Array, tuple]:
     """int32[N] at int32[] and the cache -> float32[N, V] logits of the next token, and the cache."""
     logits, cache = self.transformer.step(tokens, position, cache, self.config.n_slots)
     return self._allowed(logits), cache
@@ -179,7 +182,7 @@ class Decoder(nn.Module):
 def initial(config: DecoderConfig, key: jax.Array) -> dict:
   """The variables of a new decoder: "params", and "stats" with mean 0 and scale 1."""
   blank = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, config.d_activation)), jnp.zeros(1, jnp.int32)
-  return Decoder(config).init(key, *blank)
+  return dict(Decoder(config).init(key, *blank))
 
 
 def token_count_head(config: DecoderConfig, times: int) -> Linear:
@@ -187,13 +190,15 @@ def token_count_head(config: DecoderConfig, times: int) -> Linear:
   return Linear(config.transformer.vocab_size * times)
 
 
-def log_prob(decoder: Decoder, variables, tokens, activation, site, pad_id: int):
+def log_prob(
+  decoder: Decoder, variables: dict, tokens: jax.Array, activation: jax.Array, site: jax.Array, pad_id: int
+) -> jax.Array:
   """log p(text | activation, site), summed over its tokens with EOS: int32[N, T], float32[N, D], int32[N] -> float32[N]."""
-  logits = decoder.apply(variables, tokens, activation, site)
+  logits: Any = decoder.apply(variables, tokens, activation, site)
   return jnp.sum(token_log_probs(logits, tokens) * (tokens != pad_id)[:, 1:], axis=-1)
 
 
-def token_log_probs(logits, tokens):
+def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
   """float32[..., T, V], int32[..., T] -> float32[..., T - 1]: log p(token t | tokens before it) for t = 1 ... T - 1."""
   log_p = jax.nn.log_softmax(logits[..., :-1, :], axis=-1)
   return jnp.take_along_axis(log_p, tokens[..., 1:, None], axis=-1)[..., 0]
@@ -219,5 +224,5 @@ def statistics(activations: np.ndarray, site: np.ndarray, n_sites: int, normaliz
   if normalize == "standard":
     out["scale"] = scale
   if normalize == "whiten":
-    out["turn"] = turn
+    out["turn"] = turn  # type: ignore[assignment]
   return {name: value.astype(np.float32) for name, value in out.items()}

@@ -48,7 +48,7 @@ class Linear(nn.Module):
   dot_general: numerics.DotGeneral = numerics.matmul
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     kernel = self.param("kernel", nn.initializers.normal(self.std), (x.shape[-1], self.features))
     out = self.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
     if self.use_bias:

@@ -84,7 +84,7 @@ class Fingerprint:
     """Adds the part of this name, an array or nested dicts of arrays."""
     for name, leaf in sorted(flatten({part: tree}).items()):
       self._digest.update(f"{name}{leaf.shape}{leaf.dtype}".encode())
-      self._digest.update(np.ascontiguousarray(leaf))
+      self._digest.update(np.ascontiguousarray(leaf))  # type: ignore[arg-type]
 
   def hex(self) -> str:
     return self._digest.hexdigest()[:16]

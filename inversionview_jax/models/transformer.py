@@ -8,8 +8,10 @@ C cached positions.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from inversionview_jax.devices import numerics
@@ -35,7 +37,7 @@ class Mlp(nn.Module):
   compute: Compute
 
   @nn.compact
-  def __call__(self, x, deterministic=True):
+  def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
     c = self.config
 
     def linear(features, name, std=c.init_std):
@@ -56,7 +58,7 @@ class Block(nn.Module):
   compute: Compute
   layer: int
 
-  def setup(self):
+  def setup(self) -> None:
     c = self.config
     self.ln1, self.ln2 = norm(c, self.compute), norm(c, self.compute)
     if c.post_norm:
@@ -72,7 +74,14 @@ class Block(nn.Module):
     written = self.mlp(self.ln2(x), deterministic)
     return self.ln2_post(written) if self.config.post_norm else written
 
-  def __call__(self, x, recorder, slot=None, deterministic=True, at=None):
+  def __call__(
+    self,
+    x: jax.Array,
+    recorder: Recorder,
+    slot: jax.Array | None = None,
+    deterministic: bool = True,
+    at: jax.Array | None = None,
+  ) -> jax.Array:
     """The residual stream behind this layer: float[B, T, D] -> float[B, T or P, D], P the positions `at`, int32[B, P].
 
     Args:
@@ -88,11 +97,11 @@ class Block(nn.Module):
     written = recorder.through_heads(self.layer, self.attn, z, self.attn.write(z, deterministic), pattern)
     x = recorder.through("mid", self.layer, rows_at(x, at) + self._attention_write(written))
     if crossed:
-      x = x + self.cross(self.cross_ln(x), *self.cross.keys_values(slot), deterministic)
+      x = x + self.cross(self.cross_ln(x), *self.cross.keys_values(slot), deterministic)  # type: ignore[arg-type]
     x = x + recorder.through("mlp", self.layer, self._mlp_write(x, deterministic))
     return recorder.through("post", self.layer, x)
 
-  def cache(self, slot, length: int):
+  def cache(self, slot: jax.Array, length: int) -> Any:
     """What `step` needs before the first of `length` tokens.
 
     Args:
@@ -108,13 +117,13 @@ class Block(nn.Module):
       return (empty, empty), self.cross.keys_values(slot)
     return self.extend_cache(self.attn.cached_keys_values(slot), length)
 
-  def extend_cache(self, cache, tokens: int):
+  def extend_cache(self, cache: Any, tokens: int) -> Any:
     """The same with room for so many tokens more."""
     if self.config.cross_width:
       return _padded(cache[0], tokens), cache[1]
     return _padded(cache, tokens)
 
-  def step(self, x, cache, at, slots: int):
+  def step(self, x: jax.Array, cache: Any, at: jax.Array, slots: int) -> tuple[jax.Array, Any]:
     """One token: float[B, 1, D] at position `at`, int32[], behind J = `slots` -> float[B, 1, D] and the cache with it."""
     if self.config.cross_width:
       cache, crossed = cache
@@ -137,7 +146,7 @@ class Transformer(nn.Module):
   config: TransformerConfig
   compute: Compute = Compute()
 
-  def setup(self):
+  def setup(self) -> None:
     c, normal = self.config, nn.initializers.normal
     self.embed = self.param("embed", normal(c.embed_std), (c.vocab_size, c.d_model))
     if not c.rotary:
@@ -150,15 +159,15 @@ class Transformer(nn.Module):
 
   def __call__(
     self,
-    tokens,
+    tokens: jax.Array,
     *,
-    slots=None,
+    slots: jax.Array | None = None,
     capture: Sequence[Site] = (),
-    at=None,
-    choose=None,
+    at: Any = None,
+    choose: tuple[Sequence[Site], jax.Array] | None = None,
     edits: Sequence[SiteEdit] = (),
     logits: bool = True,
-    logits_at=None,
+    logits_at: jax.Array | None = None,
     exact: bool = False,
     deterministic: bool = True,
   ) -> Output:
@@ -193,7 +202,7 @@ class Transformer(nn.Module):
     last = (
       c.n_layers if logits else 1 + max([-1] + [s.layer for s in wanted if s.layer is not None and s.kind != "pre"])
     )
-    depth = max([last] + [s.layer for s in wanted if s.kind == "pre"])
+    depth = max([last] + [s.layer for s in wanted if s.layer is not None and s.kind == "pre"])
     if logits_at is not None and (wanted or edits):
       raise ValueError("logits_at cannot be combined with captures or edits")
     for layer, block in enumerate(self.blocks[:depth]):
@@ -215,26 +224,26 @@ class Transformer(nn.Module):
     x = jnp.take(self.embed, tokens, axis=0).astype(jnp.dtype(self.compute.dtype))
     return x if self.config.embed_scale == 1.0 else x * jnp.asarray(self.config.embed_scale, x.dtype)
 
-  def logits(self, x):
+  def logits(self, x: jax.Array) -> jax.Array:
     """float[..., D] -> float32[..., V]: final norm and unembedding."""
     x, cap = self.ln_f(x), self.config.logit_cap
     x = (x @ self.embed.T.astype(x.dtype) if self.config.tied else self.unembed(x)).astype(jnp.float32)
     return cap * jnp.tanh(x / cap) if cap else x
 
-  def init_cache(self, slots, length: int):
+  def init_cache(self, slots: jax.Array, length: int) -> tuple:
     """An empty cache for `length` tokens behind the slots: what `Block.cache` makes, per layer."""
     dtype = jnp.dtype(self.compute.dtype)
     return tuple(block.cache(slots[:, layer].astype(dtype), length) for layer, block in enumerate(self.blocks))
 
-  def extend_cache(self, cache, tokens: int):
+  def extend_cache(self, cache: tuple, tokens: int) -> tuple:
     """The same cache with room for so many tokens more."""
     return tuple(block.extend_cache(each, tokens) for block, each in zip(self.blocks, cache, strict=True))
 
-  def step(self, tokens, position, cache, slots: int = 1):
+  def step(self, tokens: jax.Array, position: jax.Array, cache: tuple, slots: int = 1) -> tuple[jax.Array, tuple]:
     """One token more: int32[B] at `position` (int32[], 0 for BOS), J = `slots` -> float32[B, V] logits of the next, and the cache."""
     x = self._embedded(tokens)[:, None, :]
     if not self.config.rotary:
-      x = x + self.pos_embed[position].astype(x.dtype)
+      x = x + jnp.asarray(self.pos_embed)[position].astype(x.dtype)
     new = []
     for block, layer_cache in zip(self.blocks, cache, strict=True):
       x, layer_cache = block.step(x, layer_cache, position, slots)

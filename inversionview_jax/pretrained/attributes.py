@@ -65,7 +65,11 @@ NO_EFFECT = {
   "use_cache",
 }
 # Attribute -> the values under which the model is the one that is built here.
-MUST_BE = {"quantization_config": (None,), "pruned_heads": ({}, None), "add_cross_attention": (False,)}
+MUST_BE: dict[str, tuple] = {
+  "quantization_config": (None,),
+  "pruned_heads": ({}, None),
+  "add_cross_attention": (False,),
+}
 
 
 def refuse_unhandled(attributes: Mapping, where: str, handled: Set[str], must_be: Mapping[str, tuple]) -> None:

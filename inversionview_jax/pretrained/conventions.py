@@ -14,6 +14,7 @@ Parts of a model are converted one by one: "embed", "pos_embed", "blocks_0" ...,
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def converted(config: TransformerConfig, convention: str) -> TransformerConfig:
   return dataclasses.replace(config, tied=False) if convention == "centered" else config
 
 
-def convert(raw: Mapping, config: TransformerConfig, convention: str) -> Iterator[tuple[str, dict | None, dict]]:
+def convert(raw: Mapping, config: TransformerConfig, convention: str) -> Iterator[tuple[str, Any, Any]]:
   """Converts a model part by part, so that it need not be in memory twice.
 
   Args:
@@ -61,7 +62,7 @@ def convert(raw: Mapping, config: TransformerConfig, convention: str) -> Iterato
   """
   names = set(raw)
   for name in sorted(names | ({"unembed"} if convention == "centered" and "ln_f" in names else set())):
-    part = raw[name] if name in names else None
+    part: Any = raw[name] if name in names else None
     if convention == "raw":
       yield name, part, part
     elif name == "unembed":

@@ -6,6 +6,7 @@ Sources: the `gguf` package, which also dequantises, and llama.cpp's conversion 
 
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 
@@ -84,8 +85,15 @@ _ROPE_KEYS = {
   "rope.scaling.original_context_length": "original_max_position_embeddings",
 }
 # Keys that are read elsewhere, or have no effect here.
-_OTHER_KEYS = ("vocab_size", "rope.dimension_count", "attention.value_length", "rope.scaling.finetuned", "expert_count")
-_OTHER_KEYS += ("expert_used_count", "attention.causal")
+_OTHER_KEYS = {
+  "vocab_size",
+  "rope.dimension_count",
+  "attention.value_length",
+  "rope.scaling.finetuned",
+  "expert_count",
+  "expert_used_count",
+  "attention.causal",
+}
 
 
 class GgufFile:
@@ -131,7 +139,7 @@ class GgufFile:
     self.attributes = self._attributes()
     self.names = frozenset(self._tensors)
 
-  def value(self, key: str, default=None):
+  def value(self, key: str, default: Any = None) -> Any:
     """A value of the metadata as it is stored, or `default`."""
     return self.metadata[key]() if key in self.metadata else default
 

@@ -2,10 +2,25 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError
+
+
+class Weights(Protocol):
+  """The tensors of a checkpoint by name: `Safetensors`, `GgufFile`, `Renamed`."""
+
+  names: frozenset[str]
+
+  def shape(self, name: str) -> tuple[int, ...]: ...
+
+  def read(self, name: str) -> np.ndarray: ...
+
+
+def _unchanged(tensor: np.ndarray) -> np.ndarray:
+  return tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +35,14 @@ class Leaf:
 
   tensor: str | None
   shape: tuple[int, ...]
-  make: Callable[[np.ndarray], np.ndarray] = lambda x: x
+  make: Callable[[np.ndarray], np.ndarray] = _unchanged
 
 
 class Parts(Mapping):
   """Name of a part ("embed", "blocks_0", ...) -> nested dicts of float32 arrays, read from disk at every access.
 
   Args:
-    weights: has `names`, `shape(name)` and `read(name)`.
+    weights: the tensors.
     layout: name of a part -> nested dicts of `Leaf`.
     unused: name -> whether a tensor that `layout` does not name may be left out.
     where: name of the checkpoint, for error messages.
@@ -36,7 +51,7 @@ class Parts(Mapping):
     InversionViewError: a tensor is missing, has another shape, or is not in the layout.
   """
 
-  def __init__(self, weights, layout: dict, unused: Callable[[str], bool], where):
+  def __init__(self, weights: Weights, layout: dict, unused: Callable[[str], bool], where: object):
     self._weights, self._layout = weights, layout
     taken = set()
     for leaf in leaves(layout):
@@ -112,7 +127,7 @@ def leaves(node: dict | Leaf) -> Iterator[Leaf]:
 class Renamed:
   """The tensors of `weights` under other names: `rename` of their own."""
 
-  def __init__(self, weights, rename: Callable[[str], str]):
+  def __init__(self, weights: Weights, rename: Callable[[str], str]):
     self._weights, self._original = weights, {rename(name): name for name in weights.names}
     self.names = frozenset(self._original)
 

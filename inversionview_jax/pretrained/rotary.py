@@ -55,7 +55,9 @@ def frequencies(rope: Mapping, width: int, n_ctx: int, where: str) -> tuple[tupl
   try:
     with np.errstate(all="ignore"):  # what is not finite is refused below
       theta = float(rope["rope_theta"])
-      plain = np.float32(1) / np.float32(theta) ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
+      plain: np.ndarray = np.float32(1) / np.float32(theta) ** (
+        np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+      )
       scaled, gain = plain, 1.0
       if kind == "linear":
         scaled = plain / np.float32(rope["factor"])

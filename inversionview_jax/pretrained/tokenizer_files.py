@@ -48,7 +48,7 @@ def from_folder(folder: pathlib.Path, attributes: Mapping) -> HuggingFaceTokeniz
   else:
     return None
   vocabulary = _vocabulary(content, path)
-  named = {}
+  named: dict = {}
   for file in ("special_tokens_map.json", "tokenizer_config.json"):
     if (folder / file).exists():
       named |= {name: value for name, value in _json(folder / file).items() if value is not None}

@@ -10,6 +10,7 @@ import pathlib
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
 from inversionview_jax.errors import InversionViewError
 
@@ -28,7 +29,7 @@ class Safetensors:
   """
 
   def __init__(self, folder: pathlib.Path):
-    self._entries = {}  # name -> (path, type, shape, first byte)
+    self._entries: dict[str, tuple] = {}  # name -> (path, type, shape, first byte)
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").exists():
       self._add(folder / "model.safetensors")
@@ -79,7 +80,7 @@ class Safetensors:
     return read_array(path, _TYPES[kind], shape, start)
 
 
-def read_array(path: pathlib.Path, dtype, shape: tuple[int, ...], start: int) -> np.ndarray:
+def read_array(path: pathlib.Path, dtype: npt.DTypeLike, shape: tuple[int, ...], start: int) -> np.ndarray:
   """An array from byte `start` of a file on; raises `InversionViewError` if the file ends inside it."""
   count = int(np.prod(shape, dtype=int))
   try:
@@ -94,7 +95,7 @@ def read_array(path: pathlib.Path, dtype, shape: tuple[int, ...], start: int) ->
 def _shards(index: pathlib.Path) -> dict[str, list[str]]:
   """File name of each shard -> names of its tensors, from a model.safetensors.index.json."""
   try:
-    shards = {}
+    shards: dict[str, list[str]] = {}
     for name, shard in json.loads(index.read_text())["weight_map"].items():
       shards.setdefault(pathlib.PurePath(shard).name, []).append(
         name

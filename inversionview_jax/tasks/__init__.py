@@ -74,7 +74,7 @@ def known(name: str) -> Task | None:
 
 def _class(name: str) -> type[Task]:
   if is_named(name):
-    return load_class(name, Task, "task")
+    return load_class(name, Task, "task")  # type: ignore[type-abstract]
   if name not in _TASKS:
     raise one_of("task", name, _TASKS)
   return _TASKS[name]

@@ -1,13 +1,15 @@
 """Three-digit addition (paper, section 4.2): all a+b=c with a, b in 100..999, such as ``615+861=1476``."""
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks import hashing
 from inversionview_jax.tasks.addition_moves import SumMoves
-from inversionview_jax.tasks.base import MIXTURES, Mixture, Task
+from inversionview_jax.tasks.base import MIXTURES, Array, Mixture, Task
 from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
 from inversionview_jax.tasks.grammar import holds
 from inversionview_jax.tasks.moves import Move
@@ -65,22 +67,22 @@ class Addition(Task):
   def moves(self) -> tuple[Move, ...]:
     return self._sums.all()
 
-  def log_prior(self, tokens):
+  def log_prior(self, tokens: Array) -> Array:
     return self._sums.log_prior(tokens, self.num_inputs)
 
-  def tokens(self, index):
+  def tokens(self, index: np.ndarray) -> np.ndarray:
     index = np.asarray(index)
     first, second = 100 + index // _SIDE, 100 + index % _SIDE
     return self.tokens_of(first, second)
 
-  def index(self, tokens):
+  def index(self, tokens: np.ndarray) -> np.ndarray:
     tokens = np.asarray(tokens)
     scales = np.array([100, 10, 1])
     first, second = tokens[:, 1:4] @ scales - 100, tokens[:, 5:8] @ scales - 100
     near = np.clip(first, 0, _SIDE - 1) * _SIDE + np.clip(second, 0, _SIDE - 1)
     return np.where((self.tokens(near) == tokens).all(axis=1), near, -1)
 
-  def tokens_of(self, first, second, answer=None) -> np.ndarray:
+  def tokens_of(self, first: npt.ArrayLike, second: npt.ArrayLike, answer: npt.ArrayLike | None = None) -> np.ndarray:
     """The inputs with these operands, int[B] and int[B] -> int32[B, 14]; `answer`, int[B], replaces the sum where given."""
     t = self.tokenizer
     first, second = np.asarray(first), np.asarray(second)
@@ -97,20 +99,20 @@ class Addition(Task):
       out[rows, 9 + len(scales)] = t.eos_id
     return out
 
-  def loss_mask(self, tokens):
+  def loss_mask(self, tokens: Array) -> Array:
     t = self.tokenizer
     return (tokens != t.pad_id) & (tokens != t.bos_id)
 
-  def answer_mask(self, tokens):
+  def answer_mask(self, tokens: Array) -> Array:
     xp = tokens.__array_namespace__()
     in_answer = xp.arange(tokens.shape[1]) > 8
     return in_answer[None, :] & (tokens != self.tokenizer.pad_id)
 
-  def groups(self, tokens):
+  def groups(self, tokens: Array) -> dict[str, Array]:
     # The hardest inputs: the carry into the tens decides the hundreds too.
     return {"tens_sum_9": tokens[:, 2] + tokens[:, 6] == 9}
 
-  def labels(self, tokens):
+  def labels(self, tokens: Sequence[int]) -> list[str]:
     plus, equals = self.tokenizer.encode("+=")
     labels, part, digit = [], "F", 0
     for token in map(int, tokens):
@@ -125,7 +127,7 @@ class Addition(Task):
         digit = 0
     return labels
 
-  def features(self, tokens):
+  def features(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """The features of addition, in the paper's names (section 4.2).
 
     F1 F2 F3, S1 S2 S3 and A1 A2 A3 A4 are digits as they are written, whether the answer is right or not. C1, C2 and C3 are the operands'
@@ -155,7 +157,16 @@ class Addition(Task):
     features["length"] = np.where(length >= 3, length, -1).astype(np.int32)
     return features
 
-  def contrast(self, index, seed=0, *, change=("F1", "S1"), predict="A1", where="", contrast_where=""):
+  def contrast(  # type: ignore[override]
+    self,
+    index: np.ndarray,
+    seed: int = 0,
+    *,
+    change: Sequence[str] = ("F1", "S1"),
+    predict: str = "A1",
+    where: str = "",
+    contrast_where: str = "",
+  ) -> Pairs:
     """Pairs that differ in given operand digits and in the predicted token (paper, section 4.2 and its appendix on patching).
 
     Args:
@@ -186,7 +197,9 @@ class Addition(Task):
 
     return _pairs(index, clean, *redraw(len(index), propose, accept), at)
 
-  def contrast_in(self, feature, vary, index, seed=0, *, predict="A1", where=""):
+  def contrast_in(
+    self, feature: str, vary: str, index: np.ndarray, seed: int = 0, *, predict: str = "A1", where: str = ""
+  ) -> Pairs:
     """Pairs that differ in one feature, or in all but it; see `Task.contrast_in`. All of them are inputs of the task.
 
     "only" changes an operand digit alone; or, for a carry (or the length), the two digits whose carry it is, such that the digit of the sum
@@ -241,7 +254,7 @@ class Addition(Task):
 
     return _pairs(index, clean, *redraw(len(index), propose, accept), at)
 
-  def behaviour(self, position):
+  def behaviour(self, position: int | str) -> str:
     predicted = {8: "A1", "=": "A1", 9: "A2", "A1": "A2", 10: "A3", "A2": "A3", 11: "A4", "A3": "A4"}
     return predicted.get(int(position) if str(position).isdigit() else position, "A1")
 
@@ -257,7 +270,7 @@ class Addition(Task):
     first, second = (tokens[:, at : at + 3].astype(np.int64) @ [100, 10, 1] for at in (1, 5))
     return self.tokens_of(first, second)
 
-  def default_sites(self, n_layers, n_heads):
+  def default_sites(self, n_layers: int, n_heads: int) -> tuple[str, ...]:
     sites = ["x0.pre"]
     for layer in range(n_layers):
       sites += [f"a{layer}.{head}" for head in range(n_heads)] + [f"x{layer}.mid", f"x{layer}.post"]

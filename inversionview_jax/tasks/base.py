@@ -8,6 +8,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from inversionview_jax.tasks.moves import Move
 from inversionview_jax.tasks.tokenizers import CharTokenizer, PartTokenizer
 
 RENAMED_MIXTURES = {"wide": "broad"}  # names of version 0.1
+Array = Any  # an array of NumPy or JAX; tasks import no JAX
 TINY = {"train": 20_000, "test": 5_000}  # inputs of a split that the "tiny" datasets hold
 
 
@@ -134,10 +136,10 @@ class Task(abc.ABC):
     )
 
   @abc.abstractmethod
-  def loss_mask(self, tokens):
+  def loss_mask(self, tokens: Array) -> Array:
     """int32[B, T] -> bool[B, T]: tokens whose prediction the target model is trained on."""
 
-  def answer_mask(self, tokens):
+  def answer_mask(self, tokens: Array) -> Array:
     """int32[B, T] -> bool[B, T]: tokens of the answer, all of which must be right for it to be right; by default those of `loss_mask`."""
     return self.loss_mask(tokens)
 
@@ -171,20 +173,20 @@ class Task(abc.ABC):
       raise InversionViewError(f"the mixture {name!r} is called {RENAMED_MIXTURES[name]!r} now")
     raise one_of(f"mixture of task {self.name!r}:", name, tuple(self.mixtures))
 
-  def query_mask(self, tokens):
+  def query_mask(self, tokens: Array) -> Array:
     """int32[B, T] -> bool[B, T]: positions where query activations are taken; by default all but special tokens."""
     return ~self._special(tokens)
 
-  def counted_mask(self, tokens):
+  def counted_mask(self, tokens: Array) -> Array:
     """int32[B, T] -> bool[B, T]: positions of candidates that may match a query: all but EOS and PAD (paper, section 2.1)."""
     return (tokens != self.tokenizer.pad_id) & (tokens != self.tokenizer.eos_id)
 
-  def predicted_at(self, tokens):
+  def predicted_at(self, tokens: Array) -> Array | None:
     """int32[B, T] -> int32[B, P], the positions where `loss_mask` tokens are predicted, if they are few; None: anywhere."""
     del tokens
     return None
 
-  def groups(self, tokens) -> dict:
+  def groups(self, tokens: Array) -> dict[str, Array]:
     """Subsets of the inputs whose accuracy is reported separately: name -> bool[B]."""
     del tokens
     return {}
@@ -201,7 +203,7 @@ class Task(abc.ABC):
     del tokens
     return {}
 
-  def contrast(self, index: np.ndarray, seed: int = 0, **how) -> Pairs:
+  def contrast(self, index: np.ndarray, seed: int = 0, **how: Any) -> Pairs:
     """Contrast pairs for patching: the inputs with these indices, int64[B], each with a corrupted input.
 
     The keywords, which determine how the two differ, are the task's own. A pair is a function of the index and the seed; inputs without such a
@@ -227,7 +229,7 @@ class Task(abc.ABC):
     """
     raise InversionViewError(f"the task {self.name} has no contrast pairs")
 
-  def behaviour(self, position: "int | str") -> str:
+  def behaviour(self, position: int | str) -> str:
     """Label of the answer token that measures the effect of a patch at this position: the one predicted there, else the first."""
     raise InversionViewError(f"the task {self.name} names no answer that follows from position {position!r}")
 
@@ -239,7 +241,7 @@ class Task(abc.ABC):
     cut = int(0.75 * self.num_inputs)
     return order[:cut] if name == "train" else order[cut:]
 
-  def position(self, tokens: Sequence[int], position: "int | str") -> int:
+  def position(self, tokens: Sequence[int], position: int | str) -> int:
     """The index of a position that is given as an index (negative ones count from the last token) or as a label.
 
     Args:
@@ -275,7 +277,7 @@ class Task(abc.ABC):
       )
     return index % len(used)
 
-  def positions(self, tokens: np.ndarray, position: "int | str") -> np.ndarray:
+  def positions(self, tokens: np.ndarray, position: int | str) -> np.ndarray:
     """The index of a position in every row, int[B, T] -> int32[B]; see `position`."""
     return np.array([self.position(row, position) for row in np.asarray(tokens).tolist()], np.int32)
 
@@ -284,12 +286,12 @@ class Task(abc.ABC):
     return (tokens == t.bos_id) | (tokens == t.eos_id) | (tokens == t.pad_id)
 
 
-def index_or_label(typed: str) -> "int | str":
+def index_or_label(typed: str) -> int | str:
   """A position from a flag: "8" -> 8, "-1" -> -1, "=" -> "="."""
   return int(typed) if typed.lstrip("-").isdigit() else typed
 
 
-def shift_left(array, fill):
+def shift_left(array: Array, fill: int | bool) -> Array:
   """array[:, 1:] and a last column of `fill`: column t of the result is about token t + 1."""
   xp = array.__array_namespace__()
   return xp.concatenate([array[:, 1:], xp.full_like(array[:, :1], fill)], axis=1)

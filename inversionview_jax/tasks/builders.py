@@ -23,7 +23,7 @@ _CITATION = """\
 _CHUNK = 10_000  # inputs made at a time: large enough for NumPy, small enough for the cache
 
 
-class _TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
   """A task's inputs, in the order of its splits: record i of a split is the input ``task.split(split)[i]``.
 
   That order is random already, so TFDS does not shuffle again, and the tiny config, which holds the first records of

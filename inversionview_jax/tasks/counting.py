@@ -7,12 +7,13 @@ import functools
 import itertools
 import math
 import string
+from collections.abc import Sequence
 
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks import hashing
-from inversionview_jax.tasks.base import Task, shift_left
+from inversionview_jax.tasks.base import Array, Task, shift_left
 from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
 from inversionview_jax.tasks.counting_moves import CountingMoves
 from inversionview_jax.tasks.grammar import holds
@@ -45,7 +46,7 @@ class Counting(Task):
     "length": 'number of letters before "|"',
   }
 
-  def tokens(self, index):
+  def tokens(self, index: np.ndarray) -> np.ndarray:
     t = self.tokenizer
     index = np.asarray(index, np.int64)
     triple, count, query = index // (_COUNTS * _QUERIES), index // _QUERIES % _COUNTS, index % _QUERIES
@@ -78,36 +79,36 @@ class Counting(Task):
   def moves(self) -> tuple[Move, ...]:
     return self._moves.all()
 
-  def log_prior(self, tokens):
+  def log_prior(self, tokens: Array) -> Array:
     """Three letters of 26, each 1 to 9 times, in any order, one of them the query letter, its count behind: each choice uniform."""
     return self._moves.log_prior(tokens, math.log(_TRIPLES * 9**3 * _QUERIES))
 
-  def loss_mask(self, tokens):
+  def loss_mask(self, tokens: Array) -> Array:
     return self.answer_mask(tokens)
 
-  def predicted_at(self, tokens):
+  def predicted_at(self, tokens: Array) -> Array:
     xp = tokens.__array_namespace__()
     return xp.argmax(tokens == self.tokenizer.encode(":")[0], axis=1, keepdims=True)
 
-  def answer_mask(self, tokens):
+  def answer_mask(self, tokens: Array) -> Array:
     colon = self.tokenizer.encode(":")[0]
     xp = tokens.__array_namespace__()
     return xp.concatenate([xp.zeros_like(tokens[:, :1], dtype=bool), tokens[:, :-1] == colon], axis=1)
 
-  def query_mask(self, tokens):
+  def query_mask(self, tokens: Array) -> Array:
     """Only the query letter and ":" (paper, appendix on training the decoders)."""
     colon = self.tokenizer.encode(":")[0]
     return (tokens == colon) | (shift_left(tokens, self.tokenizer.pad_id) == colon)
 
-  def labels(self, tokens):
+  def labels(self, tokens: Sequence[int]) -> list[str]:
     names = {self.tokenizer.encode("|")[0]: "|", self.tokenizer.encode(":")[0]: ":"}
-    labels = []
+    labels: list[str] = []
     for token in map(int, tokens):
       previous = labels[-1] if labels else ""
       labels.append(names.get(token) or {"|": "query", ":": "count"}.get(previous, ""))
     return labels
 
-  def features(self, tokens):
+  def features(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """The features of counting: "count" is how often the query letter occurs before "|" (whatever number is written after ":"), "query" the
     query letter (a is 0), "length" the number of letters before "|".
     """
@@ -134,7 +135,16 @@ class Counting(Task):
     features = {"count": (query, count), "query": (query, letter_at_query[:, 0]), "length": (barred, at[:, 0] - 1)}
     return {name: np.where(known, value, -1).astype(np.int32) for name, (known, value) in features.items()}
 
-  def contrast(self, index, seed=0, *, kind="another", same_length=False, where="", contrast_where=""):
+  def contrast(  # type: ignore[override]
+    self,
+    index: np.ndarray,
+    seed: int = 0,
+    *,
+    kind: str = "another",
+    same_length: bool = False,
+    where: str = "",
+    contrast_where: str = "",
+  ) -> Pairs:
     """Pairs with different counts (paper, section 4.1 and its appendix on activation patching).
 
     Args:
@@ -189,7 +199,9 @@ class Counting(Task):
       corrupted = self.tokens(other)
     return self._pairs(index, clean, corrupted, made)
 
-  def contrast_in(self, feature, vary, index, seed=0, *, predict="count", where=""):
+  def contrast_in(
+    self, feature: str, vary: str, index: np.ndarray, seed: int = 0, *, predict: str = "count", where: str = ""
+  ) -> Pairs:
     """Pairs that differ in one feature, or in all but it; see `Task.contrast_in`. All of them are inputs of the task, or one flip away.
 
     "only" count: a letter is flipped. "only" query: another query letter, which occurs another number of times. "only" length: the same
@@ -231,13 +243,14 @@ class Counting(Task):
       corrupted[rows, length + 2], corrupted[rows, length + 4] = query, self.tokenizer.encode("1")[0] + count - 1
     return self._pairs(index, clean, corrupted, made)
 
-  def behaviour(self, position):
+  def behaviour(self, position: int | str) -> str:
     del position  # there is one answer
     return "count"
 
   def _pairs(self, index, clean, corrupted, made) -> Pairs:
     clean, corrupted = clean[made].astype(np.int32), corrupted[made].astype(np.int32)
-    return Pairs(index[made], clean, corrupted, self.predicted_at(clean)[:, 0], self.predicted_at(corrupted)[:, 0])
+    at = [self.predicted_at(tokens)[:, 0] for tokens in (clean, corrupted)]
+    return Pairs(index[made], clean, corrupted, *at)
 
 
 def _features_of(index) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,13 +14,13 @@ import tensorflow_datasets as tfds
 from inversionview_jax.tasks import fact_files
 
 
-class _ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
   """Records in the order of the files, all in the split "train"."""
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "First release."}
   MANUAL_DOWNLOAD_INSTRUCTIONS = ""
-  FIELDS = ("prompt", "subject", "answer", "relation")
+  FIELDS: tuple[str, ...] = ("prompt", "subject", "answer", "relation")
   URL = ""
   url_infos = None  # nothing is downloaded, so there are no checksums
 
@@ -83,7 +83,7 @@ class InversionviewMinipile(_ManualBuilder):
     yield from enumerate({"text": sentence} for sentence in fact_files.minipile(folder))
 
 
-def prepare(name: str, data_dir: str, manual_dir: str):
+def prepare(name: str, data_dir: str, manual_dir: str) -> tfds.core.DatasetBuilder:
   """The builder `inversionview_<name>`, made from the files in `manual_dir` if it is not there yet.
 
   Args:

@@ -8,16 +8,17 @@ Shapes: N texts, B batch, T tokens, V vocabulary.
 
 import functools
 import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks import fact_files, hashing, sources
-from inversionview_jax.tasks.base import Mixture
+from inversionview_jax.tasks.base import Array, Mixture
 from inversionview_jax.tasks.contrast import Pairs, redraw
 from inversionview_jax.tasks.language import LanguageTask, base_of
 from inversionview_jax.tasks.text import check_choice, check_length, notice, rows_of
-from inversionview_jax.tasks.tokenizers import PartTokenizer
+from inversionview_jax.tasks.tokenizers import PartTokenizer, Tokenizer
 
 SOURCES = ("bundled", "counterfact", "bear", "minipile", "files")
 _DEFAULTS = {
@@ -60,7 +61,7 @@ class Factual(LanguageTask):
     "noisy": Mixture(((1.0, 0.0), (1.0, 0.1), (1.0, 0.2), (1.0, 0.3)), stratified=True),
   }
 
-  def __init__(self, tokenizer=None, settings=None):
+  def __init__(self, tokenizer: Tokenizer | None = None, settings: Mapping | None = None):
     self._base = base_of(tokenizer, self.name)
     self._settings = _checked(settings or {})
     self.length, limit = self._settings["length"], self._settings["bos_attention"]
@@ -74,7 +75,7 @@ class Factual(LanguageTask):
       self.tokenizer = PartTokenizer(self._base, kept)
 
   @property
-  def settings(self):
+  def settings(self) -> dict:  # type: ignore[override]
     """The settings, with the ids of the common tokens, so that a reader needs no data to distinguish the rare ones."""
     return {**self._settings, "common": self._common}
 
@@ -128,10 +129,10 @@ class Factual(LanguageTask):
     return self._read[2]
 
   @property
-  def num_inputs(self):
+  def num_inputs(self) -> int:  # type: ignore[override]
     return len(self._read[0])
 
-  def tokens(self, index):
+  def tokens(self, index: np.ndarray) -> np.ndarray:
     return self._rows[np.asarray(index, np.int64)]
 
   @functools.cached_property
@@ -145,7 +146,7 @@ class Factual(LanguageTask):
     return np.flatnonzero(counts >= self._settings["rare"] * counts.sum()).tolist()
 
   @functools.cached_property
-  def rare(self):
+  def rare(self) -> np.ndarray:  # type: ignore[override]
     rare = np.ones(self.tokenizer.vocab_size, bool)
     rare[[*self._common, self.tokenizer.bos_id, self.tokenizer.eos_id, self.tokenizer.pad_id]] = False
     return rare
@@ -163,12 +164,12 @@ class Factual(LanguageTask):
         known[(t.bos_id, *rows_of(t, [ids[:end]], end + 2)[0, 1:-1].tolist())] = subject, end
     return known
 
-  def default_sites(self, n_layers, n_heads):
+  def default_sites(self, n_layers: int, n_heads: int) -> tuple[str, ...]:
     raise InversionViewError(
       "which heads recall facts differs between models: rank them with `inversionview heads --task factual --known`, and set sites"
     )
 
-  def labels(self, tokens):
+  def labels(self, tokens: Sequence[int]) -> list[str]:
     """SUBJ, END and "answer" of a known fact; the last token of any other text is END."""
     t, labels = self.tokenizer, [""] * len(tokens)
     used = tuple(int(x) for x in tokens if x not in (t.eos_id, t.pad_id))
@@ -196,7 +197,8 @@ class Factual(LanguageTask):
   @functools.cached_property
   def _groups(self) -> tuple[np.ndarray, list[np.ndarray]]:
     """The group of each text, int64[N], facts of one relation and wording (-1: a sentence), and the members of each group."""
-    which, members = {}, []
+    which: dict[tuple[str, str], int] = {}
+    members: list[list[int]] = []
     of = np.full(self.num_inputs, -1)
     for number, fact in zip(np.flatnonzero(self._read[1][:, 1] >= 0), self.facts, strict=True):
       key = fact["relation"], fact["prompt"].replace(fact["subject"], "{}")
@@ -207,7 +209,7 @@ class Factual(LanguageTask):
       of[number] = which[key]
     return of, [np.array(group) for group in members]
 
-  def contrast(self, index, seed=0, *, where=""):
+  def contrast(self, index: np.ndarray, seed: int = 0, *, where: str = "") -> Pairs:  # type: ignore[override]
     """Pairs of facts with the same relation and wording whose answers begin with different tokens; facts without such a pair are left out.
 
     Args:
@@ -234,7 +236,7 @@ class Factual(LanguageTask):
     index, other = index[made], other[made]
     return Pairs(index, rows[index], rows[other], end[index].astype(np.int32), end[other].astype(np.int32))
 
-  def query_mask(self, tokens):
+  def query_mask(self, tokens: Array) -> Array:
     """The positions in `settings` of a fact, all positions of a sentence."""
     xp = tokens.__array_namespace__()
     every = super().query_mask(tokens)
@@ -274,7 +276,7 @@ def _encoded(base, records):
     yield record, np.array([*prompt, *answer], np.int64), (1 + base.token_at(text, last), len(prompt))
 
 
-def _checked(settings: dict) -> dict:
+def _checked(settings: Mapping) -> dict:
   made = {**_DEFAULTS, **settings}
   if wrong := set(made) - set(_DEFAULTS):
     raise one_of("setting of the task factual:", sorted(wrong)[0], _DEFAULTS)

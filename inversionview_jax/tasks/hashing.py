@@ -3,6 +3,8 @@
 Shapes: B batch.
 """
 
+from typing import Any
+
 import numpy as np
 
 
@@ -14,7 +16,7 @@ def split_mix(x: np.ndarray) -> np.ndarray:
   return x ^ (x >> np.uint64(31))
 
 
-def uniform(bound, seed: int, index: np.ndarray, *salt: int) -> np.ndarray:
+def uniform(bound: int | np.ndarray, seed: int, index: np.ndarray, *salt: int) -> np.ndarray:
   """Uniform integers, int64[B], one for each index.
 
   Args:
@@ -29,7 +31,7 @@ def uniform(bound, seed: int, index: np.ndarray, *salt: int) -> np.ndarray:
   return (mixed % np.asarray(bound).astype(np.uint64)).astype(np.int64)
 
 
-def rows(tokens):
+def rows(tokens: Any) -> list:
   """Two independent hashes of each row, int[B, T] -> uint32[B] twice; NumPy or JAX arrays (FNV-1a with an extra shift)."""
   xp = tokens.__array_namespace__()
   out = []

@@ -9,17 +9,18 @@ Shapes: B batch, T tokens, M templates.
 import functools
 import math
 import operator
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks import hashing
-from inversionview_jax.tasks.base import shift_left
+from inversionview_jax.tasks.base import Array, shift_left
 from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
 from inversionview_jax.tasks.grammar import holds
 from inversionview_jax.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES
 from inversionview_jax.tasks.language import LanguageTask, base_of
-from inversionview_jax.tasks.tokenizers import PartTokenizer
+from inversionview_jax.tasks.tokenizers import PartTokenizer, Tokenizer
 
 NUM_INPUTS = 250_000
 FEATURES = ("IO", "S", "first", "second", "place", "object", "template", "order")
@@ -56,7 +57,7 @@ class IOI(LanguageTask):
     "order": "whether IO comes first (0) or S does (1)",
   }
 
-  def __init__(self, tokenizer=None, settings=None):
+  def __init__(self, tokenizer: Tokenizer | None = None, settings: Mapping | None = None):
     base = base_of(tokenizer, self.name)
     self.settings = {"vocabulary": "task", "positions": (), **(settings or {})}
     if wrong := set(self.settings) - {"vocabulary", "positions"}:
@@ -95,10 +96,10 @@ class IOI(LanguageTask):
       inner = [t.number(i) if i >= 0 else i for i in template]
       form[: len(inner) + 3] = [t.bos_id, *inner, -6, t.eos_id]
 
-  def tokens(self, index):
+  def tokens(self, index: np.ndarray) -> np.ndarray:
     return self._written(*self._drawn(np.asarray(index, np.int64)))
 
-  def log_prior(self, tokens):
+  def log_prior(self, tokens: np.ndarray) -> np.ndarray:
     """Log probability float64[B] under uniform choices of template, order, two different names, place and object."""
     template, columns, held = self._parsed(tokens)
     rows, features = np.asarray(tokens), self.features(tokens)
@@ -173,7 +174,7 @@ class IOI(LanguageTask):
     held = np.where(columns < end, np.take_along_axis(rows, columns, axis=1), -1)
     return template, columns, np.where(template[:, None] >= 0, held, -1)
 
-  def labels(self, tokens):
+  def labels(self, tokens: Sequence[int]) -> list[str]:
     template, columns, held = (x[0] for x in self._parsed(np.asarray(tokens)[None]))
     labels = [""] * len(tokens)
     if template < 0:
@@ -196,7 +197,7 @@ class IOI(LanguageTask):
       put(columns[5], "answer")
     return labels
 
-  def query_mask(self, tokens):
+  def query_mask(self, tokens: Array) -> Array:
     if not self.settings["positions"]:
       return super().query_mask(tokens)
     xp = tokens.__array_namespace__()
@@ -219,7 +220,7 @@ class IOI(LanguageTask):
     }
     return functools.reduce(operator.or_, (where[label] for label in self.settings["positions"]))
 
-  def features(self, tokens):
+  def features(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """The features of IOI, as indices into `names`, `places`, `objects` and `TEMPLATES`: "IO" and "S" (named once and twice before the last word),
     "first" and "second" name, "place", "object", "template" (-1 while several match) and "order" (0: ABBA, 1: BABA).
     """
@@ -248,7 +249,7 @@ class IOI(LanguageTask):
     words = {"place": self.places, "object": self.objects, "template": TEMPLATES, "order": ("ABBA", "BABA")}
     return words.get(feature, self.names)[value]
 
-  def contrast(self, index, seed=0, *, kind="S2", where=""):
+  def contrast(self, index: np.ndarray, seed: int = 0, *, kind: str = "S2", where: str = "") -> Pairs:  # type: ignore[override]
     """Pairs with another answer (paper, section 4.3; Wang et al., 2022).
 
     Args:
@@ -265,7 +266,7 @@ class IOI(LanguageTask):
     template, order, io, s, place, thing = parts
     clean = self._written(*parts)
     if kind == "S2":
-      corrupted = self._written(*parts, giver=io)
+      corrupted = self._written(template, order, io, s, place, thing, giver=io)
     elif kind == "names":
       corrupted = self._written(template, order, s, io, place, thing)
     else:
@@ -273,7 +274,9 @@ class IOI(LanguageTask):
       corrupted = self._written(template, order, new_io, new_s, place, thing)
     return self._pairs(index, clean, corrupted)
 
-  def contrast_in(self, feature, vary, index, seed=0, *, predict="answer", where=""):
+  def contrast_in(
+    self, feature: str, vary: str, index: np.ndarray, seed: int = 0, *, predict: str = "answer", where: str = ""
+  ) -> Pairs:
     """Pairs that differ in one feature, or in all but it; see `Task.contrast_in`.
 
     "only" IO, S: another name in that role (S: twice); "only" order: the first two names are exchanged; "only" place, object, template: that
@@ -313,7 +316,7 @@ class IOI(LanguageTask):
     corrupted = self._written(*drawn.T)
     return self._pairs(index[made], self._written(*parts)[made], corrupted[made])
 
-  def behaviour(self, position):
+  def behaviour(self, position: int | str) -> str:
     del position  # there is one answer
     return "answer"
 

@@ -3,9 +3,11 @@
 Shapes: B batch, T tokens.
 """
 
+from collections.abc import Sequence
+
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.tasks.base import Mixture, Task
-from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer, PartTokenizer
+from inversionview_jax.tasks.base import Array, Mixture, Task
+from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer, PartTokenizer, Tokenizer
 
 # The paper's for IOI: 64 candidates each, four times.
 PAPER_MIXTURE = Mixture(((0.5, 0.0), (1.0, 0.0), (1.0, 0.1)), num_samples=768)
@@ -27,16 +29,16 @@ class LanguageTask(Task):
   }
   tokenizer: PartTokenizer
 
-  def loss_mask(self, tokens):
+  def loss_mask(self, tokens: Array) -> Array:
     return tokens != self.tokenizer.pad_id
 
-  def answer_mask(self, tokens):
+  def answer_mask(self, tokens: Array) -> Array:
     raise InversionViewError(f"the task {self.name} has no target of its own to train: give a language model")
 
-  def labels(self, tokens):
+  def labels(self, tokens: Sequence[int]) -> list[str]:
     return [""] * len(tokens)
 
-  def default_sites(self, n_layers, n_heads):
+  def default_sites(self, n_layers: int, n_heads: int) -> tuple[str, ...]:
     """x0.pre, every head and every MLP (paper, IOI: 157 sites of GPT-2 small)."""
     sites = ["x0.pre"]
     for layer in range(n_layers):
@@ -44,7 +46,7 @@ class LanguageTask(Task):
     return tuple(sites)
 
 
-def base_of(tokenizer, task: str) -> HuggingFaceTokenizer:
+def base_of(tokenizer: Tokenizer | None, task: str) -> HuggingFaceTokenizer:
   """The model's own tokenizer; raises `InversionViewError` for None or a tokenizer of characters."""
   if isinstance(tokenizer, PartTokenizer):
     return tokenizer.base

@@ -6,6 +6,7 @@ Shapes: N pairs, T tokens.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -48,21 +49,19 @@ class TextPairs:
       )
 
 
-def read(path: str, target, most: int) -> TextPairs:
+def read(path: str, target: Any, most: int) -> TextPairs:
   """The first `most` pairs of a file.
 
   Raises:
     InversionViewError: no such file; a line without one of the four texts, or whose answer and foil begin with the same token; texts longer
       than the context.
   """
-  t, pairs = target.require_tokenizer(), []
+  t = target.require_tokenizer()
+  pairs: list[tuple] = []
   for where, record in sources.records(path):
     if len(pairs) == most:
       break
-    values = [record.get(name) if isinstance(record, dict) else None for name in FIELDS]
-    for name, value in zip(FIELDS, values, strict=True):
-      if not isinstance(value, str) or not value.strip():
-        raise InversionViewError(f"{where}: {name!r} is no text; a pair needs {', '.join(FIELDS)}")
+    values = [_text(record, name, where) for name in FIELDS]
     ids = [t.encode(value) for value in (*values[:2], *(f" {value.strip()}" for value in values[2:]))]
     for name, one in zip(FIELDS[:2], ids, strict=False):
       if len(one) + 1 > target.config.n_ctx:
@@ -76,8 +75,8 @@ def read(path: str, target, most: int) -> TextPairs:
     pairs.append((where, *ids))
   if not pairs:
     raise InversionViewError(f"{path} has no pairs")
-  where, clean, corrupted, answer, foil = zip(*pairs, strict=True)
-  length = 1 + max(len(one) for one in (*clean, *corrupted))
+  lines, clean_ids, corrupted_ids, answer_ids, foil_ids = zip(*pairs, strict=True)
+  length = 1 + max(len(ids) for ids in (*clean_ids, *corrupted_ids))
 
   def rows(texts):
     out = np.full((len(texts), length), t.pad_id, np.int32)
@@ -85,6 +84,14 @@ def read(path: str, target, most: int) -> TextPairs:
       row[: len(ids) + 1] = [t.bos_id, *ids]
     return out, np.array([len(ids) for ids in texts], np.int32)
 
-  (clean, clean_at), (corrupted, corrupted_at) = rows(clean), rows(corrupted)
-  first = (np.array([ids[0] for ids in texts], np.int32) for texts in (answer, foil))
-  return TextPairs(clean, corrupted, clean_at, corrupted_at, *first, where)
+  (clean, clean_at), (corrupted, corrupted_at) = rows(clean_ids), rows(corrupted_ids)
+  answer, foil = (np.array([ids[0] for ids in texts], np.int32) for texts in (answer_ids, foil_ids))
+  return TextPairs(clean, corrupted, clean_at, corrupted_at, answer, foil, lines)
+
+
+def _text(record: object, name: str, where: str) -> str:
+  """A field of a record, which must be text."""
+  value = record.get(name) if isinstance(record, dict) else None
+  if not isinstance(value, str) or not value.strip():
+    raise InversionViewError(f"{where}: {name!r} is no text; a pair needs {', '.join(FIELDS)}")
+  return value

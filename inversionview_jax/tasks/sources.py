@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from inversionview_jax.errors import InversionViewError
 
@@ -113,7 +114,8 @@ def _lines(path: pathlib.Path, empty: str) -> Iterator[tuple[str, str]]:
     raise InversionViewError(f"cannot read {path}: {error.strerror}") from None
 
 
-def read_json(path, content: bytes, where: str):
+def read_json(path: str | os.PathLike, content: bytes, where: str) -> Any:
+  """The value of a JSON file or line; raises `InversionViewError` naming `where`."""
   try:
     return json.loads(content.decode())
   except UnicodeDecodeError as error:

@@ -5,14 +5,15 @@ Shapes: N texts, B batch, T tokens.
 
 import functools
 import sys
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks import sources
-from inversionview_jax.tasks.base import shift_left
+from inversionview_jax.tasks.base import Array, shift_left
 from inversionview_jax.tasks.language import LanguageTask, base_of
-from inversionview_jax.tasks.tokenizers import PartTokenizer
+from inversionview_jax.tasks.tokenizers import PartTokenizer, Tokenizer
 
 _CHUNK = 1024  # texts tokenized at a time
 _DEFAULTS = {
@@ -43,7 +44,7 @@ class Text(LanguageTask):
 
   name = "text"
 
-  def __init__(self, tokenizer=None, settings=None):
+  def __init__(self, tokenizer: Tokenizer | None = None, settings: Mapping | None = None):
     base = base_of(tokenizer, self.name)
     self.settings = _checked(settings or {})
     self.length = self.settings["length"]
@@ -80,10 +81,10 @@ class Text(LanguageTask):
     return rows_of(self.tokenizer, self._read[0], self.length)
 
   @property
-  def num_inputs(self):
+  def num_inputs(self) -> int:  # type: ignore[override]
     return len(self._read[0])
 
-  def split(self, name: str, seed: int = 0):
+  def split(self, name: str, seed: int = 0) -> np.ndarray:
     """Like `Task.split`, except that the windows of one text are all in the same split, if there are several texts."""
     document = self._read[1]
     if name not in ("train", "test") or len(document) == document[-1] + 1 or not document[-1]:
@@ -92,27 +93,27 @@ class Text(LanguageTask):
     chosen = np.isin(document, order[: int(0.75 * len(order))])
     return np.random.default_rng([seed, 1]).permutation(np.flatnonzero(chosen if name == "train" else ~chosen))
 
-  def tokens(self, index):
+  def tokens(self, index: np.ndarray) -> np.ndarray:
     return self._rows[np.asarray(index, np.int64)]
 
-  def labels(self, tokens):
+  def labels(self, tokens: Sequence[int]) -> list[str]:
     labels, t = [""] * len(tokens), self.tokenizer
     used = [i for i, token in enumerate(tokens) if token not in (t.bos_id, t.eos_id, t.pad_id)]
     if used:
       labels[used[-1]] = "END"
     return labels
 
-  def default_sites(self, n_layers, n_heads):
+  def default_sites(self, n_layers: int, n_heads: int) -> tuple[str, ...]:
     """The residual stream at five depths."""
     depths = sorted({round(part * (n_layers - 1) / 4) for part in (1, 2, 3, 4)})
     return ("x0.pre", *(f"x{layer}.post" for layer in depths))
 
-  def query_mask(self, tokens):
+  def query_mask(self, tokens: Array) -> Array:
     every = super().query_mask(tokens)
     return every & ~shift_left(every, False) if self.settings["positions"] else every
 
 
-def _checked(settings: dict) -> dict:
+def _checked(settings: Mapping) -> dict:
   made = {**_DEFAULTS, **settings}
   if wrong := set(made) - set(_DEFAULTS):
     raise one_of("setting of the task text:", sorted(wrong)[0], _DEFAULTS)
@@ -124,13 +125,13 @@ def _checked(settings: dict) -> dict:
   return {**made, "files": sources.absolute(made["files"]), "positions": list(made["positions"])}
 
 
-def check_choice(name: str, value, choices) -> None:
+def check_choice(name: str, value: object, choices: Sequence) -> None:
   """Raises `InversionViewError` for a setting that is none of the choices."""
   if value not in choices:
     raise one_of(f"value of inputs.{name}:", value, choices)
 
 
-def check_length(length) -> None:
+def check_length(length: object) -> None:
   """Raises `InversionViewError` for a length without room for a token."""
   if not isinstance(length, int) or length < 3:
     raise InversionViewError(f"inputs.length = {length!r} must be at least 3: BOS, a token and EOS")
@@ -162,7 +163,7 @@ def _encode(base, chunk):
     yield ids
 
 
-def rows_of(tokenizer: PartTokenizer, texts, length: int) -> np.ndarray:
+def rows_of(tokenizer: PartTokenizer, texts: Sequence, length: int) -> np.ndarray:
   """Texts in ids of the model's tokenizer -> int32[N, T] in ids of its part: BOS, the text, EOS, PAD.
 
   Raises:

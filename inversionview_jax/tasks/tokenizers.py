@@ -3,14 +3,15 @@
 The rest of the package uses `Tokenizer` only.
 """
 
-import abc
 import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from inversionview_jax.errors import InversionViewError
 
@@ -19,36 +20,50 @@ BOS, EOS, PAD = "<BOS>", "<EOS>", "<PAD>"
 _UNUSED_ROWS = 0.02
 
 
-class Tokenizer(abc.ABC):
-  """The interface of the tokenizers.
+class Tokenizer(Protocol):
+  """The interface of the tokenizers; the ids of BOS, EOS and PAD may be the same."""
 
-  Attributes:
-    vocab_size: number of token ids.
-    bos_id, eos_id, pad_id: ids of the special tokens; may be the same id.
-  """
+  @property
+  def vocab_size(self) -> int: ...
 
-  vocab_size: int
-  bos_id: int
-  eos_id: int
-  pad_id: int
+  @property
+  def bos_id(self) -> int: ...
 
-  @abc.abstractmethod
+  @property
+  def eos_id(self) -> int: ...
+
+  @property
+  def pad_id(self) -> int: ...
+
   def encode(self, text: str) -> list[int]:
     """Token ids of `text` without BOS and EOS; raises `InversionViewError` for a character or token outside the vocabulary."""
-
-  @abc.abstractmethod
-  def strings(self, ids: Sequence[int]) -> list[str]:
-    """The text of each token by itself, specials as "<BOS>", "<EOS>", "<PAD>"."""
-
-  @abc.abstractmethod
-  def text(self, ids: Sequence[int]) -> str:
-    """The text of `ids`, without BOS, EOS and PAD."""
-
-  @abc.abstractmethod
-  def describe(self) -> dict:
-    """Plain data from which `from_description` makes the same tokenizer; two tokenizers are the same iff these are equal."""
+    ...
 
   def encode_batch(self, texts: Sequence[str], length: int | None = None, eos: bool = False) -> np.ndarray:
+    """Token ids of texts, int32[B, T]; see `_Batches.encode_batch`."""
+    ...
+
+  def padding(self, tokens: npt.ArrayLike) -> np.ndarray:
+    """int[B, T] -> bool[B, T]: which tokens are padding."""
+    ...
+
+  def strings(self, ids: Sequence[int]) -> list[str]:
+    """The text of each token by itself, specials as "<BOS>", "<EOS>", "<PAD>"."""
+    ...
+
+  def text(self, ids: Sequence[int]) -> str:
+    """The text of `ids`, without BOS, EOS and PAD."""
+    ...
+
+  def describe(self) -> dict:
+    """Plain data from which `from_description` makes the same tokenizer; two tokenizers are the same iff these are equal."""
+    ...
+
+
+class _Batches:
+  """The methods that are the same for all tokenizers."""
+
+  def encode_batch(self: Tokenizer, texts: Sequence[str], length: int | None = None, eos: bool = False) -> np.ndarray:
     """Token ids int32[B, T] of texts, with BOS in front and PAD up to `length`.
 
     Args:
@@ -75,7 +90,7 @@ class Tokenizer(abc.ABC):
       out[i, : len(row)] = row
     return out
 
-  def padding(self, tokens) -> np.ndarray:
+  def padding(self: Tokenizer, tokens: npt.ArrayLike) -> np.ndarray:
     """int[B, T] -> bool[B, T]: which tokens are padding.
 
     Where PAD is a token of its own, every PAD. Where its id is that of EOS, every EOS at the end of a row but the first.
@@ -89,7 +104,7 @@ class Tokenizer(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class CharTokenizer(Tokenizer):
+class CharTokenizer(_Batches):
   """One token per character, with BOS, EOS and PAD at the ids the vocabulary gives them.
 
   Attributes:
@@ -101,7 +116,11 @@ class CharTokenizer(Tokenizer):
   def __post_init__(self):
     if len(set(self.vocabulary)) != len(self.vocabulary) or not {BOS, EOS, PAD} <= set(self.vocabulary):
       raise InversionViewError("a character vocabulary needs distinct tokens with <BOS>, <EOS> and <PAD> among them")
-    object.__setattr__(self, "_ids", {token: i for i, token in enumerate(self.vocabulary)})
+
+  @functools.cached_property
+  def _ids(self) -> dict[str, int]:
+    """Token string -> id."""
+    return {token: i for i, token in enumerate(self.vocabulary)}
 
   @property
   def vocab_size(self) -> int:
@@ -143,7 +162,7 @@ class CharTokenizer(Tokenizer):
 
 
 @dataclasses.dataclass(frozen=True)
-class HuggingFaceTokenizer(Tokenizer):
+class HuggingFaceTokenizer(_Batches):
   """A tokenizer of the `tokenizers` library, with the ids that stand for BOS, EOS and PAD.
 
   Attributes:
@@ -158,6 +177,8 @@ class HuggingFaceTokenizer(Tokenizer):
   bos_id: int
   eos_id: int
   pad_id: int
+  _library: Any = dataclasses.field(init=False, repr=False, compare=False)
+  _size: int = dataclasses.field(init=False, repr=False, compare=False)
 
   def __post_init__(self):
     try:
@@ -246,11 +267,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 @dataclasses.dataclass(frozen=True)
-class PartTokenizer(Tokenizer):
-  """Some tokens of a model's tokenizer, numbered anew, with an EOS and a PAD of their own behind them.
+class PartTokenizer(_Batches):
+  """Some tokens of a model's tokenizer, renumbered from 0, with an EOS and a PAD of their own after them.
 
-  What a decoder writes texts in: a task whose texts need 200 tokens does not pay for 50,000, and a text can end and be padded where the
-  model's tokenizer has no token for that (GPT-2) or one that stands for several things. `Target.restrict_to` numbers a model's tokens likewise.
+  The vocabulary of decoders for language models: a task whose texts need 200 tokens does not pay for 50,000, and texts can end and be
+  padded where the model's tokenizer has no token for that (GPT-2) or one with several meanings. `Target.restrict_to` renumbers a model's
+  tokens in the same way.
 
   Attributes:
     base: the model's tokenizer.
@@ -318,7 +340,7 @@ class PartTokenizer(Tokenizer):
       )
     return self._numbers[base_id]
 
-  def to_base(self, ids) -> np.ndarray:
+  def to_base(self, ids: npt.ArrayLike) -> np.ndarray:
     """int[...] here -> int64[...] in `base`; EOS and PAD become its EOS."""
     return np.append(self.base_ids, [self.base.eos_id, self.base.eos_id])[np.asarray(ids)]
 
@@ -337,11 +359,8 @@ class PartTokenizer(Tokenizer):
     return {"kind": "part", "base": self.base.describe(), "kept": None if self.kept is None else list(self.kept)}
 
 
-Tokenizer = CharTokenizer | HuggingFaceTokenizer | PartTokenizer
-
-
 def from_description(description: dict) -> Tokenizer:
-  """The tokenizer that `describe` described; raises `InversionViewError` for a kind this version does not know."""
+  """The tokenizer that a `describe` describes; raises `InversionViewError` for a kind this version does not know."""
   kind = description.get("kind")
   if kind == "characters":
     return CharTokenizer(tuple(description["vocabulary"]))

@@ -159,6 +159,20 @@ def test_bf16_matmuls_have_a_forward_derivative_and_one_of_the_gradient(bf16_pro
   np.testing.assert_allclose(hessian, exact, rtol=0, atol=0.02 * np.abs(exact).max())
 
 
+def test_bf16_matmuls_of_a_batch_have_the_same_numbers(bf16_program):
+  rng = np.random.default_rng(6)
+  x, kernel = rng.normal(size=(3, ROWS, SQUARE)).astype(np.float32), rng.normal(size=(SQUARE, LONG)).astype(np.float32)
+
+  def both(x, kernel):
+    out, back = jax.vjp(lambda x, kernel: bf16_matmul(x, kernel, DENSE), x, kernel)
+    return out, *back(out)
+
+  batched = bf16_program(jax.vmap(both, (0, None)))(x, kernel)
+  for i in range(3):
+    for own, one in zip(batched, bf16_program(both)(x[i], kernel), strict=True):
+      np.testing.assert_allclose(own[i], one, rtol=0, atol=2e-3 * np.abs(one).max())
+
+
 @pytest.mark.parametrize(
   "shapes, axes", [(((LONG, 70), (LONG, SQUARE)), (0, 0)), (((LONG, SQUARE), (70, LONG)), (0, 1))]
 )

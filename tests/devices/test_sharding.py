@@ -236,7 +236,7 @@ def test_step_compiled_ahead_is_the_step_that_trains(small_target, one_device):
 
 def test_sampler_compiled_ahead_takes_what_a_reader_gives(small_target, small_decoder):
   mesh = parallel.make_mesh(devices=jax.devices()[:2])
-  program, arguments = abstract_programs.sampler(
+  program, arguments = abstract_programs.sampling(
     TASK, small_target.module, small_decoder[0], mesh, queries=2, rows=8, effects=False
   )
   assert program.lower(*arguments).compile().memory_analysis().argument_size_in_bytes > 0

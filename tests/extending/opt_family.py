@@ -2,12 +2,18 @@
 
 import numpy as np
 
-from inversionview_jax.models.config import TransformerConfig
+from inversionview_jax.models import TransformerConfig
 from inversionview_jax.pretrained import Family, Leaf
 from inversionview_jax.pretrained.attributes import refuse_sizes, refuse_unhandled
 
 _SIZES = ("vocab_size", "max_position_embeddings", "num_hidden_layers", "num_attention_heads", "hidden_size", "ffn_dim")
-_TRAINING = {"dropout", "attention_dropout", "layerdrop", "init_std", "tie_word_embeddings", "word_embed_proj_dim"}
+_OTHERS = {
+  "tie_word_embeddings",
+  "dropout",
+  "attention_dropout",
+  "layerdrop",
+  "init_std",
+}  # all but the first: of training
 _MUST_BE = {  # attribute -> the values that are handled
   "do_layer_norm_before": (True,),
   "_remove_final_layer_norm": (False,),
@@ -18,9 +24,8 @@ _MUST_BE = {  # attribute -> the values that are handled
 
 
 def config(attributes, where):
-  refuse_unhandled(
-    attributes, where, {*_SIZES, *_TRAINING}, {**_MUST_BE, "word_embed_proj_dim": (attributes.get("hidden_size"),)}
-  )
+  must_be = {**_MUST_BE, "word_embed_proj_dim": (attributes.get("hidden_size"),)}
+  refuse_unhandled(attributes, where, {*_SIZES, *_OTHERS}, must_be)
   refuse_sizes(attributes, where, _SIZES)
   return TransformerConfig(
     vocab_size=attributes["vocab_size"],

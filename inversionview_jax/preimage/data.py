@@ -165,6 +165,8 @@ class Preimage:
     task: name of the task.
     convention: "centered" or "raw": how the target's weights were processed; distances depend on it.
     version: version of the package that made this.
+    others: further activations of the same text that must match too; a sample's distance is the largest of all, its position that of `query`.
+    directions: what activations were projected on before they were compared, in words; "": nothing.
     method: "decoder", "monte_carlo" (from the prior), "decoder+monte_carlo" (from the decoder's candidates) or "exact".
     target_runs: inputs that the target was run on; None where they were not counted.
     bits: -log2 of the prior's probability of the preimage; None where it was not estimated.
@@ -189,6 +191,8 @@ class Preimage:
   convention: str
   version: str
   method: str = "decoder"
+  others: tuple[Query, ...] = ()
+  directions: str = ""
   target_runs: int | None = None
   bits: float | None = None
   bits_error: float | None = None
@@ -200,6 +204,9 @@ class Preimage:
     if self.method not in METHODS:
       raise one_of("method", self.method, tuple(METHODS))
     _set(self, **json_format.checked_results({name: getattr(self, name) for name in json_format.RESULT_KEYS}))
+    if not isinstance(self.directions, str):
+      raise InversionViewError(f"directions = {self.directions!r} must be text")
+    _set(self, others=tuple(self.others))
     if self.metric not in METRICS:
       raise one_of("metric", self.metric, METRICS)
     if self.match not in MATCHES:
@@ -269,9 +276,14 @@ class Preimage:
 
   def to_json(self, path: "str | os.PathLike | None" = None) -> str:
     """Strict JSON of everything; also written to `path`, whole or not at all."""
+
+    def of_query(query: Query) -> dict[str, Any]:
+      return {name: getattr(query, name) for name in json_format.QUERY_KEYS}
+
+    keys = (*json_format.PREIMAGE_KEYS, *json_format.COMPARISON_KEYS, *json_format.RESULT_KEYS)
     text = json_format.dumps(
-      {name: getattr(self, name) for name in (*json_format.PREIMAGE_KEYS, "method", *json_format.RESULT_KEYS)},
-      {name: getattr(self.query, name) for name in json_format.QUERY_KEYS},
+      {name: getattr(self, name) for name in keys} | {"others": [of_query(query) for query in self.others]},
+      of_query(self.query),
       {name: [getattr(s, name) for s in self.samples] for name in json_format.SAMPLE_KEYS},
     )
     if path is not None:
@@ -288,12 +300,13 @@ class Preimage:
     table = json_format.loads(path_or_text)
     try:
       fields, query, samples = json_format.parse(table)
+      fields["others"] = tuple(Query(**other) for other in fields["others"])
       return cls(query=Query(**query), samples=tuple(Sample(**sample) for sample in samples), **fields)
     except (TypeError, ValueError, OverflowError) as error:
       raise InversionViewError(f"{json_format.source_name(path_or_text)} is not a readable preimage: {error}") from None
 
   def __repr__(self) -> str:
-    location = f"{self.query.site} at {self.query.label or self.query.position!s}"
+    location = " and ".join(f"{q.site} at {q.label or q.position!s}" for q in (self.query, *self.others))
     particles = self.particles
     inside = f"{sum(s.inside for s in particles)} of {len(particles)} {'particles ' if self.levels else ''}inside epsilon = {self.epsilon:g}"
     return (

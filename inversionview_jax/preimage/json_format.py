@@ -1,6 +1,6 @@
 """The JSON of a preimage: written, and read with every part checked.
 
-Version 1 has no `count` of samples; version 2 has, and no method with its results; version 3 has both. Samples are stored by column, which is a third of the size of a list of objects.
+Version 1 has no `count` of samples; version 2 has, and no method with its results; version 3 has both, and several activations together. Samples are stored by column, which is a third of the size of a list of objects.
 """
 
 import functools
@@ -18,7 +18,8 @@ from inversionview_jax.errors import InversionViewError
 
 FORMAT, FORMAT_VERSION = "inversionview-preimage", 3
 PREIMAGE_KEYS = ("epsilon", "metric", "match", "seed", "reader", "task", "convention", "version")
-RESULT_KEYS = ("target_runs", "bits", "bits_error", "converged", "problem", "levels")  # since version 3, after "method"
+RESULT_KEYS = ("target_runs", "bits", "bits_error", "converged", "problem", "levels")  # since version 3
+COMPARISON_KEYS = ("method", "others", "directions")  # since version 3
 LEVEL_KEYS = ("epsilon", "survivors", "acceptance", "distinct", "moved", "sweeps")
 QUERY_KEYS = ("text", "tokens", "token_strings", "position", "label", "site", "hook", "activation", "attention")
 SAMPLE_KEYS = (
@@ -40,7 +41,7 @@ def dumps(fields: Mapping[str, Any], query: Mapping[str, Any], samples: Mapping[
   """Strict JSON of a preimage; an infinite distance is null.
 
   Args:
-    fields: values of `PREIMAGE_KEYS`, "method" and `RESULT_KEYS`.
+    fields: values of `PREIMAGE_KEYS`, `COMPARISON_KEYS` ("others" as values of `QUERY_KEYS`) and `RESULT_KEYS`.
     query: values of `QUERY_KEYS`.
     samples: the columns `SAMPLE_KEYS`.
   """
@@ -49,18 +50,22 @@ def dumps(fields: Mapping[str, Any], query: Mapping[str, Any], samples: Mapping[
   levels = [
     level | {"epsilon": level["epsilon"] if math.isfinite(level["epsilon"]) else None} for level in fields["levels"]
   ]
-  query = dict(query)
-  for name in ("activation", "attention"):
-    query[name] = query[name] and [shortest(v) for v in query[name]]  # attention may be None
   table = {
     "format": FORMAT,
     "format_version": FORMAT_VERSION,
     **fields,
+    "others": [_short(other) for other in fields["others"]],
     "levels": levels,
-    "query": query,
+    "query": _short(query),
     "samples": samples,
   }
   return json.dumps(table, allow_nan=False, separators=(",", ":"))
+
+
+def _short(query: Mapping[str, Any]) -> dict[str, Any]:
+  """A query whose numbers have few digits."""
+  numbers = {name: query[name] and [shortest(v) for v in query[name]] for name in ("activation", "attention")}
+  return {**query, **numbers}  # attention may be None
 
 
 def loads(path_or_text: "str | os.PathLike") -> dict[str, Any]:
@@ -95,7 +100,7 @@ def parse(table: Any) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, An
   """Checks the object of a preimage, of any version, and takes it apart.
 
   Returns:
-    The fields of `Preimage` without query and samples, those of `Query`, and those of each `Sample`.
+    The fields of `Preimage` without query and samples ("others" as the fields of each `Query`), those of `Query`, and those of each `Sample`.
 
   Raises:
     InversionViewError: another format, a newer version of it, or a part that is missing or malformed.
@@ -109,11 +114,15 @@ def parse(table: Any) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, An
     raise InversionViewError(
       f"format_version {version} is newer than the {FORMAT_VERSION} this package reads; upgrade inversionview_jax"
     )
-  names = PREIMAGE_KEYS if version < 3 else (*PREIMAGE_KEYS, "method", *RESULT_KEYS)
+  names = PREIMAGE_KEYS if version < 3 else (*PREIMAGE_KEYS, *COMPARISON_KEYS, *RESULT_KEYS)
   *values, query, samples = _take(table, (*names, "query", "samples"), "the file")
   fields = dict(zip(names, values))
   if isinstance(fields.get("levels"), list):
     fields["levels"] = [_read_level(level) for level in fields["levels"]]
+  others = fields.get("others", [])
+  if not isinstance(others, list):
+    raise InversionViewError("others is not a list")
+  fields["others"] = [dict(zip(QUERY_KEYS, _take(other, QUERY_KEYS, f"others[{i}]"))) for i, other in enumerate(others)]
   query = _take(query, QUERY_KEYS, "query")
   keys = SAMPLE_KEYS if version > 1 else SAMPLE_KEYS[:-1]
   columns = dict(zip(keys, _take(samples, keys, "samples")))

@@ -5,7 +5,9 @@ Shapes: N particles, T tokens, D width of the activation.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -13,20 +15,20 @@ from jax.sharding import Mesh
 from inversionview_jax import tasks
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.preimage import Preimage, Sample
+from inversionview_jax.preimage import Preimage, Query, Sample
 from inversionview_jax.reading import answers
+from inversionview_jax.reading.directions import Directions
 from inversionview_jax.reading.requests import Request, ResolvedRequest, resolve, whole_number
 from inversionview_jax.sampling.candidates import Candidates, Queries, Rows
-from inversionview_jax.sampling.monte_carlo import Level, MonteCarlo, Population, Settings
+from inversionview_jax.sampling.monte_carlo import MonteCarlo
+from inversionview_jax.sampling.particles import Level, Population, Settings
 from inversionview_jax.sites import Site
 from inversionview_jax.targets import Target
 from inversionview_jax.targets.loading import check_tokenizer
 from inversionview_jax.tasks import Task
 
 _SAMPLERS = 8  # compiled samplers that are kept
-_SHARED_SITES = (
-  40  # a program serves all default sites of a target that has no more of them; of a larger one, the site of the query
-)
+_SHARED_SITES = 40  # a program serves all default sites of a target with no more of them; of a larger one, the query's
 
 Progress = Callable[[int, int], object]
 
@@ -34,19 +36,20 @@ Progress = Callable[[int, int], object]
 def preimage(
   target: Target,
   text: str,
-  site: str,
-  position: int | str,
+  site: str | Sequence[str],
+  position: int | str | Sequence[int | str],
   *,
   task: Task | str | None = None,
   epsilon: float | None = None,
   metric: str | None = None,
   match: str = "anywhere",
+  directions: "str | os.PathLike | np.ndarray | None" = None,
   particles: int = 1024,
   budget: int = 200_000,
   seed: int = 0,
   progress: Progress | None = None,
 ) -> Preimage:
-  """The epsilon-preimage of one activation by Monte Carlo on the target, from the task's prior; no decoder is involved.
+  """The epsilon-preimage of one activation, or of several together, by Monte Carlo on the target from the task's prior; no decoder is involved.
 
   The particles follow the task's prior inside epsilon, as far as `Preimage.converged` is true: a part of the preimage that no move and no
   draw from the prior came near is missing, and nothing tells of it.
@@ -54,11 +57,13 @@ def preimage(
   Args:
     target: the model that is read.
     text: an input of the task, or the beginning of one.
-    site: a site of the target, in either notation.
-    position: an index (BOS is 0; negative ones count from the end), or a label of the task such as "=".
+    site: a site of the target, in either notation; or several, of which all must match: the largest of their distances counts.
+    position: an index (BOS is 0; negative ones count from the end), or a label of the task such as "="; or one for each site, or several for
+      one site.
     task: the inputs, or their name; None: the target's own task.
     epsilon, metric: None for the task's.
     match: "anywhere" takes each input's minimum over positions, "position" compares at the query's position only.
+    directions: float[K, D], or a .npy or .safetensors file with them: activations are compared by their projections on the span of these.
     particles: a multiple of twice the number of devices.
     budget: target runs after which sampling ends, converged or not; at least two for each particle are made.
     seed: the particles are a function of it.
@@ -69,77 +74,129 @@ def preimage(
     compiles nothing.
 
   Raises:
-    InversionViewError: a text, site, position or number that cannot be used, or a task without moves or prior.
+    InversionViewError: a text, site, position, direction or number that cannot be used, or a task without moves or prior.
   """
-  resolved_task, resolved_site = _task_of(target, task), target.site(site)
-  sites = _sites(target, resolved_task, resolved_site)
-  request = resolve(Request(text, site, position, epsilon, metric, match), sites.index(resolved_site), resolved_task)
-  return sample(target, resolved_task, sites, request, particles=particles, budget=budget, seed=seed, progress=progress)
+  resolved_task, pairs = _task_of(target, task), _pairs(site, position)
+  resolved = [target.site(name) for name, _ in pairs]
+  sites = tuple(resolved) if len(pairs) > 1 else _sites(target, resolved_task, resolved[0])
+  requests = [
+    resolve(Request(text, name, at, epsilon, metric, match), i if len(pairs) > 1 else sites.index(where), resolved_task)
+    for i, ((name, at), where) in enumerate(zip(pairs, resolved, strict=True))
+  ]
+  along = None if directions is None else Directions.of(directions, target.config.d_model)
+  return sample(
+    target,
+    resolved_task,
+    sites,
+    requests,
+    directions=along,
+    particles=particles,
+    budget=budget,
+    seed=seed,
+    progress=progress,
+  )
 
 
 def sample(
   target: Target,
   task: Task,
   sites: tuple[Site, ...],
-  request: ResolvedRequest,
+  requests: Sequence[ResolvedRequest],
   *,
   particles: int,
   budget: int,
   seed: int,
+  directions: Directions | None = None,
   progress: Progress | None = None,
   start: Callable[[Queries], np.ndarray] | None = None,
   reader: str = "",
   mesh: Mesh | None = None,
 ) -> Preimage:
-  """The preimage of a valid request.
+  """The preimage of a valid request, or of several of one text together.
 
   Args:
     target, task: what is read.
-    sites: those that one program serves; `request.site` points into them.
-    request: with its text and position.
+    sites: those that one program serves, into which `request.site` points; the site of each request where there are several.
+    requests: with their text and positions.
     particles, budget, seed, progress: as for `preimage`.
-    start: from the query, texts to begin with, int32[M, T], such as a decoder's candidates; None: draws from the prior.
+    directions: what activations are projected on.
+    start: from the query, texts to begin with, int32[M, T], such as a decoder's candidates, which the target has run on; None: draws from the
+      prior.
     reader: shown with the preimage; "": the name of the target.
     mesh: particles are divided over its data axis; all devices by default.
   """
   particles, budget = whole_number("particles", particles, 2), whole_number("budget", budget, 1)
   seed = whole_number("seed", seed, 0, 2**32 - 1)
-  sampler = _sampler(target, task, sites, parallel.make_mesh() if mesh is None else mesh, particles)
-  site = sites[request.site]
-  # All sites and patterns are captured, so that one program serves every query.
-  patterns = [f"p{layer}" for layer in range(target.config.n_layers)]
-  run = target.run(request.tokens[None], [*dict.fromkeys(sites), *patterns])
-  activation, attention = np.asarray(run[site][0, request.position], np.float32), None
-  if site.kind == "head":
-    attention = np.asarray(run[f"p{site.layer}"][0, site.head, request.position, : request.position + 1])
-  query = answers.query_of(request, task, site, activation, attention)  # refuses an activation that is not finite
-  queries = Queries.of(activation[None], request.site, request.metric, request.compared_position)
+  joint, first = len(requests) > 1, requests[0]
+  sampler = _sampler(target, task, sites, parallel.make_mesh() if mesh is None else mesh, particles, joint)
+  activations, queries = _captured(target, task, sites, requests)
+  compared = activations if directions is None else directions.project(activations)
+  query = Queries.of(
+    compared, [r.site for r in requests], [r.metric for r in requests], [r.compared_position for r in requests]
+  )
+  begin = None if start is None else np.asarray(start(query))
   population = sampler.run(
-    queries,
-    request.epsilon,
+    query,
+    first.epsilon,
     seed,
-    start=None if start is None else start(queries),
+    start=begin,
     budget=budget,
     progress=None if progress is None else _LevelProgress(progress, particles, budget),
+    basis=None if directions is None else directions.basis,
   )
   if progress is not None:
     progress(budget, budget)
   return answers.preimage_of(
-    query,
-    _samples(population, request.epsilon, task),
-    request,
+    queries[0],
+    _samples(population, first.epsilon, task),
+    first,
     seed=seed,
     reader=reader or target.name,
     task=task.name,
     convention=target.convention,
-    method="monte_carlo" if start is None else "decoder+monte_carlo",
-    target_runs=population.target_runs,
+    method="monte_carlo" if begin is None else "decoder+monte_carlo",
+    others=tuple(queries[1:]),
+    directions="" if directions is None else directions.name,
+    target_runs=population.target_runs + (0 if begin is None else len(begin)),
     bits=population.bits,
     bits_error=population.bits_error,
     converged=population.converged,
     problem=population.problem,
     levels=tuple(map(dataclasses.asdict, population.levels)),
   )
+
+
+def _captured(
+  target: Target, task: Task, sites: tuple[Site, ...], requests: Sequence[ResolvedRequest]
+) -> tuple[np.ndarray, list[Query]]:
+  """The activations of the requests, float32[R, D], and each as the query of a preimage."""
+  # All sites and patterns are captured, so that one program serves every query.
+  patterns = [f"p{layer}" for layer in range(target.config.n_layers)]
+  run: Any = target.run(requests[0].tokens[None], [*dict.fromkeys(sites), *patterns])
+  activations, queries = [], []
+  for request in requests:
+    site = sites[request.site]
+    activation, attention = np.asarray(run[site][0, request.position], np.float32), None
+    if site.kind == "head":
+      attention = np.asarray(run[f"p{site.layer}"][0, site.head, request.position, : request.position + 1])
+    activations.append(activation)
+    queries.append(answers.query_of(request, task, site, activation, attention))  # refuses one that is not finite
+  return np.stack(activations), queries
+
+
+def _pairs(site: str | Sequence[str], position: int | str | Sequence[int | str]) -> list[tuple[str, int | str]]:
+  """(site, position) of each activation: one of either goes with all of the other."""
+  sites = [site] if isinstance(site, str) else list(site)
+  positions = [position] if isinstance(position, str) or not isinstance(position, Sequence) else list(position)
+  count = max(len(sites), len(positions))
+  if not sites or not positions or {len(sites), len(positions)} - {1, count}:
+    raise InversionViewError(
+      f"{len(sites)} sites and {len(positions)} positions: give one position for each site, or one of either for all of the other"
+    )
+  pairs = list(zip(sites * (count // len(sites)), positions * (count // len(positions)), strict=True))
+  if twice := [pair for i, pair in enumerate(pairs) if pair in pairs[:i]]:
+    raise InversionViewError(f"site {twice[0][0]} at position {twice[0][1]} is given twice")
+  return pairs
 
 
 def _task_of(target: Target, task: Task | str | None) -> Task:
@@ -160,8 +217,10 @@ def _sites(target: Target, task: Task, site: Site) -> tuple[Site, ...]:
 
 
 @functools.lru_cache(_SAMPLERS)
-def _sampler(target: Target, task: Task, sites: tuple[Site, ...], mesh: Mesh, particles: int) -> MonteCarlo:
-  return MonteCarlo(target, task, sites, mesh, Settings(particles=particles))
+def _sampler(
+  target: Target, task: Task, sites: tuple[Site, ...], mesh: Mesh, particles: int, joint: bool
+) -> MonteCarlo:
+  return MonteCarlo(target, task, sites, mesh, Settings(particles=particles), joint)
 
 
 def _samples(population: Population, epsilon: float, task: Task) -> list[Sample]:

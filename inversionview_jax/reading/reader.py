@@ -125,7 +125,7 @@ class Reader(ShowsTable):
         self.target,
         self.task,
         self.sites,
-        request,
+        [request],
         particles=particles,
         budget=budget,
         seed=seed,

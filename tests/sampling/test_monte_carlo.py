@@ -7,7 +7,8 @@ from inversionview_jax import sites, tasks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sampling import exact
 from inversionview_jax.sampling.candidates import Queries
-from inversionview_jax.sampling.monte_carlo import MonteCarlo, Settings, disagreement
+from inversionview_jax.sampling.monte_carlo import MonteCarlo
+from inversionview_jax.sampling.particles import Settings, disagreement
 from inversionview_jax.tasks.moves import Move, choice, symmetric
 
 SITES = tuple(map(sites.parse, ("x0.pre", "a1.1", "x1.post")))

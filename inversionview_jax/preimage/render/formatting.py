@@ -75,7 +75,9 @@ def facts(p: Preimage) -> list[tuple[str, str]]:
     ),
     ("site", f"{visible(p.query.site)} · {visible(p.query.hook)}"),
     ("position", position_text(p.query)),
-    ("distance", f"{METRICS[p.metric]}, {MATCHES[p.match]}"),
+    *(("and", f"{visible(other.site)} at {position_text(other)}") for other in p.others),
+    *([("along", visible(p.directions))] if p.directions else []),
+    ("distance", f"{METRICS[p.metric]}, {MATCHES[p.match]}{', the largest of them' if p.others else ''}"),
     *_results(p),
   ]
 

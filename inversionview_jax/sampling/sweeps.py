@@ -1,0 +1,251 @@
+"""The program of Monte Carlo on the target: Metropolis-Hastings sweeps of all particles inside a threshold, by a task's moves.
+
+One jitted function does all sweeps of a level. Particles are divided over the mesh's data axis where the target runs on them; each has
+random numbers of its own, so they do not depend on the number of devices.
+
+Shapes: N particles, T tokens, K kinds of moves, U uniforms of one move, R activations of a query, D width of an activation, P directions.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from inversionview_jax.devices import parallel
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.sampling.candidates import Queries
+from inversionview_jax.sampling.collect import in_pieces
+from inversionview_jax.sampling.sampler import distances
+from inversionview_jax.sites import Site
+from inversionview_jax.targets import Target
+from inversionview_jax.tasks import Task
+
+COMPOSED = 3  # moves of one proposal, at most
+REJECTED = 256  # proposals just outside epsilon that are kept
+
+State = dict[
+  str, Any
+]  # "tokens", "distance", "position", "prior" and "moves" of each particle, and "rejected_*": see `TaskSweeps.begin`
+
+
+class Nearness:
+  """How far an input's activations are from those of a query: the target, run on inputs.
+
+  Attributes:
+    sites: what `Queries.site` points into.
+    joint: whether the query has several activations, the i-th of them at `sites[i]`; the distance is the largest of theirs.
+  """
+
+  def __init__(self, target: Target, task: Task, sites: tuple[Site, ...], mesh: Mesh, joint: bool = False):
+    self.sites, self.joint, self.mesh = tuple(sites), joint, mesh
+    self._target, self._task = target, task
+
+  def __call__(self, params: Any, query: Queries, basis: Any, tokens: Any) -> tuple[jax.Array, jax.Array]:
+    """The distance of each input over all devices; inside jit.
+
+    Args:
+      params: of the target.
+      query: R activations; more than one if `joint`.
+      basis: float32[P, D], orthonormal rows that activations are projected on (those of the query are projected already); None: on nothing.
+      tokens: int32[N, T].
+
+    Returns:
+      float32[N], and int32[N], the position that is nearest to the query's first activation; (inf, -1) where nothing could be compared.
+    """
+
+    def shard(params, query, basis, tokens):
+      def run(tokens):
+        counted = self._task.counted_mask(tokens)
+        far, where = zip(
+          *(
+            distances(x if basis is None else x @ basis.T, *self._rows(query, i, len(tokens)), counted)
+            for i, x in enumerate(self._activations(params, query, tokens))
+          ),
+          strict=True,
+        )
+        return jnp.stack(far).max(axis=0), where[0]
+
+      return in_pieces(self._target.module, run, tokens)
+
+    whole, data = PartitionSpec(), PartitionSpec(parallel.DATA)
+    program = parallel.per_device(shard, self.mesh, (whole, whole, whole, data), (data, data))
+    return program(params, query, basis, tokens)
+
+  def _activations(self, params, query: Queries, tokens) -> list[jax.Array]:
+    """float32[N, T, D] of each of the query's sites; a single one is data, so that one program serves every site."""
+    run, inputs = self._target.module.apply, {"params": params}
+    if self.joint:
+      out: Any = run(inputs, tokens, capture=tuple(dict.fromkeys(self.sites)), logits=False)
+      return [out[site].astype(jnp.float32) for site in self.sites]
+    site = jnp.broadcast_to(query.site, (len(tokens), 1))
+    return [run(inputs, tokens, choose=(self.sites, site), logits=False).chosen.astype(jnp.float32)]
+
+  @staticmethod
+  def _rows(query: Queries, i: int, count: int) -> list[jax.Array]:
+    """Activation, position and metric of the i-th activation, once for each of `count` inputs."""
+    values = (query.activation[i], query.position[i], query.metric[i])
+    return [jnp.broadcast_to(x, (count, *x.shape)) for x in values]
+
+
+class TaskSweeps:
+  """Starts and sweeps by the moves of a task, compiled once for all queries of its sites.
+
+  Attributes:
+    kinds: names of the moves.
+  """
+
+  def __init__(self, target: Target, task: Task, nearness: Nearness):
+    """Builds the program; nothing is compiled before it is called.
+
+    Raises:
+      InversionViewError: a task without moves, or without a prior that JAX arrays can go through.
+    """
+    self._task, self._nearness, self._moves = task, nearness, task.moves()
+    if type(task).log_prior is Task.log_prior:
+      raise InversionViewError(
+        f"the task {task.name!r} has moves but no log_prior of its own, which Monte Carlo runs on JAX arrays: define Task.log_prior()"
+      )
+    self.kinds = tuple(move.name for move in self._moves)
+    weights = np.cumsum([move.weight for move in self._moves])
+    self._cumulative = (weights / weights[-1]).astype(np.float32)
+    platform = parallel.platform(nearness.mesh)
+    self._sweep, self._measure = parallel.jit(self._sweeps, platform), parallel.jit(nearness, platform)
+    self._params = parallel.replicate(target.params, nearness.mesh)
+
+  def begin(self, query: Queries, basis: Any, rng: np.random.Generator, start: np.ndarray | None, count: int) -> State:
+    """`count` particles that follow the prior, or texts to begin with, and their distances.
+
+    Args:
+      query, basis: as for `Nearness`.
+      rng: of the draws.
+      start: int32[M, T]; draws from the prior take the place of those that are no inputs, and of those that `count` lacks.
+      count: N.
+
+    Returns:
+      "tokens", "distance", "position", "prior" and "moves" of N particles, and "rejected_tokens", "rejected_distance" and
+      "rejected_position" of the proposals that are kept; NumPy arrays.
+    """
+    task = self._task
+    tokens = np.asarray(task.tokens(rng.integers(task.num_inputs, size=count)), np.int32)
+    if start is not None:
+      texts = np.asarray(start, np.int32)
+      valid = rng.permutation(texts[np.isfinite(np.asarray(task.log_prior(texts)))])[:count]
+      tokens[: len(valid)] = valid
+      tokens = tokens[rng.permutation(count)]
+    distance, position = map(np.asarray, self._measure(self._params, query, basis, tokens))
+    return {
+      "tokens": tokens,
+      "distance": distance,
+      "position": position,
+      "prior": np.asarray(task.log_prior(jnp.asarray(tokens)), np.float32),
+      "moves": np.zeros(count, np.int32),
+      "rejected_tokens": np.zeros((REJECTED, tokens.shape[1]), np.int32),
+      "rejected_distance": np.full(REJECTED, np.inf, np.float32),
+      "rejected_position": np.full(REJECTED, -1, np.int32),
+    }
+
+  def sweep(
+    self,
+    query: Queries,
+    basis: Any,
+    key: jax.Array,
+    limits: tuple[float, float],
+    until: tuple[float, int],
+    state: State,
+  ):
+    """Metropolis-Hastings sweeps inside a threshold.
+
+    Args:
+      query, basis: as for `Nearness`.
+      key: of this call.
+      limits: the threshold, and the run's epsilon, outside of which rejected proposals are kept.
+      until: sweeps go on until the particles have moved so many times on average, or so many sweeps were done.
+      state: as `begin` makes it.
+
+    Returns:
+      The state; proposals and accepted ones of each kind, int32[K]; and the number of sweeps. NumPy arrays.
+    """
+    threshold, epsilon = map(np.float32, limits)
+    wanted, most = np.float32(until[0]), np.int32(until[1])
+    out = self._sweep(self._params, query, basis, key, threshold, epsilon, wanted, most, state)
+    return jax.tree.map(np.asarray, out)
+
+  def _sweeps(self, params, query: Queries, basis, key, threshold, epsilon, wanted, most, state):
+    kinds = jnp.arange(len(self._moves))
+    width = 1 + COMPOSED * (1 + max(move.uniforms for move in self._moves))
+
+    def going(carry):
+      return (carry[0] < most) & (jnp.mean(carry[1]["moves"].astype(jnp.float32)) < wanted)
+
+    def sweep(carry):
+      step, state, proposed, accepted = carry
+      keys = parallel.fold_in_each(jax.random.fold_in(key, step), jnp.arange(len(state["tokens"])))
+      uniforms = jax.vmap(lambda key: jax.random.uniform(key, (1 + width,)))(keys)
+      new, prior, ratio, kind = self._propose(uniforms[:, 1:], state["tokens"], state["prior"])
+      far, where = self._nearness(params, query, basis, new)
+      accept = jnp.log(uniforms[:, 0]) < prior - state["prior"] + ratio
+      moved = accept & (far <= threshold) & (new != state["tokens"]).any(axis=1)
+      rejected = nearest_outside(state, new, far, where, far > epsilon)
+      proposal = {"tokens": new, "distance": far, "position": where, "prior": prior}
+      updated = {
+        name: jnp.where(moved.reshape(-1, *[1] * (x.ndim - 1)), x, state[name]) for name, x in proposal.items()
+      }
+      mine = kind[:, None] == kinds
+      state = {**updated, **rejected, "moves": state["moves"] + moved}
+      return step + 1, state, proposed + mine.sum(axis=0), accepted + (mine & moved[:, None]).sum(axis=0)
+
+    zero = jnp.zeros(len(self._moves), jnp.int32)
+    step, state, proposed, accepted = jax.lax.while_loop(going, sweep, (jnp.int32(0), state, zero, zero))
+    return state, proposed, accepted, step
+
+  def _propose(self, uniforms, tokens, prior):
+    """One to three moves in a row; a move to a text that is no input is not made, so that ratios need to hold between inputs only.
+
+    Args:
+      uniforms: float32[N, 1 + 3 (1 + U)].
+      tokens: int32[N, T], inputs.
+      prior: float32[N], their log prior.
+
+    Returns:
+      int32[N, T]; float32[N], its log prior; float32[N], log q(old | new) - log q(new | old); and int32[N], the kind of the first move.
+    """
+    width = max(move.uniforms for move in self._moves)
+    count = 1 + (uniforms[:, 0] * COMPOSED).astype(jnp.int32)
+    ratio, kinds = jnp.zeros(len(tokens)), []
+    for i in range(COMPOSED):
+      mine = uniforms[:, 1 + i * (1 + width) : 1 + (i + 1) * (1 + width)]
+      kind = jnp.minimum(
+        jnp.searchsorted(jnp.asarray(self._cumulative), mine[:, 0], side="right"), len(self._moves) - 1
+      )
+      moved, log_q = tokens, jnp.zeros(len(tokens))
+      for k, move in enumerate(self._moves):
+        proposal, move_ratio = move.propose(mine[:, 1 : 1 + move.uniforms], tokens)
+        moved, log_q = jnp.where((kind == k)[:, None], proposal, moved), jnp.where(kind == k, move_ratio, log_q)
+      moved_prior = self._task.log_prior(moved).astype(jnp.float32)
+      used = (i < count) & jnp.isfinite(moved_prior)
+      tokens, prior = jnp.where(used[:, None], moved, tokens), jnp.where(used, moved_prior, prior)
+      ratio += jnp.where(used, log_q, 0.0)
+      kinds.append(kind)
+    return tokens, prior, ratio, kinds[0]
+
+
+def nearest_outside(state: State, tokens: Any, distance: Any, position: Any, outside: Any) -> State:
+  """The nearest different proposals outside epsilon so far: those of the state and those of this sweep, as many as before.
+
+  Args:
+    state: with "rejected_tokens", "rejected_distance" and "rejected_position".
+    tokens, distance, position: int32[N, T], float32[N], int32[N], the proposals.
+    outside: bool[N], whether they lie outside epsilon.
+  """
+  far = jnp.concatenate([state["rejected_distance"], jnp.where(outside, distance, jnp.inf)])
+  tokens = jnp.concatenate([state["rejected_tokens"], tokens])
+  position = jnp.concatenate([state["rejected_position"], position])
+  # Equal texts side by side, by a hash among those at one distance; few of them would fill all rows otherwise.
+  factors = jnp.arange(1, tokens.shape[1] + 1, dtype=jnp.uint32) * np.uint32(2654435761)
+  order = jnp.lexsort(((tokens.astype(jnp.uint32) * factors).sum(axis=1), far))
+  again = (tokens[order][1:] == tokens[order][:-1]).all(axis=1)
+  far = far.at[order[1:]].set(jnp.where(again, jnp.inf, far[order[1:]]))
+  nearest = jnp.argsort(far)[: len(state["rejected_distance"])]
+  return {"rejected_tokens": tokens[nearest], "rejected_distance": far[nearest], "rejected_position": position[nearest]}

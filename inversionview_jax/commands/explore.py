@@ -8,16 +8,18 @@ import socket
 from typing import Any
 
 from inversionview_jax.commands import flags
-from inversionview_jax.errors import InversionViewError
+from inversionview_jax.errors import InversionViewError, one_of
 
 _DESCRIPTION = """\
 Open a page on which activations are read: type an input, click a token and a site, and the preimage is drawn.
 
   inversionview explore
   inversionview explore --reader W --port 8600 --no-browser
+  inversionview explore --target addition                  # no reader: Monte Carlo on the target
 
 The page listens on 127.0.0.1 only, unless --address is given; whoever can reach it can run the readers it was started with. It sends no
-request to any other machine.
+request to any other machine. The method is chosen on the page; Monte Carlo from the decoder's candidates where the task has moves, without a
+reader Monte Carlo from the prior.
 """
 MISSING = "no page: streamlit is not installed; pip install 'inversionview_jax[explore]'"
 
@@ -25,7 +27,12 @@ MISSING = "no page: streamlit is not installed; pip install 'inversionview_jax[e
 def add_parser(commands: Any) -> None:
   """Adds `explore` to the commands."""
   parser = flags.add_command(commands, "explore", run, "an interactive page, in a browser", _DESCRIPTION)
-  flags.add(parser, "reader", repeated=True, unset="all shipped ones")
+  flags.add(parser, "reader", repeated=True, unset="all shipped ones, unless a target is given")
+  parser.add_argument(
+    "--target", action="append", help="a target that is read without a reader; as for other commands (may be repeated)"
+  )
+  flags.add(parser, "task", unset="the targets' own")
+  flags.add(parser, "method", unset="see above; the page opens with it")
   parser.add_argument(
     "--address", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
   )
@@ -38,12 +45,19 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   del rest
   if importlib.util.find_spec("streamlit") is None:
     raise InversionViewError(MISSING)
+  if args.task and not args.target:
+    raise InversionViewError("--task has no effect without --target: a reader has its task")
+  if args.method is not None and args.method not in flags.METHODS:
+    raise one_of("method", args.method, tuple(flags.METHODS))
   port = _port(args.address, args.port)
   from inversionview_jax.show.explorer import service
 
-  readers = service.configure(args.reader or _shipped())
-  for path in readers.names.values():
+  names = args.reader or ([] if args.target else _shipped())
+  readers = service.configure(names, args.target or (), args.task, args.method)
+  for path in names:
     check_exists(path)
+  for path in args.target or ():
+    check_target(path)
   readers.preload()  # while Streamlit is imported and a browser opens
   from streamlit.web import bootstrap
 
@@ -123,4 +137,14 @@ def check_exists(path: str) -> None:
   if path not in shipped_readers() and not (pathlib.Path(path) / "decoder" / "model.json").exists():
     raise InversionViewError(
       f"no reader in {path}: it has no decoder/model.json; shipped readers: {', '.join(shipped_readers())}"
+    )
+
+
+def check_target(path: str) -> None:
+  """Raises `InversionViewError` for a target that is neither shipped nor a folder or file; the page shows what is wrong inside of one."""
+  from inversionview_jax.targets import shipped_names
+
+  if path not in shipped_names() and not pathlib.Path(path).expanduser().exists():
+    raise InversionViewError(
+      f"no target {path!r}: not a folder or file, and shipped are only: {', '.join(shipped_names())}"
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.preimage.methods import SETTINGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +28,8 @@ class Flag:
 
 # Method -> the flags that mean something with it alone, or with some of the methods.
 METHODS = {
-  "decoder": ("temperature", "noise", "num_samples", "mixture"),
-  "monte_carlo": ("particles", "budget"),
-  "decoder+monte_carlo": ("temperature", "noise", "num_samples", "mixture", "particles", "budget"),
-  "exact": (),
+  method: tuple("temperature" if name == "temperatures" else name for name in names)
+  for method, names in SETTINGS.items()
 }
 
 FLAGS = {

@@ -8,18 +8,22 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from inversionview_jax.commands import flags
+from inversionview_jax.commands import flags, source
+from inversionview_jax.commands.inputs import texts_of
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder, write_whole
+from inversionview_jax.progress import bar_of
 
 if TYPE_CHECKING:
   from inversionview_jax.interpret import Answer, PreimageGroup, Score
+  from inversionview_jax.preimage import Preimage
 
 _COLORS = {"confirmed": "green", "refuted": "red", "not testable": "yellow"}
 _DESCRIPTION = """\
 Ask a language model what an activation encodes, from saved preimages of several queries of one site and position, and test its answer: it
 is also given as an expression over the task's features, which is measured on the preimages and reported as confirmed, refuted or not testable.
 
+  inversionview interpret --target addition --site a1.1 --position = --inputs 8 --model MODEL --out I     (draws them itself)
   inversionview view "615+861=1476" --site a0.0 --position = --json P/1.json        (and some more)
   OPENAI_API_KEY=... inversionview interpret P --model MODEL --out I
   inversionview interpret P --model local --base-url http://127.0.0.1:8080/v1 --out I     (llama.cpp, vLLM, ...)
@@ -27,8 +31,11 @@ is also given as an expression over the task's features, which is measured on th
   inversionview interpret P --model MODEL --out I --replay answers.jsonl
 
 Answers are kept in OUT/answers by the hash of their prompt; the same command again sends only the prompts that have none. Writes
-OUT/interpretations.json.
+OUT/interpretations.json. Without saved preimages, those of --texts or of held-out inputs are drawn and kept in OUT/preimages.
 """
+_OF_DRAWING = (  # flags that mean something only where preimages are drawn
+  "reader", "target", "task", "method", "site", "position", "texts", "inputs", "particles", "budget", "num_samples", "mixture", "seed",
+)  # fmt: skip
 
 
 def add_parser(commands: Any) -> None:
@@ -36,7 +43,15 @@ def add_parser(commands: Any) -> None:
   parser = flags.add_command(
     commands, "interpret", run, "let a language model read preimages, and test what it says", _DESCRIPTION
   )
-  parser.add_argument("preimages", nargs="+", help="files that `view --json` wrote, or folders of them")
+  parser.add_argument(
+    "preimages", nargs="*", help="files that `view --json` wrote, or folders of them (default: they are drawn)"
+  )
+  source.add_flags(parser)
+  flags.add(parser, "site", unset="none; needed without saved preimages")
+  flags.add(parser, "position", unset="none; needed without saved preimages")
+  flags.add(parser, "texts")
+  parser.add_argument("--inputs", type=int, help="without --texts: so many held-out inputs (default: 8)")
+  flags.add(parser, "seed", unset="0")
   parser.add_argument("--model", required=True, help="name of the language model at the endpoint")
   flags.add(parser, "out", required=True)
   parser.add_argument("--base-url", help="of the endpoint (default: OPENAI_BASE_URL, else OpenAI's)")
@@ -48,7 +63,12 @@ def add_parser(commands: Any) -> None:
   parser.add_argument(
     "--samples", type=int, default=20, help="samples in a prompt: so many inside and so many outside (default: 20)"
   )
-  parser.add_argument("--temperature", type=float, help="of the language model (default: the endpoint's)")
+  parser.add_argument(
+    "--temperature",
+    type=float,
+    dest="sampling_temperature",  # the name "temperature" is that of the decoder's
+    help="of the language model (default: the endpoint's)",
+  )
   parser.add_argument("--max-tokens", type=int, default=2048, help="tokens of an answer at most (default: 2048)")
   parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one attempt (default: 120)")
   parser.add_argument("--retries", type=int, default=4, help="after a failed attempt (default: 4)")
@@ -74,6 +94,9 @@ class _Interpretation:
       "site": self.group.site,
       "position": self.group.position,
       "queries": [preimage.query.text for preimage in self.group.preimages],
+      "method": self.group.preimages[0].method,
+      "bits": [preimage.bits for preimage in self.group.preimages],
+      "converged": [preimage.converged for preimage in self.group.preimages],
       "hash": self.name,
       "reading": self.reading,
       "features": [score.to_dict() for score in self.scores],
@@ -91,11 +114,12 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   if not args.timeout > 0:
     raise InversionViewError(f"--timeout {args.timeout:g} must be above 0")
   prices = _prices(args.prices)
+  _check(args)
   from inversionview_jax.interpret import hypotheses, language_model
 
-  groups = hypotheses.group_preimages(hypotheses.load(args.preimages))
+  groups = hypotheses.group_preimages(hypotheses.load(args.preimages) if args.preimages else _draw(args))
   endpoint = language_model.Endpoint(
-    args.model, args.base_url, args.temperature, args.max_tokens, args.timeout, args.retries
+    args.model, args.base_url, args.sampling_temperature, args.max_tokens, args.timeout, args.retries
   )
   prompts = [hypotheses.prompt(group, args.queries, args.samples) for group in groups]
   hashes = [hypotheses.prompt_hash(args.model, text, endpoint.settings()) for text in prompts]
@@ -118,6 +142,42 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   _print(results, list(answers.values()), prices)
   print(f"written to {folder}: interpretations.json")
   return _report_failures(results, bool(args.replay))
+
+
+def _check(args: argparse.Namespace) -> None:
+  """Raises `InversionViewError` for flags that do not go together."""
+  if args.preimages:
+    for name in _OF_DRAWING:
+      if getattr(args, name) is not None:
+        raise InversionViewError(
+          f"--{name.replace('_', '-')} has no effect on saved preimages: leave it out, or leave out {args.preimages[0]!r}"
+        )
+    return
+  if args.site is None or args.position is None:
+    raise InversionViewError("give saved preimages, or --site and --position of those that are to be drawn")
+  flags.check_at_least(args, inputs=1, seed=0)
+  if args.texts and args.inputs is not None:
+    raise InversionViewError(f"--inputs {args.inputs} is a number of held-out inputs; leave it out with --texts")
+  source.check(args)
+
+
+def _draw(args: argparse.Namespace) -> "list[Preimage]":
+  """Draws the preimages of one site and position, and writes them to OUT/preimages."""
+  texts = texts_of(argparse.Namespace(text=(), texts=args.texts))
+  from inversionview_jax.measures.held_out import held_out_requests
+  from inversionview_jax.reading import Request
+
+  drawn_from = source.source_of(args)
+  drawn_from.check_site(args.site)
+  requests = [Request(text, args.site, args.position) for text in texts]
+  requests = requests or held_out_requests(drawn_from, args.site, args.position, args.inputs or 8, args.seed or 0)
+  drawn_from.check(requests)  # before the work
+  with bar_of("preimages") as progress:
+    preimages = drawn_from.preimages(requests, effects=False, seed=args.seed or 0, progress=progress)
+  folder = make_folder(str(make_folder(args.out) / "preimages"))
+  for number, preimage in enumerate(preimages):
+    preimage.to_json(folder / f"{number:03d}.json")
+  return preimages
 
 
 def _interpret(group: "PreimageGroup", name: str, answer: "Answer", seen: int) -> _Interpretation:
@@ -163,7 +223,8 @@ def _print(results: Sequence[_Interpretation], answers: "list[Answer]", prices: 
   console = Console(highlight=False)
   for result in results:
     group = result.group
-    console.print(escape(f'{group.site} at "{group.position}" ({len(group.preimages)} queries)'), style="bold")
+    about = f"{len(group.preimages)} queries{_results(group.preimages)}"
+    console.print(escape(f'{group.site} at "{group.position}" ({about})'), style="bold")
     if result.answer.error:
       console.print(f"  no answer: {escape(result.answer.error)}")
       continue
@@ -181,6 +242,15 @@ def _print(results: Sequence[_Interpretation], answers: "list[Answer]", prices: 
   print(
     f"\n{len(answers)} prompts, {cached} answers from files; {sent:,} tokens sent, {received:,} tokens received{cost}"
   )
+
+
+def _results(preimages: "Sequence[Preimage]") -> str:
+  """The mean bits of some preimages, and how many have not converged, where they have these."""
+  bits = [preimage.bits for preimage in preimages if preimage.bits is not None]
+  unconverged = sum(preimage.converged is False for preimage in preimages)
+  parts = [f"{sum(bits) / len(bits):.2f} bits"] if bits else []
+  parts += [f"{unconverged} not converged"] if unconverged else []
+  return "".join(f", {part}" for part in parts)
 
 
 def _details(score: "Score") -> str:

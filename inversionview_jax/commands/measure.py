@@ -5,7 +5,7 @@ import dataclasses
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from inversionview_jax.commands import flags
+from inversionview_jax.commands import flags, source
 from inversionview_jax.commands.inputs import texts_of
 from inversionview_jax.files import check_can_hold
 
@@ -21,17 +21,25 @@ _VERDICTS = {
   "partly encodes": "partly",
   "-": "[dim]-[/]",
 }  # short, so that the table fits 80 columns
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Measure what an activation encodes: the properties that the inputs inside epsilon share with the query, most certain first, next to how often
 random inputs have them and to a control with the activations of other inputs; and the information in bits, log2 of 1 over the share of inputs
 inside epsilon.
 
   inversionview measure "615+861=1476" --site a0.0 --position =
   inversionview measure --reader W --site x1.mid --position A1 --queries 50 --json measures.json
-  inversionview measure --site a1.1 --position = --texts inputs.txt
+  inversionview measure --target addition --site a1.1 --position = --texts inputs.txt
 
 Without texts, held-out inputs of the task are the queries.
+
+{source.METHODS_HELP}
+The default is monte_carlo: bits need a start from the prior, and what is called encoded should not depend on what a decoder lacks. Particles
+count as they are. With decoder+monte_carlo and decoder, bits are estimated by importance sampling, and candidates of the decoder are
+replaced by its weighted texts; with --no-bits they count as they were drawn, and what they share is not called encoded.
 """
+# Flags of this command that the estimate of bits has where a preimage has none of its own.
+_ESTIMATE = ("inputs", "draws")
+_USES = {"decoder": _ESTIMATE, "decoder+monte_carlo": _ESTIMATE}
 
 
 def add_parser(commands: Any) -> None:
@@ -40,7 +48,7 @@ def add_parser(commands: Any) -> None:
   parser.add_argument("text", nargs="*", help="inputs of the task (default: held-out ones)")
   flags.add(parser, "texts")
   parser.add_argument("--queries", type=int, help="so many held-out inputs (default: 20)")
-  flags.add(parser, "reader", default="addition")
+  source.add_flags(parser, default="monte_carlo, or decoder where the task has no moves")
   flags.add(parser, "site", required=True)
   flags.add(parser, "position", required=True)
   flags.add(parser, "epsilon")
@@ -52,12 +60,13 @@ def add_parser(commands: Any) -> None:
     default=16,
     help="for given texts: activations of other inputs that serve as the control (held-out inputs are each other's; default: 16)",
   )
-  flags.add(parser, "num-samples")
-  parser.add_argument("--inputs", type=int, default=8192, help="random inputs for the bits (default: 8192)")
-  parser.add_argument("--draws", type=int, default=768, help="texts of the decoder for the bits (default: 768)")
   parser.add_argument(
-    "--no-bits", action="store_true", help="no information in bits; candidates count as they are drawn"
+    "--inputs", type=int, help="of a method that starts from the decoder: random inputs for the bits (default: 8192)"
   )
+  parser.add_argument(
+    "--draws", type=int, help="of a method that starts from the decoder: its texts for the bits (default: 768)"
+  )
+  parser.add_argument("--no-bits", action="store_true", help="no information in bits")
   parser.add_argument("--no-tokens", action="store_true", help="the task's features only, not plain tokens")
   parser.add_argument(
     "--feature",
@@ -77,36 +86,39 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   texts = texts_of(args)
   if args.json:
     check_can_hold(args.json)
+  source.check(args, "monte_carlo", **_USES)  # before JAX is imported
   import numpy as np
 
   from inversionview_jax.measures import readings
   from inversionview_jax.measures.held_out import held_out_requests
-  from inversionview_jax.reading import Request, load_reader
+  from inversionview_jax.reading import Request
   from inversionview_jax.tasks.grammar import expression
 
-  reader = load_reader(args.reader)
-  known = reader.task.features(reader.task.tokens(np.arange(1)))
+  drawn_from = source.source_of(args, "monte_carlo", **_USES)
+  drawn_from.check_site(args.site)
+  known = drawn_from.task.features(drawn_from.task.tokens(np.arange(1)))
   for feature in args.feature:
     expression(feature, known, 1)  # raises for one that cannot be parsed, before the work
   donors = None
   if texts:
     requests = [Request(text, args.site, args.position) for text in texts]
-    others = held_out_requests(reader, args.site, args.position, args.controls + len(texts), args.seed)
+    others = held_out_requests(drawn_from, args.site, args.position, args.controls + len(texts), args.seed)
     donors = [other for other in others if other.text not in texts][: args.controls]
   else:
-    requests = held_out_requests(reader, args.site, args.position, args.queries or 20, args.seed)
+    requests = held_out_requests(drawn_from, args.site, args.position, args.queries or 20, args.seed)
   threshold = {"epsilon": args.epsilon, "metric": args.metric, "match": args.match}
+  requests = [dataclasses.replace(request, **threshold) for request in requests]
+  drawn_from.check(requests)  # before the work
+  estimate = {name: value for name in _ESTIMATE if (value := getattr(args, name)) is not None}
   with _ProgressBars() as progress:
     result = readings.read(
-      reader,
-      [dataclasses.replace(request, **threshold) for request in requests],
+      drawn_from,
+      requests,
       donors=donors and [dataclasses.replace(donor, **threshold) for donor in donors],
       with_information=not args.no_bits,
       tokens=not args.no_tokens,
       expressions=args.feature,
-      num_samples=args.num_samples,
-      inputs=args.inputs,
-      draws=args.draws,
+      **estimate,
       seed=args.seed,
       progress=progress,
     )
@@ -161,20 +173,30 @@ def print_readings(readings: "Readings", shown: int = 20) -> None:
 
 
 def _print_header(console: "Console", readings: "Readings") -> None:
-  """The query or queries, the threshold and the in-epsilon rate."""
+  """The query or queries, the threshold, and how many candidates or particles there are."""
   from rich.markup import escape
 
   from inversionview_jax.distance import MATCHES, METRICS
+  from inversionview_jax.preimage.methods import METHODS
 
   first, n = readings.each[0], len(readings.each)
   query = first.query
   texts = repr(query.text) if n == 1 else f"{n} inputs"
+  what = "reader" if "decoder" in readings.method else "target"
   title = (
-    f'{query.site} at "{query.label or query.position}" of {texts} (reader {readings.reader}, task {readings.task})'
+    f'{query.site} at "{query.label or query.position}" of {texts} ({what} {readings.reader}, task {readings.task})'
   )
   console.print(escape(f"{title}\nepsilon {first.epsilon:g}, ") + f"{METRICS[first.metric]}, {MATCHES[first.match]}")
-  rate = sum(preimage.rate for preimage in readings.preimages) / n
-  console.print(f"in-epsilon rate {100 * rate:.0f} % of candidates")
+  if readings.method == "decoder":
+    rate = sum(preimage.rate for preimage in readings.preimages) / n
+    console.print(f"in-epsilon rate {100 * rate:.0f} % of candidates")
+    return
+  runs = sum(preimage.target_runs or 0 for preimage in readings.preimages) / n
+  console.print(f"{METHODS[readings.method]}: {runs:,.0f} target runs{' a query' if n > 1 else ''}")
+  problems = [preimage.problem for preimage in readings.preimages if preimage.converged is False]
+  if problems:
+    of = f"{len(problems)} of {n} queries have" if n > 1 else "has"
+    console.print(escape(f"{of} not converged: {problems[0]}{' (the first of them)' if len(problems) > 1 else ''}"))
 
 
 def _print_bits(console: "Console", readings: "Readings") -> None:
@@ -224,7 +246,7 @@ def _table(readings: "Readings", shown: int) -> "Table":
     table.add_column(name, no_wrap=True)
   for name in ("inside ε", "95 %", "random", "certainty", "bits", "control"):
     table.add_column(name, justify="right", no_wrap=True)
-  table.add_column("encodes", no_wrap=True)
+  table.add_column("encodes" if readings.from_prior else "shared", no_wrap=True)
   for row in readings.rows[:shown]:
     table.add_row(
       escape(row.feature),
@@ -253,14 +275,19 @@ def _print_summary(console: "Console", readings: "Readings") -> None:
 
   encoded = readings.encoded
   names = ", ".join(row.feature + (f" = {row.value}" if row.value else "") for row in encoded)
-  console.print(escape(f"encodes: {names}" if names else "encodes none of the task's features"))
+  if readings.from_prior:
+    console.print(escape(f"encodes: {names}" if names else "encodes none of the task's features"))
+  else:
+    shared = f"share: {names}" if names else "share none of the task's features"
+    console.print(escape(f"the decoder's candidates, as it draws them, {shared}"))
   if any(row.control is not None for row in readings.rows):
     control = ", ".join(row.feature for row in readings.control_encoded)
-    verdict = f"encodes: {control}" if control else "encodes none of them"
+    does = "encodes" if readings.from_prior else "shares"
+    verdict = f"{does}: {control}" if control else f"{does} none of them"
     console.print(escape(f"the control ({readings.donors} other activations for each query) {verdict}"))
   if len(readings.each) == 1 and encoded:
     steps = ", ".join(
       f"ε {epsilon:g}: {min(rates[row.feature] for row in encoded):.2f}"
       for epsilon, rates in readings.each[0].stability.items()
     )
-    console.print(f"lowest rate of what is encoded, over epsilon: {steps}")
+    console.print(f"lowest rate of {'what is encoded' if readings.from_prior else 'these'}, over epsilon: {steps}")

@@ -4,23 +4,24 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from inversionview_jax.commands import flags
-from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.commands import flags, source
+from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold
 from inversionview_jax.progress import bar_of
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage import Preimage
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Show the epsilon-preimage of one activation: inputs that put nearly the same activation there, each confirmed by re-running the target.
 
   inversionview view "615+861=1476" --reader addition --site a0.0 --position =
   inversionview view "615+861=1476" --reader W --site x1.mid --position A1 --match position --html report.html
   inversionview view "615+861=1476" --target addition --site a1.3 --position 3        # no reader: Monte Carlo on the target
+  inversionview view "615+861=1476" --target addition --site a1.1 --site a1.0 --position =     # both together
 
---method decoder: candidates of the reader's decoder. monte_carlo: particles from the task's prior, moved until all lie inside epsilon; the
-decoder is not used, and not needed. decoder+monte_carlo: the same from the decoder's candidates. exact: every input of a small task.
+{source.METHODS_HELP}
+Several sites or positions must match together (--method monte_carlo, the default then): the largest of their distances counts.
 """
 
 
@@ -28,14 +29,14 @@ def add_parser(commands: Any) -> None:
   """Adds `view` to the commands."""
   parser = flags.add_command(commands, "view", run, "show the preimage of one activation", _DESCRIPTION)
   parser.add_argument("text", help="an input of the task, or the beginning of one")
-  flags.add(parser, "reader", unset="addition")
-  flags.add(
-    parser, "target", unset="the one stored with the reader, or named by it; without --reader, no reader is used"
+  source.add_flags(parser)
+  flags.add(parser, "site", required=True, repeated=True)
+  flags.add(parser, "position", required=True, repeated=True)
+  parser.add_argument(
+    "--directions",
+    metavar="FILE",
+    help="compare activations along these directions only: .npy or .safetensors, [K, width] (--method monte_carlo)",
   )
-  flags.add(parser, "task", unset="the target's own; only without --reader")
-  flags.add(parser, "method", unset="decoder; without a reader monte_carlo")
-  flags.add(parser, "site", required=True)
-  flags.add(parser, "position", required=True)
   flags.add(parser, "epsilon")
   flags.add(parser, "metric")
   flags.add(parser, "match", default="anywhere")
@@ -51,10 +52,6 @@ def add_parser(commands: Any) -> None:
     action="append",
     help="Gaussian noise on the activation, in units of its standard deviation; one, or one for each temperature",
   )
-  flags.add(parser, "num-samples")
-  flags.add(parser, "mixture")
-  flags.add(parser, "particles")
-  flags.add(parser, "budget")
   flags.add(parser, "shown", default=100)
   parser.add_argument("--merge", action="store_true", help="show equal candidates once, with how often they were drawn")
   flags.add(parser, "seed", default=0)
@@ -66,7 +63,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Finds the preimage, writes what was requested and prints it."""
   del rest
-  method = _method(args)
+  flags.check_at_least(args, shown=1)
   for path in (args.html, args.json):
     if not path:
       continue
@@ -75,7 +72,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
       raise InversionViewError(f"cannot write {path}: it is a folder; give the name of a file")
   from inversionview_jax.preimage import render
 
-  preimage = _of_target(args, method) if args.reader is None and args.target else _of_reader(args, method)
+  preimage = _together(args) if _several(args) else _alone(args)
   if args.merge:
     preimage = preimage.merged()
   if args.json:
@@ -86,67 +83,44 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   return 0
 
 
-def _method(args: argparse.Namespace) -> str:
-  """The method of --method, or the default; raises `InversionViewError` where other flags do not go with it."""
-  flags.check_at_least(args, shown=1, particles=2, budget=1)
-  alone = args.reader is None and args.target is not None
-  method = args.method or ("monte_carlo" if alone else "decoder")
-  if method not in flags.METHODS:
-    raise one_of("method", method, tuple(flags.METHODS))
-  if alone and "decoder" in method:
-    raise InversionViewError(
-      f"--method {method} needs a reader, which has the decoder: give --reader, or use monte_carlo"
-    )
-  if args.task and not alone:
-    raise InversionViewError(
-      "--task has no effect with a reader, which has its task: leave it out, or give --target without --reader"
-    )
-  flags.check_used(args, method)
-  return method
+def _several(args: argparse.Namespace) -> bool:
+  """Whether several activations are compared, or projections of one."""
+  return len(args.site) > 1 or len(args.position) > 1 or args.directions is not None
 
 
-def _of_reader(args: argparse.Namespace, method: str) -> "Preimage":
-  from inversionview_jax.reading import load_reader
-  from inversionview_jax.reading.enumeration import exact_preimage
+def _alone(args: argparse.Namespace) -> "Preimage":
+  """The preimage of one activation."""
+  from inversionview_jax.reading import Request
 
-  reader = load_reader(args.reader or "addition", args.target)
-  if method == "exact":
-    return exact_preimage(reader.target, *_query(args), task=reader.task, name=reader.name, **_distance(args))
-  decoding = {
-    "temperatures": args.temperature,
-    "noise": args.noise,
-    "num_samples": args.num_samples,
-    "mixture": args.mixture,
-  }
-  settings = _distance(args) | decoding | flags.sampling_of(args)
-  if method == "decoder":
-    return reader.preimage(*_query(args), **settings)
-  with bar_of("Monte Carlo") as progress:
-    return reader.preimage(*_query(args), **settings, method=method, progress=progress)
+  drawn_from = source.source_of(args)
+  request = Request(args.text, args.site[0], args.position[0], args.epsilon, args.metric, args.match)
+  if drawn_from.method in ("decoder", "exact"):
+    return drawn_from.preimage(request, seed=args.seed)
+  with bar_of("target runs") as progress:
+    return drawn_from.preimage(request, seed=args.seed, progress=progress)
 
 
-def _of_target(args: argparse.Namespace, method: str) -> "Preimage":
-  """The preimage of a target without a reader."""
+def _together(args: argparse.Namespace) -> "Preimage":
+  """The preimage of several activations, or of what they are along some directions."""
+  if args.method not in (None, "monte_carlo"):
+    what = "--directions" if args.directions else "several sites or positions"
+    raise InversionViewError(f"{what} and --method {args.method} do not go together: use --method monte_carlo")
+  drawn_from = source.source_of(args, "monte_carlo")
+  drawn_from.task.moves()  # raises where there are none
   from inversionview_jax.reading import preimage
-  from inversionview_jax.reading.enumeration import exact_preimage
-  from inversionview_jax.targets import load_target, task_and_target
 
-  if args.task:
-    task, target = task_and_target(args.task, args.target)
-  else:
-    target = load_target(args.target)
-    task = target.resolve_task()
-    if task is None:
-      raise InversionViewError(f"the target {args.target} names no task: give --task, or --reader")
-  if method == "exact":
-    return exact_preimage(target, *_query(args), task=task, **_distance(args))
-  with bar_of("Monte Carlo") as progress:
-    return preimage(target, *_query(args), task=task, **_distance(args), **flags.sampling_of(args), progress=progress)
-
-
-def _query(args: argparse.Namespace) -> tuple[str, str, str]:
-  return args.text, args.site, args.position
-
-
-def _distance(args: argparse.Namespace) -> dict[str, Any]:
-  return {name: getattr(args, name) for name in ("epsilon", "metric", "match", "seed")}
+  with bar_of("target runs") as progress:
+    return preimage(
+      drawn_from.target,
+      args.text,
+      args.site,
+      args.position,
+      task=drawn_from.task,
+      epsilon=args.epsilon,
+      metric=args.metric,
+      match=args.match,
+      directions=args.directions,
+      **source.settings_of(args),
+      seed=args.seed,
+      progress=progress,
+    )

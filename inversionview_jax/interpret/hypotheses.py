@@ -139,14 +139,17 @@ def _is_preimage(path: pathlib.Path) -> bool:
 
 
 def group_preimages(preimages: Sequence[Preimage]) -> list[PreimageGroup]:
-  """Preimages by site and position, in the order of the first of each; of several preimages of one text the first is kept."""
+  """Preimages by site and position, in the order of the first of each; of several preimages of one text the first is kept.
+
+  Those found by different methods, or compared in another way, are in different groups.
+  """
   groups: dict[tuple, dict[str, Preimage]] = {}
-  for preimage in preimages:
-    query = preimage.query
-    position = query.label or str(query.position)
-    key = preimage.task, preimage.reader, preimage.metric, preimage.epsilon, query.site, position
-    groups.setdefault(key, {}).setdefault(query.text, preimage)
-  return [PreimageGroup(key[4], key[5], tuple(by_text.values())) for key, by_text in groups.items()]
+  for p in preimages:
+    position = p.query.label or str(p.query.position)
+    together = tuple((other.site, other.label or str(other.position)) for other in p.others)
+    key = p.query.site, position, p.task, p.reader, p.metric, p.epsilon, p.method, together, p.directions
+    groups.setdefault(key, {}).setdefault(p.query.text, p)
+  return [PreimageGroup(key[0], key[1], tuple(by_text.values())) for key, by_text in groups.items()]
 
 
 def prompt(group: PreimageGroup, queries: int = _PROMPT_QUERIES, samples: int = _PROMPT_SAMPLES) -> str:
@@ -278,15 +281,13 @@ def _measure(
 ) -> _Measured | None:
   """Measures an expression on one query; None where the query has no value of it, or nothing lies inside."""
   value, known = evaluate(task.tokenizer.encode_batch([preimage.query.text], length=task.length, eos=True))
-  members = Members.of(preimage, task)
-  inside = members.within(preimage.epsilon)
+  inside = Members.of(preimage, task).within(preimage.epsilon)
   if not known[0] or not len(inside):
     return None
-  beyond = members.distance > np.float32(preimage.epsilon)
-  outside = None
-  if beyond.any():
-    values, outside_known = evaluate(members.tokens[beyond])
-    outside = float(np.average((values == value[0]) & outside_known, weights=members.weight[beyond]))
+  outside, beyond = None, Members.of_samples(preimage.outside, task)
+  if len(beyond):
+    values, outside_known = evaluate(beyond.tokens)
+    outside = float(np.average((values == value[0]) & outside_known, weights=beyond.weight))
   return _Measured(int(value[0]), inside, float(np.mean((random[0] == value[0]) & random[1])), outside)
 
 

@@ -19,18 +19,22 @@ from inversionview_jax import tasks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.measures.properties import AROUND, Background, differing, properties
 from inversionview_jax.measures.rates import Rate
-from inversionview_jax.preimage import Preimage, Query
+from inversionview_jax.preimage import Preimage, Query, Sample
 from inversionview_jax.tables import ShowsTable, Table
 from inversionview_jax.tasks import Task
 
 # Certainties from which a property is encoded or partly encoded, by the lower end of the interval.
 ENCODES, PARTLY_ENCODES = 0.5, 0.1
+# Verdict -> what displays call it where candidates count as the decoder drew them.
+UNWEIGHTED = {"encodes": "shared", "partly encodes": "partly shared", "-": "-"}
 STEPS = (0.25, 0.5, 1.0, 1.5, 2.0)  # multiples of epsilon, for the stability of a reading
 
 
 @dataclasses.dataclass(frozen=True)
 class Members:
   """Texts near an activation, with weights.
+
+  Particles of Monte Carlo and exact members count once each: they follow the task's inputs inside epsilon as they are.
 
   Attributes:
     tokens: int32[N, T], with BOS, EOS and PAD.
@@ -46,14 +50,19 @@ class Members:
 
   @classmethod
   def of(cls, preimage: Preimage, task: Task) -> "Members":
-    """The candidates of a preimage, weighted by how often each was drawn."""
-    tokens = np.full((len(preimage.samples), task.length), task.tokenizer.pad_id, np.int32)
-    for row, sample in zip(tokens, preimage.samples, strict=True):
+    """The candidates or particles of a preimage, weighted by how often each was drawn; not the proposals that Monte Carlo rejected."""
+    return cls.of_samples(preimage.particles, task)
+
+  @classmethod
+  def of_samples(cls, samples: Sequence[Sample], task: Task) -> "Members":
+    """Some samples of a preimage, weighted by how often each was drawn."""
+    tokens = np.full((len(samples), task.length), task.tokenizer.pad_id, np.int32)
+    for row, sample in zip(tokens, samples, strict=True):
       text = sample.tokens[: task.length - 1]
       row[0], row[1 : 1 + len(text)] = task.tokenizer.bos_id, text
       if sample.ended and 1 + len(text) < task.length:
         row[1 + len(text)] = task.tokenizer.eos_id
-    columns = [[getattr(s, name) for s in preimage.samples] for name in ("distance", "position", "count")]
+    columns = [[getattr(s, name) for s in samples] for name in ("distance", "position", "count")]
     return cls(
       tokens, np.array(columns[0], np.float32), np.array(columns[1], np.int32), np.array(columns[2], np.float64)
     )
@@ -178,7 +187,10 @@ class ActivationReading(ShowsTable):
     epsilon, metric, match: of the preimage.
     rows: every property that the query has, most certain first.
     diversity: of the members.
-    stability: epsilon -> {property: its rate}, from the same candidates; epsilons inside which none lie are left out.
+    stability: epsilon -> {property: its rate}, from the same members; epsilons inside which none lie are left out.
+    from_prior: whether the members follow the task's inputs inside epsilon: particles, exact members or weighted texts. Candidates as the
+      decoder draws them do not: what they share is a property of the decoder, too, and displays do not call it encoded.
+    problem: why the particles cannot be relied on; "" if they can.
   """
 
   query: Query
@@ -188,6 +200,8 @@ class ActivationReading(ShowsTable):
   rows: tuple[FeatureConsistency, ...]
   diversity: Diversity
   stability: dict[float, dict[str, float]]
+  from_prior: bool = False
+  problem: str = ""
 
   @property
   def encoded(self) -> list[FeatureConsistency]:
@@ -203,22 +217,30 @@ class ActivationReading(ShowsTable):
       "features": [row.to_dict() for row in self.rows],
       "diversity": self.diversity.to_dict(),
       "stability": [{"epsilon": epsilon, "rates": rates} for epsilon, rates in self.stability.items()],
+      "from_prior": self.from_prior,
+      "problem": self.problem,
     }
 
   def _table(self) -> Table:
     label = self.query.label or self.query.position
     title = f"{self.query.site} at {label!r} of {self.query.text!r}: {self.diversity.drawn:,} inside epsilon = {self.epsilon:g}"
     rows = [
-      (str(row), str(row.rate), f"{row.base:.3f}", f"{row.bits:.2f}", row.verdict)
+      (str(row), str(row.rate), f"{row.base:.3f}", f"{row.bits:.2f}", self.verdict_of(row))
       for row in self.rows
       if row.verdict != "-"
     ]
+    notes = [] if self.from_prior else ["candidates as the decoder drew them"]
+    notes += [f"not converged: {self.problem}"] if self.problem else []
     if not rows:
-      note = "encodes none of the task's features" if self.diversity.drawn else "no candidate lies inside epsilon"
-      return Table(title, notes=note)
-    left = len(self.rows) - len(rows)
-    notes = f"{left} more properties: no more consistent than among random inputs" if left else ""
-    return Table(title, ("property", "inside epsilon (95 %)", "random", "bits", ""), tuple(rows), notes)
+      nothing = "encodes none of the task's features" if self.diversity.drawn else "no candidate lies inside epsilon"
+      return Table(title, notes="; ".join([nothing, *notes]))
+    if left := len(self.rows) - len(rows):
+      notes.append(f"{left} more properties: no more consistent than among random inputs")
+    return Table(title, ("property", "inside epsilon (95 %)", "random", "bits", ""), tuple(rows), "; ".join(notes))
+
+  def verdict_of(self, row: FeatureConsistency) -> str:
+    """The verdict on a row, as displays name it: candidates as the decoder drew them share a property or partly share it."""
+    return row.verdict if self.from_prior else UNWEIGHTED[row.verdict]
 
 
 def activation_reading(
@@ -228,7 +250,7 @@ def activation_reading(
   tokens: bool = True,
   expressions: Sequence[str] = (),
 ) -> ActivationReading:
-  """What an activation encodes, from its candidates alone; another epsilon (`preimage.at`) needs no model.
+  """What an activation encodes, from its candidates or particles alone; of a decoder's candidates, another epsilon (`preimage.at`) needs no model.
 
   Args:
     preimage: the query with its candidates.
@@ -246,6 +268,8 @@ def activation_reading(
     raise InversionViewError(f"this preimage is of the task {preimage.task!r}, not of {task.name!r}")
   every = Members.of(preimage, task) if members is None else members
   inside = every.within(preimage.epsilon)
+  # Particles and exact members are a sample of what lies inside epsilon, not of what lies further out.
+  steps = [step for step in STEPS if step <= 1 or members is not None or preimage.method == "decoder"]
   background, query = Background.of(task), preimage.query
   random = background.at(query.label or query.position, expressions)
   has = of_query(query, task, preimage.match, tokens, expressions)
@@ -258,7 +282,9 @@ def activation_reading(
     preimage.match,
     ordered(rows),
     diversity(inside, background),
-    _stability(every, has, task, preimage.epsilon, expressions),
+    _stability(every, has, task, preimage.epsilon, steps, expressions),
+    from_prior=members is not None or preimage.method != "decoder",
+    problem="" if members is not None else preimage.problem,
   )
 
 
@@ -323,11 +349,11 @@ def diversity(inside: Members, background: Background) -> Diversity:
 
 
 def _stability(
-  every: Members, has: dict[str, int], task: Task, epsilon: float, expressions: Sequence[str]
+  every: Members, has: dict[str, int], task: Task, epsilon: float, steps: Sequence[float], expressions: Sequence[str]
 ) -> dict[float, dict[str, float]]:
   """The rate of each property at multiples of epsilon."""
   rates = {}
-  for step in STEPS:
+  for step in steps:
     inside = every.within(step * epsilon)
     if len(inside):
       values_of = properties(task, inside.tokens, inside.position, expressions)

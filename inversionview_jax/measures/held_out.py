@@ -12,8 +12,12 @@ import numpy as np
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.reading import Reader, Request
+from inversionview_jax.reading.source import Source
 from inversionview_jax.sampling import collect, exact, in_epsilon
 from inversionview_jax.sampling.candidates import Queries
+from inversionview_jax.sites import Site
+from inversionview_jax.targets import Target
+from inversionview_jax.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,14 @@ def held_out_queries(reader: Reader, count: int, seed: int = 0, every_site: bool
     seed: inputs and positions are a function of it.
     every_site: see `count`.
   """
-  task, n_sites = reader.task, len(reader.sites)
+  return queries_of(reader.target, reader.task, reader.sites, count, seed, every_site)
+
+
+def queries_of(
+  target: Target, task: Task, sites: Sequence[Site], count: int, seed: int = 0, every_site: bool = True
+) -> HeldOutQueries:
+  """`held_out_queries` of a target without a reader, at these sites."""
+  n_sites = len(sites)
   rng = np.random.default_rng(seed)
   texts = task.tokens(rng.permutation(task.split("test"))[:count])
   per_text = n_sites if every_site else 1
@@ -64,7 +75,7 @@ def held_out_queries(reader: Reader, count: int, seed: int = 0, every_site: bool
   draws = np.where(mask[:, None, :], rng.random((len(texts), per_text, mask.shape[1])), -1.0)
   position = np.argmax(draws, axis=2).astype(np.int32)  # [count, per_text]
   site = np.arange(len(texts) * per_text, dtype=np.int32).reshape(len(texts), per_text) % n_sites
-  activation = _activations(reader.target.module, reader.target.params, texts, position, site, reader.sites)
+  activation = _activations(target.module, target.params, texts, position, site, tuple(sites))
   tokens, positions = np.repeat(texts, per_text, axis=0), position.reshape(-1)
   queries = Queries.of(np.asarray(activation).reshape(len(positions), -1), site.reshape(-1), task.metric)
   labels = [task.labels(row)[at] for row, at in zip(tokens, positions, strict=True)]
@@ -74,11 +85,13 @@ def held_out_queries(reader: Reader, count: int, seed: int = 0, every_site: bool
 _activations = parallel.jit(collect.activations_at, static_argnums=(0, 5))
 
 
-def held_out_requests(reader: Reader, site: str, position: int | str, count: int, seed: int = 0) -> list[Request]:
+def held_out_requests(
+  source: Reader | Source, site: str, position: int | str, count: int, seed: int = 0
+) -> list[Request]:
   """Queries at one site and position on random inputs of the task's test split; inputs without such a position are skipped.
 
   Args:
-    reader: of the task.
+    source: of the task.
     site, position: as for `Reader.preimage`.
     count: how many; fewer where only few of 20 times as many inputs have the position.
     seed: of the inputs.
@@ -86,7 +99,7 @@ def held_out_requests(reader: Reader, site: str, position: int | str, count: int
   Raises:
     InversionViewError: no input has the position.
   """
-  task = reader.task
+  task = source.task
   order = np.random.default_rng(seed).permutation(task.split("test"))
   requests: list[Request] = []
   skipped: InversionViewError | None = None

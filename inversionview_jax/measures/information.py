@@ -8,7 +8,8 @@ the estimate is unbiased whatever the decoder is: the mean of the weights is the
 sampling; Hesterberg, 1995) bound every weight by texts / inputs, and members that the decoder never proposes are counted as far as random
 inputs include enough of them. Where random inputs alone include enough members, only they are used.
 
-The weighted texts are also a sample of the preimage under the distribution of inputs, not of the decoder.
+The weighted texts are also a sample of the preimage under the distribution of inputs, not of the decoder. None of this is needed for a preimage
+that has its own bits (`Information.of`): Monte Carlo from the prior, and exact ones.
 
 Shapes: N texts, T tokens, C noisy activations, D width of the activation.
 """
@@ -22,7 +23,7 @@ import numpy as np
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.measures.consistency import Members
 from inversionview_jax.measures.rates import Z95
-from inversionview_jax.preimage import Query
+from inversionview_jax.preimage import Preimage, Query
 from inversionview_jax.reading import Reader
 from inversionview_jax.reading.log_prob import log_probs
 from inversionview_jax.sampling import exact
@@ -43,25 +44,40 @@ class Information(ShowsTable):
   """How much information an activation has about its input.
 
   Attributes:
-    bits: log2(1 / share); None where no text lay inside epsilon.
+    bits: log2(1 / share); None where no text lay inside epsilon, or Monte Carlo did not reach it.
     error: standard error of `bits`.
     share: of the task's inputs that lie inside epsilon.
-    effective: number of equally weighted members with the same variance of the share.
+    effective: number of equally weighted members with the same variance of the share; this and what follows are None where the bits are those
+      of a preimage.
     inputs, inputs_inside: random inputs that were tried, and how many of them lie inside epsilon.
     draws, draws_inside: the decoder's texts, and how many of them are inputs of the task inside epsilon; 0 of 0 where random inputs were
       enough.
     heaviest: share of the estimate contributed by the heaviest text.
+    problem: of a preimage, why its bits cannot be relied on; "" if they can.
   """
 
   bits: float | None
   error: float
   share: float
-  effective: float
-  inputs: int
-  inputs_inside: int
-  draws: int
-  draws_inside: int
-  heaviest: float
+  effective: float | None = None
+  inputs: int | None = None
+  inputs_inside: int | None = None
+  draws: int | None = None
+  draws_inside: int | None = None
+  heaviest: float | None = None
+  problem: str = ""
+
+  @classmethod
+  def of(cls, preimage: Preimage) -> "Information | None":
+    """The bits of a preimage that was drawn from the prior or enumerated; None for one that has none, as those that start from a decoder.
+
+    Where Monte Carlo from the prior did not reach epsilon, `bits` are None and `problem` has the reason.
+    """
+    if preimage.bits is not None:
+      return cls(preimage.bits, preimage.bits_error or 0.0, 2.0**-preimage.bits, problem=preimage.problem)
+    if preimage.method != "monte_carlo" or not preimage.problem:
+      return None
+    return cls(None, math.inf, 0.0, problem=preimage.problem)
 
   @property
   def low(self) -> float | None:
@@ -76,6 +92,8 @@ class Information(ShowsTable):
   @property
   def warning(self) -> str:
     """Why the estimate is unreliable; "" if it is reliable."""
+    if self.inputs is None or self.inputs_inside is None or self.effective is None:  # of a preimage
+      return self.problem and f"not converged: {self.problem}"
     if self.bits is None:
       # 3 / inputs is the upper 95 % bound of a share of which no random input was met
       return f"no text lies inside epsilon: more than {math.log2(self.inputs / 3):.1f} bits, judged by {self.inputs:,} random inputs"
@@ -96,10 +114,12 @@ class Information(ShowsTable):
   def _table(self) -> Table:
     title = "no text inside epsilon" if self.bits is None else f"{self.bits:.2f} ± {self.error:.2f} bits"
     rows = [("share of inputs inside epsilon", f"{100 * self.share:.3g} %")]
-    rows.append(("random inputs inside", f"{self.inputs_inside:,} of {self.inputs:,}"))
+    if self.inputs is not None:
+      rows.append(("random inputs inside", f"{self.inputs_inside:,} of {self.inputs:,}"))
     if self.draws:
       rows.append(("decoder's texts inside", f"{self.draws_inside:,} of {self.draws:,}"))
-    rows.append(("effective members", f"{self.effective:.0f}"))
+    if self.effective is not None:
+      rows.append(("effective members", f"{self.effective:.0f}"))
     return Table(title, (), tuple(rows), self.warning)
 
 

@@ -1,13 +1,17 @@
 """What a site encodes, over a set of queries: the measures of `consistency` and `information`, and a negative control.
 
-The control is how often the members of one query's preimage have the properties of another query. The activation of another input can agree
-with a query by chance only, so a property whose control rises above its base rate is an artefact: of the queries, of the decoder, or of the
-measure.
+Particles of Monte Carlo and exact members follow the task's inputs inside epsilon and count as they are. Candidates of a decoder do not: they
+are replaced by texts that are weighted by their probability as inputs, unless no bits are wanted.
+
+The control is how often the members of one query's preimage have the properties of another query; the preimages of its activations are found by
+the same method. The activation of another input can agree with a query by chance only, so a property whose control rises above its base rate is an
+artefact: of the queries, of the decoder, or of the measure.
 
 Shapes: Q queries, P donors (inputs whose activations replace the queries' own in the control).
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -21,18 +25,23 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import write_whole
 from inversionview_jax.measures import consistency, information
 from inversionview_jax.measures.consistency import ActivationReading, FeatureConsistency, Members
-from inversionview_jax.measures.information import Information
+from inversionview_jax.measures.information import Information, InformationResult
 from inversionview_jax.measures.properties import Background, properties
 from inversionview_jax.measures.rates import Rate
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.reading import Reader, Request
+from inversionview_jax.reading.source import Source
 from inversionview_jax.tables import ShowsTable, Table
 from inversionview_jax.tasks import Task
 
 # Version 2: a reading's rows are called "features" ("says" before), verdicts "encodes", "partly encodes", "-", and the information's counts
-# "inputs_inside" and "draws_inside" ("met" and "found" before).
-FORMAT, FORMAT_VERSION = "inversionview-readings", 2
-_AT_ONCE = 8  # queries whose candidates are drawn in one call
+# "inputs_inside" and "draws_inside" ("met" and "found" before). Version 3: "method", "from_prior" and "problem" of a reading; the counts of an
+# information are null where its bits are those of Monte Carlo or of an exact preimage.
+FORMAT, FORMAT_VERSION = "inversionview-readings", 3
+_STEPS = {
+  "decoder": "candidates",
+  "exact": "inputs",
+}  # method -> what is counted while preimages are drawn; else particles
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -40,12 +49,13 @@ class Readings(ShowsTable):
   """What a set of activations encodes.
 
   Attributes:
-    reader, task: names.
+    reader, task: names; of a target where no decoder was used.
     each: the reading of each query by itself.
     information: of each query; None where it was not requested.
-    preimages: the candidates behind them.
+    preimages: the candidates or particles behind them.
     rows: the properties over all queries, most certain first, with their control.
     donors: how many other activations the control had for each query.
+    method: by which the preimages were found.
   """
 
   reader: str
@@ -55,6 +65,12 @@ class Readings(ShowsTable):
   preimages: tuple[Preimage, ...]
   rows: tuple[FeatureConsistency, ...]
   donors: int
+  method: str = "decoder"
+
+  @property
+  def from_prior(self) -> bool:
+    """Whether members follow the task's inputs inside epsilon; see `ActivationReading.from_prior`."""
+    return all(reading.from_prior for reading in self.each)
 
   @property
   def encoded(self) -> list[FeatureConsistency]:
@@ -91,6 +107,7 @@ class Readings(ShowsTable):
       "version": __version__,
       "reader": self.reader,
       "task": self.task,
+      "method": self.method,
       "donors": self.donors,
       "bits": bits and {"mean": bits[0], "error": bits[1]},
       "rows": [row.to_dict() for row in self.rows],
@@ -125,14 +142,13 @@ class Readings(ShowsTable):
 
 
 def read(
-  reader: Reader,
+  source: Source,
   requests: Sequence[Request],
   *,
   donors: Sequence[Request] | None = None,
   with_information: bool = True,
   tokens: bool = True,
   expressions: Sequence[str] = (),
-  num_samples: int | None = None,
   inputs: int = 8192,
   draws: int = 768,
   seed: int = 0,
@@ -141,16 +157,17 @@ def read(
   """Measures what a set of activations encodes.
 
   Args:
-    reader: of their site.
+    source: what their preimages are drawn from, and how.
     requests: the queries, with one epsilon, metric and match.
     donors: whose activations the control takes; None: those of the other queries, which must then be random inputs.
-    with_information: whether to estimate bits; members are then weighted by their probability among the task's inputs. Without,
-      candidates are weighted by how often they were drawn.
+    with_information: whether to measure bits. Those of Monte Carlo from the prior and of exact preimages are their own; for a method that
+      starts from the decoder they are estimated by `information.measure`, whose weighted texts take the place of the decoder's candidates.
+      Without, candidates count as often as they were drawn.
     tokens: whether plain tokens are included besides features.
     expressions: over the features, more properties (`grammar.expression`).
-    num_samples: candidates per query; None: the mixture's.
-    inputs, draws, seed: see `information.measure`.
-    progress: called with the current step, how many queries are done and of how many.
+    inputs, draws: see `information.measure`.
+    seed: of all that is drawn.
+    progress: called with the current step, how much of it is done and of how much.
 
   Raises:
     InversionViewError: no queries, or several epsilons, metrics or kinds of match.
@@ -160,42 +177,60 @@ def read(
   if len({(request.epsilon, request.metric, request.match) for request in requests}) > 1:
     raise InversionViewError("the queries have several epsilons, metrics or kinds of match: measure them apart")
   everyone = [*requests, *(donors or ())]
-  preimages: list[Preimage] = []
-  for start in range(0, len(everyone), _AT_ONCE):
-    progress("candidates", start, len(everyone))
-    part = everyone[start : start + _AT_ONCE]
-    preimages += reader.preimages(part, effects=False, num_samples=num_samples, seed=seed)
-  results = []
+  preimages = source.preimages(
+    everyone, effects=False, seed=seed, progress=functools.partial(progress, _STEPS.get(source.method, "particles"))
+  )
+  found: list[Information | None] = [None] * len(preimages)
+  weighted: list[InformationResult] = []
   if with_information:
-    first = preimages[0]
-    how: dict[str, Any] = {"epsilon": first.epsilon, "metric": first.metric, "match": first.match}
-    how |= {"inputs": inputs, "draws": draws}
-    for number, preimage in enumerate(preimages):
-      progress("information", number, len(preimages))
-      results += information.measure(reader, [preimage.query], seed=seed + number, **how)
+    found = [Information.of(preimage) for preimage in preimages]
+    if source.reader is not None and None in found:
+      # Of particles only the queries' own bits are wanted; of candidates the weighted texts of the donors, too.
+      wanted = preimages if source.method == "decoder" else preimages[: len(requests)]
+      weighted = _estimates(source.reader, wanted, inputs, draws, seed, progress)
+      found[: len(weighted)] = [one.information for one in weighted]
   progress("", 1, 1)
-  task, n = reader.task, len(requests)
-  members = [one.members for one in results] or [Members.of(preimage, task) for preimage in preimages]
+  task, n = source.task, len(requests)
+  by_weight = bool(weighted) and source.method == "decoder"
+  members = [one.members for one in weighted] if by_weight else [Members.of(preimage, task) for preimage in preimages]
   each = [
-    _reading(preimage, task, texts, tokens, expressions)
+    _reading(preimage, task, texts if by_weight else None, tokens, expressions)
     for preimage, texts in zip(preimages[:n], members[:n], strict=True)
   ]
   control = _control(task, preimages, members, n, donors is None, tokens, expressions)
   return Readings(
-    reader=reader.name,
+    reader=preimages[0].reader,
     task=task.name,
     each=tuple(each),
-    information=tuple(one.information for one in results[:n]) if results else None,
+    information=tuple(one for one in found[:n] if one is not None) or None,
     preimages=tuple(preimages[:n]),
     rows=_over_queries(each, control),
     donors=(n - 1) if donors is None else len(donors),
+    method=source.method,
   )
 
 
+def _estimates(
+  reader: Reader,
+  preimages: Sequence[Preimage],
+  inputs: int,
+  draws: int,
+  seed: int,
+  progress: Callable[[str, int, int], object],
+) -> list[InformationResult]:
+  """The bits of preimages that have none of their own, and the weighted texts behind them."""
+  results = []
+  for number, p in enumerate(preimages):
+    progress("information", number, len(preimages))
+    how: dict[str, Any] = {"epsilon": p.epsilon, "metric": p.metric, "match": p.match}
+    results += information.measure(reader, [p.query], inputs=inputs, draws=draws, seed=seed + number, **how)
+  return results
+
+
 def _reading(
-  preimage: Preimage, task: Task, members: Members, tokens: bool, expressions: Sequence[str]
+  preimage: Preimage, task: Task, members: Members | None, tokens: bool, expressions: Sequence[str]
 ) -> ActivationReading:
-  """The reading of one query from its members; the diversity is that of the candidates, also where members are weighted texts."""
+  """The reading of one query from its preimage, or from weighted texts; the diversity is that of the preimage in either case."""
   reading = consistency.activation_reading(preimage, task, members, tokens, expressions)
   drawn = Members.of(preimage, task).within(preimage.epsilon)
   return dataclasses.replace(reading, diversity=consistency.diversity(drawn, Background.of(task)))

@@ -21,19 +21,14 @@ from inversionview_jax.distance import MATCHES, METRICS
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.files import write_whole
 from inversionview_jax.preimage import json_format
+from inversionview_jax.preimage.methods import METHODS
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage.render import TerminalView
 
 # The share of samples inside epsilon that `shown` aims at; those outside show what the activation does distinguish (paper, appendix on sampling).
 _SHOWN_INSIDE = (0.6, 0.8)
-# Method -> how displays call it.
-METHODS = {
-  "decoder": "candidates of the decoder",
-  "monte_carlo": "Monte Carlo on the target, from the prior",
-  "decoder+monte_carlo": "Monte Carlo on the target, from the decoder's candidates",
-  "exact": "the target on every input",
-}
+PART = "only a part"  # the start of `Preimage.problem` where `Preimage.at` went beyond the epsilon of the run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +170,7 @@ class Preimage:
     problem: why they cannot; "" if they can.
     levels: of Monte Carlo, a dict for each level: "epsilon" (its threshold; inf for none), "survivors" (share of the particles that it kept),
       "acceptance" (kind of move -> accepted share), "distinct" (particles), "moved" (share that changed) and "sweeps".
+    sampled_epsilon: the epsilon of the run of Monte Carlo or of the exact preimage, where `at` has changed `epsilon`; else None.
 
   Raises:
     InversionViewError: an unknown metric, match or method, an epsilon that is not a positive number, or results of Monte Carlo that cannot be.
@@ -199,6 +195,7 @@ class Preimage:
   converged: bool | None = None
   problem: str = ""
   levels: tuple[dict, ...] = dataclasses.field(default=(), hash=False)
+  sampled_epsilon: float | None = None
 
   def __post_init__(self):
     if self.method not in METHODS:
@@ -271,8 +268,26 @@ class Preimage:
     return dataclasses.replace(self, samples=samples)
 
   def at(self, epsilon: float) -> "Preimage":
-    """The same candidates at another epsilon (> 0); nothing is run again."""
-    return dataclasses.replace(self, epsilon=epsilon)
+    """The same candidates at another epsilon (> 0); nothing is run again.
+
+    Of a decoder's candidates it is what a run at that epsilon would give. Bits, and whether particles can be relied on, hold for the epsilon of
+    the run and are dropped at another. The particles and exact members inside a smaller epsilon are still a sample of what lies inside it; of a
+    larger one they are a part only, and `converged` is False then.
+    """
+    epsilon = _positive(epsilon)
+    if epsilon == self.epsilon:
+      return self
+    if self.method == "decoder":
+      return dataclasses.replace(self, epsilon=epsilon)
+    run = self.epsilon if self.sampled_epsilon is None else self.sampled_epsilon
+    converged, problem = self.converged, self.problem
+    if converged or problem.startswith(PART):
+      converged, problem = None, ""
+    reached = max(run, self.levels[-1]["epsilon"] if self.levels else 0.0)
+    if _float32(epsilon) > _float32(reached):
+      converged, problem = False, problem or f"{PART} of {epsilon:g}, what lies inside {reached:g}: draw again for it"
+    changed = {"converged": converged, "problem": problem, "bits": None, "bits_error": None, "sampled_epsilon": run}
+    return dataclasses.replace(self, epsilon=epsilon, **changed)
 
   def to_json(self, path: "str | os.PathLike | None" = None) -> str:
     """Strict JSON of everything; also written to `path`, whole or not at all."""

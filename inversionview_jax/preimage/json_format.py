@@ -18,7 +18,15 @@ from inversionview_jax.errors import InversionViewError
 
 FORMAT, FORMAT_VERSION = "inversionview-preimage", 3
 PREIMAGE_KEYS = ("epsilon", "metric", "match", "seed", "reader", "task", "convention", "version")
-RESULT_KEYS = ("target_runs", "bits", "bits_error", "converged", "problem", "levels")  # since version 3
+RESULT_KEYS = (
+  "target_runs",
+  "bits",
+  "bits_error",
+  "converged",
+  "problem",
+  "levels",
+  "sampled_epsilon",
+)  # since version 3
 COMPARISON_KEYS = ("method", "others", "directions")  # since version 3
 LEVEL_KEYS = ("epsilon", "survivors", "acceptance", "distinct", "moved", "sweeps")
 QUERY_KEYS = ("text", "tokens", "token_strings", "position", "label", "site", "hook", "activation", "attention")
@@ -140,7 +148,7 @@ def checked_results(values: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     InversionViewError: one that is of another kind, or out of range; names it.
   """
-  runs, bits, error, converged, problem, levels = (values[name] for name in RESULT_KEYS)
+  runs, bits, error, converged, problem, levels, sampled = (values[name] for name in RESULT_KEYS)
   if error is not None and bits is None:
     raise InversionViewError(f"bits_error = {error!r} needs bits, which are None")
   if not (converged is None or isinstance(converged, bool)):
@@ -156,6 +164,7 @@ def checked_results(values: Mapping[str, Any]) -> dict[str, Any]:
     "converged": converged,
     "problem": problem,
     "levels": tuple(_checked_level(f"levels[{i}]", level) for i, level in enumerate(levels)),
+    "sampled_epsilon": None if sampled is None else _number("sampled_epsilon", sampled),
   }
 
 

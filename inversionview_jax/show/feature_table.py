@@ -19,33 +19,34 @@ def encoded_features(
 
   Args:
     reading: of the activation.
-    information: of the same activation, where it was measured; `reading` is then of the weighted texts behind it.
+    information: of the same activation, where it was measured.
     most: rows at most; properties that are not encoded are left out.
     notes: whether the columns are explained.
   """
   rows = [row for row in reading.rows if row.rate.count]
   encoded = [row for row in rows if row.verdict != "-"][:most]
   if encoded:
-    lines = "".join(map(_feature_row, encoded))
+    lines = "".join(_feature_row(row, reading.verdict_of(row)) for row in encoded)
   elif rows:
-    lines = '<tr><td colspan="4">encodes none of the task\'s features</td></tr>'
+    lines = f'<tr><td colspan="4">{"encodes" if reading.from_prior else "share"} none of the task\'s features</td></tr>'
   else:
     lines = '<tr><td colspan="4">no candidate lies inside ε: nothing can be measured</td></tr>'
   head = "".join(f'<th scope="col">{name}</th>' for name in ("the query has", "inside ε", "random", ""))
+  caption = "What it encodes" if reading.from_prior else "What the decoder's candidates share"
   notes_line = " · ".join(_reading_notes(reading, information, len(rows) - len(encoded) if encoded else 0, notes))
   return (
-    f'<table class="iv-features"><caption>What it encodes</caption><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
+    f'<table class="iv-features"><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
     f'<p class="iv-note">{notes_line}</p>\n'
   )
 
 
-def _feature_row(row: FeatureConsistency) -> str:
+def _feature_row(row: FeatureConsistency, verdict: str) -> str:
   bar = 100 * min(max(row.certainty, 0.0), 1.0)
   return (
     f'<tr class="iv-{row.verdict.replace(" ", "-")}">'
     f'<th scope="row">{escape(row.feature)} = <code>{escape(row.value) or "∅"}</code></th>'
     f'<td class="iv-bar" style="--r:{bar:.0f}%">{100 * row.rate.value:.0f} %</td>'
-    f"<td>{100 * row.base:.0f} %</td><td>{row.verdict}</td></tr>"
+    f"<td>{100 * row.base:.0f} %</td><td>{verdict}</td></tr>"
   )
 
 
@@ -60,10 +61,13 @@ def _reading_notes(
     yield f"<b>{bits}</b>: {100 * information.share:.3g} % of inputs lie inside ε"
     if information.warning:
       yield escape(information.warning)
-  if reading.diversity.drawn and information is None:
+  if reading.diversity.drawn and (information is None or reading.from_prior):
     yield f"{reading.diversity.distinct} distinct texts among {reading.diversity.drawn} inside"
+  if reading.problem and not (information and information.problem):
+    yield f"<b>not converged: {escape(reading.problem)}</b>"
   if left_out > 0:
     yield f"{left_out} more properties are not shown"
-  yield "each candidate counts as it was drawn" if information is None else "each input counts as it occurs"
+  if not reading.from_prior:
+    yield "candidates count as the decoder drew them, not as inputs occur: what they share need not be encoded"
   if notes:
     yield "bars: from the rate of random inputs (empty) to all inside (full)"

@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from inversionview_jax import sites, tasks
 from inversionview_jax._version import __version__
@@ -143,27 +143,46 @@ def _index(anchored: Sequence[tuple[Preimage, str]]) -> str:
   for p, name in anchored:
     key = p.query.site, p.query.label or str(p.query.position)
     label = f"{p.query.site} at {key[1]} of {p.query.text}"
-    link = f'<a href="#{name}" style="--r:{p.rate:.2f}" title="{escape(label)}">{_rate(p)}</a>'
+    shade, shown = formatting.brief(p)
+    link = f'<a href="#{name}" style="--r:{shade:.2f}" title="{escape(label)}">{shown}</a>'
     cells[key] = cells.get(key, "") + link
   head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
   rows = ""
   for site in sorted({p.query.site for p, _ in anchored}, key=_forward_order):
     rows += f'<tr><th scope="row">{escape(site)}</th>'
     rows += "".join(f"<td>{cells.get((site, column), '')}</td>" for column in columns) + "</tr>"
-  caption = '<caption class="rp-dim">share inside ε, by site and position</caption>'
+  kinds = {
+    "share inside ε" if p.method == "decoder" else "bits" if p.bits is not None else "distinct inputs"
+    for p, _ in anchored
+  }
+  unsure = "; ? has not converged" if any(p.converged is False for p, _ in anchored) else ""
+  caption = f'<caption class="rp-dim">{" or ".join(sorted(kinds))}, by site and position{unsure}</caption>'
   return f'<table class="rp-index">{caption}<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def _rates(anchored: Sequence[tuple[Preimage, str]]) -> str:
-  """The mean in-epsilon rate of each site, as bars."""
+  """Of each site, as bars: the mean in-epsilon rate of candidates; of particles, all of which lie inside, the mean bits where they are known."""
+  tables = ""
+  drawn = [p for p, _ in anchored if p.method == "decoder"]
+  if drawn:
+    rows = [(site, mean, f"{100 * mean:.0f} %{count}") for site, mean, count in _means(drawn, lambda p: p.rate)]
+    tables += plots.rates(rows, "in-epsilon rate of the candidates by site, mean")
+  known = [p for p, _ in anchored if p.bits is not None]
+  if known:
+    means = _means(known, lambda p: p.bits or 0.0)
+    most = max(mean for _, mean, _ in means) or 1.0
+    rows = [(site, mean / most, f"{mean:.2f} bits{count}") for site, mean, count in means]
+    tables += plots.rates(rows, "information by site, mean")
+  return f'<div class="inversionview rp-card">{tables}</div>' if tables else ""
+
+
+def _means(preimages: Sequence[Preimage], value: Callable[[Preimage], float]) -> list[tuple[str, float, str]]:
+  """Of each site in forward order: its name, the mean over its preimages, and of how many as text."""
   rows = []
-  for site in sorted({p.query.site for p, _ in anchored}, key=_forward_order):
-    site_rates = [p.rate for p, _ in anchored if p.query.site == site]
-    mean = statistics.fmean(site_rates)
-    rows.append((site, mean, f"{100 * mean:.0f} %" + (f" of {len(site_rates)}" if len(site_rates) > 1 else "")))
-  return (
-    f'<div class="inversionview rp-card">{plots.rates(rows, "in-epsilon rate of the candidates by site, mean")}</div>'
-  )
+  for site in sorted({p.query.site for p in preimages}, key=_forward_order):
+    values = [value(p) for p in preimages if p.query.site == site]
+    rows.append((site, statistics.fmean(values), f" of {len(values)}" if len(values) > 1 else ""))
+  return rows
 
 
 def _encoded(p: Preimage) -> str:
@@ -175,29 +194,23 @@ def _encoded(p: Preimage) -> str:
 
 
 def _settings(p: Preimage) -> str:
-  """Site, metric and how the candidates were drawn, as a line below the counts."""
-  pairs = sorted({(s.temperature, s.noise) for s in p.samples})
-  settings = ", ".join(f"({t:g}, {eta:g})" for t, eta in pairs[:6]) + (", …" if len(pairs) > 6 else "")
-  line = f"{escape(p.query.site)} at position {escape(formatting.position_text(p.query))} · " + escape(
-    f"{_metric(p)} · candidates at (temperature, noise) {settings} · {p.convention} weights · seed {p.seed}"
-  )
-  return f'<p class="iv-note">{line}</p>'
-
-
-def _metric(p: Preimage) -> str:
-  return dict(formatting.facts(p))["distance"]
-
-
-def _rate(p: Preimage) -> str:
-  particles = p.particles
-  return formatting.percent(formatting.totals(s for s in particles if s.inside), formatting.totals(particles))
+  """Site, metric, how the samples were found and with which bits, as a line below the counts."""
+  facts = dict(formatting.facts(p))
+  how = [facts[name] for name in ("method", "bits") if name in facts]
+  if p.method == "decoder":
+    pairs = sorted({(s.temperature, s.noise) for s in p.samples})
+    settings = ", ".join(f"({t:g}, {eta:g})" for t, eta in pairs[:6]) + (", …" if len(pairs) > 6 else "")
+    how = [f"candidates at (temperature, noise) {settings}"]
+  where = f"{p.query.site} at position {formatting.position_text(p.query)}"
+  parts = (where, facts["distance"], *how, f"{p.convention} weights", f"seed {p.seed}")
+  return f'<p class="iv-note">{escape(" · ".join(parts))}</p>'
 
 
 def _about(preimages: Sequence[Preimage], options: DisplayOptions) -> str:
   """The explanation of the sections, once for all."""
   return (
     '<footer class="inversionview rp-card rp-about"><p class="iv-note">Each section is one activation: the query with its position framed '
-    "(shaded: where the head attends to), the distances of all candidates, what those inside ε share, and some of the candidates. "
-    "What it encodes: a property of the query; how many of the candidates inside ε have it; how many random inputs have it; bars show how much "
+    "(shaded: where the head attends to), the distances of all samples, what those inside ε share, and some of the samples. "
+    "What it encodes: a property of the query; how many of the inputs inside ε have it; how many random inputs have it; bars show how much "
     f"of the gap between random inputs and all is closed.</p>{fragments.legend(preimages[0], options)}</footer>\n"
   )

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from inversionview_jax.distance import MATCHES, METRICS
-from inversionview_jax.preimage.data import METHODS
+from inversionview_jax.preimage.data import PART
+from inversionview_jax.preimage.methods import METHODS
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage.data import Preimage, Query, Sample
@@ -59,6 +60,20 @@ def percent(part: int, whole: int) -> str:
   return "100 %" if part else "0 %"
 
 
+FULL_BITS = 16.0  # a bar is full from so many bits on
+
+
+def brief(p: Preimage) -> tuple[float, str]:
+  """How full a bar that stands for a preimage is, from 0 to 1, and a short text: the share inside of candidates; of others, where all lie inside,
+  the bits or, where they are not known, how many different inputs there are. "?" has not converged."""
+  if p.method == "decoder":
+    return p.rate, percent(totals(p.inside), totals(p.samples))
+  mark = "?" if p.converged is False else ""
+  if p.bits is None:
+    return 0.0, f"{len({s.tokens for s in p.particles if s.inside})}{mark}"
+  return min(p.bits / FULL_BITS, 1.0), f"{p.bits:.1f} bits{mark}"
+
+
 def position_text(query: Query) -> str:
   """A position as its index and its label."""
   if query.position < 0:
@@ -96,6 +111,8 @@ def _results(p: Preimage) -> list[tuple[str, str]]:
 
 def warning(p: Preimage) -> str:
   """Why the particles cannot be relied on, or ""."""
+  if p.problem.startswith(PART):  # shown at another epsilon than that of the run
+    return visible(p.problem)
   return "" if p.converged in (None, True) else f"not converged: {visible(p.problem) or 'the reason was not recorded'}"
 
 

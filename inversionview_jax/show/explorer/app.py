@@ -3,23 +3,24 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
 
-from inversionview_jax.distance import METRICS
+from inversionview_jax import sites
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.preimage.render import DisplayOptions, to_page
 from inversionview_jax.show.explorer import panels, service
+from inversionview_jax.show.explorer.controls import control, set_view, sidebar
 from inversionview_jax.show.explorer.pane import pane
-from inversionview_jax.show.explorer.state import MOST_SHOWN, PANELS, SAMPLES, View, numbers
-from inversionview_jax.tasks import Task
+from inversionview_jax.show.explorer.state import PANELS, View
 
-_CUSTOM = "custom"
+_MOST_SITES = 48  # of which all are drawn at once
 _STYLE = """<style>
 .stMainBlockContainer{padding:2.2rem clamp(.8rem,3vw,2.5rem) 4rem;max-width:88rem}
 .stMainBlockContainer h1{font-size:1.5rem;padding:0;font-weight:650}
@@ -35,13 +36,13 @@ def main() -> None:
   st.html(_STYLE)
   readers = service.current()
   _from_address(readers)
-  _settings(readers)
+  sidebar(readers)
   view: View = st.session_state.view
   st.title("What does this activation encode?", anchor=False)
   for message in st.session_state.pop("errors", []):
     _alert(message)
   try:
-    readers.reader(view.reader)
+    readers.source(view.reader)
   except InversionViewError as error:
     _alert(str(error))
   else:
@@ -76,11 +77,6 @@ def _to_address(view: View) -> None:
     st.query_params.from_dict(params)
 
 
-def _set(**changes: Any) -> None:
-  """Changes fields of the view."""
-  st.session_state.view = dataclasses.replace(st.session_state.view, **changes)
-
-
 def _on_click(action: str) -> None:
   """Applies a click in a pane to the view."""
   try:
@@ -94,111 +90,25 @@ def _alert(message: str) -> None:
   pane(f"alert {message}", panels.alert(message), _on_click)
 
 
-# The settings: each control shows a field of the view and changes it.
-
-
-def _control(
-  make: Callable, name: str, *args: Any, shown: Any = None, change: Callable[[Any], dict] | None = None, **kwargs: Any
-) -> Any:
-  """A widget for one field of the view.
-
-  Args:
-    make: the function of Streamlit that makes the widget.
-    name: of the field.
-    shown: the value that the widget shows, where it is not that of the field.
-    change: the changes of the view for a value of the widget; by default the field becomes the value.
-    *args, **kwargs: for `make`.
-  """
-  view, key = st.session_state.view, f"control {name}"
-  st.session_state[key] = getattr(view, name) if shown is None else shown
-
-  def changed() -> None:
-    value = st.session_state[key]
-    try:
-      _set(**(change(value) if change else {name: value}))
-    except InversionViewError as error:
-      st.session_state.errors = [str(error)]
-
-  return make(*args, key=key, on_change=changed, **kwargs)
-
-
-def _settings(readers: service.Service) -> None:
-  """The controls in the sidebar."""
-  view: View = st.session_state.view
-  with st.sidebar:
-    known = list(readers.names)
-    names = known if view.reader in known else [view.reader, *known]
-    _control(st.selectbox, "reader", "Reader", names, change=lambda name: _other_reader(readers, name))
-    try:
-      task = readers.reader(view.reader).task
-    except InversionViewError:
-      return  # the page shows the error
-    metric = view.metric or task.metric
-    _control(st.radio, "metric", "Distance", list(METRICS), shown=metric, format_func=lambda m: METRICS[m].capitalize())
-    _control(
-      st.toggle, "match", "Only at this position", shown=view.match == "position",
-      change=lambda on: {"match": "position" if on else "anywhere"},
-      help="Off: each sample counts with the nearest of its positions. On: with the position of the query.",
-    )  # fmt: skip
-    own = bool(view.temperatures or view.noise)
-    mixtures = [*task.mixtures, _CUSTOM]
-    chosen = _CUSTOM if own else view.mixture or next(iter(task.mixtures))
-    if chosen not in mixtures:
-      mixtures = [chosen, *mixtures]
-    _control(st.selectbox, "mixture", "Sampling", mixtures, shown=chosen, change=lambda name: _mixture(task, name))
-    if own:
-      for name, label in (("temperatures", "Temperatures"), ("noise", "Noise, for each or for all")):
-        text = ", ".join(f"{v:g}" for v in getattr(view, name))
-        _control(st.text_input, name, label, shown=text, change=functools.partial(_numbers, name))
-    elif view.notes and chosen in task.mixtures:
-      pairs = ", ".join(f"({t:g}, {eta:g})" for t, eta in task.mixtures[chosen].settings)
-      st.caption(f"(temperature, noise): {pairs}")
-    _control(st.select_slider, "samples", "Candidates", SAMPLES)
-    _control(st.number_input, "shown", "Shown", 1, MOST_SHOWN, step=10)
-    _control(st.number_input, "seed", "Seed", 0, 2**32 - 1, step=1)
-    _control(st.toggle, "colors", "Colors")
-    _control(st.toggle, "notes", "Descriptions")
-
-
-def _other_reader(readers: service.Service, name: str) -> dict[str, Any]:
-  """The changes of the view when another reader is chosen: its first query, and the settings of its task."""
-  try:
-    start = readers.start(name)
-  except InversionViewError:
-    start = {}  # the page shows the error
-  return {"reader": name, "metric": "", "epsilon": None, "mixture": "", "head": "", **start}
-
-
-def _numbers(name: str, text: str) -> dict[str, tuple[float, ...]]:
-  """The changes of the view for a list of numbers as text."""
-  return {name: numbers(name, text)}
-
-
-def _mixture(task: Task, name: str) -> dict[str, Any]:
-  """The changes of the view when another mixture is chosen; a custom one starts with the settings of the task's own."""
-  if name != _CUSTOM:
-    return {"mixture": "" if name == next(iter(task.mixtures)) else name, "temperatures": (), "noise": ()}
-  pairs = task.mixture.settings
-  return {"mixture": "", "temperatures": tuple(t for t, _ in pairs), "noise": tuple(eta for _, eta in pairs)}
-
-
 # The page.
 
 
 def _input(readers: service.Service, view: View) -> None:
   """The input, its tokens, and the chosen panel."""
   with st.container(horizontal=True, vertical_alignment="bottom"):
-    _control(st.text_input, "text", "Input", width="stretch", change=lambda text: {"text": text.strip()})
-    st.button("Random", on_click=lambda: _set(text=readers.random_text(view.reader)), help="Another input of the task")
+    control(st.text_input, "text", "Input", width="stretch", change=lambda text: {"text": text.strip()})
+    st.button(
+      "Random", on_click=lambda: set_view(text=readers.random_text(view.reader)), help="Another input of the task"
+    )
   try:
     encoded = readers.input(view.reader, view.text)
-    readers.reader(view.reader).site_index(view.site)
+    readers.source(view.reader).check_site(view.site)
   except InversionViewError as error:
     _alert(str(error))
     return
-  pane("tokens", panels.token_strip(view, encoded), _on_click)
+  pane("tokens", panels.token_strip(view, encoded, "decoder" in readers.method(view)), _on_click)
   labels = PANELS | {"pinned": f"Pinned ({len(view.pins)})"}
-  _control(
+  control(
     st.segmented_control, "panel", "View", list(PANELS), format_func=labels.get, label_visibility="collapsed",
     change=lambda name: {"panel": name or view.panel},
   )  # fmt: skip
@@ -213,13 +123,29 @@ def _preimage(readers: service.Service, view: View, samples: int | None = None) 
   """The preimage of the view, with a progress bar while it is drawn."""
   if (preimage := readers.known(view, samples)) is not None:
     return preimage
-  bar = st.progress(0.0, "drawing candidates")
+  progress = _Progress(readers.method(view, samples))
   try:
-    return readers.preimage(
-      view, samples, lambda done, total: bar.progress(done / total, f"{done} of {total} candidates")
-    )
+    return readers.preimage(view, samples, progress)
   finally:
-    bar.empty()
+    progress.bar.empty()
+
+
+class _Progress:
+  """A bar that follows the drawing of a preimage; Streamlit ends the drawing there when the view was changed meanwhile."""
+
+  def __init__(self, method: str):
+    self._unit = "candidates" if method == "decoder" else "target runs"
+    self._levels = ""
+    self.bar = st.progress(0.0, f"drawing {self._unit if method == 'decoder' else 'particles'}")
+
+  def __call__(self, done: int, total: int) -> None:
+    of = f"{done:,} of {'at most ' if self._levels else ''}{total:,} {self._unit}"
+    self.bar.progress(min(done / max(total, 1), 1.0), f"{self._levels}{of}")
+
+  def level(self, number: int, level: Any) -> None:
+    """Notes the threshold of a level of Monte Carlo, counted from 1, for the text of the bar."""
+    threshold = "any distance" if math.isinf(level.epsilon) else f"ε = {level.epsilon:.3g}"
+    self._levels = f"level {number}, {threshold} · "
 
 
 def _reading(readers: service.Service, view: View, encoded: service.Input) -> None:
@@ -236,9 +162,8 @@ def _reading(readers: service.Service, view: View, encoded: service.Input) -> No
       st.button("Pinned" if pinned else "Pin", on_click=_on_click, args=("pin",), disabled=pinned)
       _downloads([preimage], view)
   with map_slot:
-    names = readers.reader(view.reader).config.sites
     known = functools.partial(_known, readers, view)
-    pane("sites", panels.site_map(view, names, known), _on_click)
+    pane("sites", panels.site_map(view, _site_names(readers, view), known), _on_click)
   with features_slot:
     _features(readers, view, preimage)
 
@@ -249,7 +174,7 @@ def _features(readers: service.Service, view: View, preimage: Preimage) -> None:
   with st.spinner("measuring bits") if measure else contextlib.nullcontext():
     information = readers.information(view, preimage, measure=measure)
   pane("features", panels.encoded_features(view, readers.reading(view, preimage), information), _on_click)
-  if information is None:
+  if information is None and readers.source(view.reader).reader is not None:
     st.button(
       "Measure bits",
       on_click=lambda: st.session_state.update(measure=True),
@@ -292,13 +217,24 @@ def _downloads(preimages: list[Preimage], view: View) -> None:
 
 
 def _sites(readers: service.Service, view: View, encoded: service.Input) -> None:
-  """A small panel for each site of the reader."""
+  """A small panel for each site; where there are many, for each of the layer of the chosen one."""
   del encoded
-  _grid(readers, view, [(name, {"site": name}) for name in readers.reader(view.reader).config.sites])
+  names = _site_names(readers, view)
+  if len(names) > _MOST_SITES:
+    layer = sites.parse(view.site).layer
+    names = [name for name in names if sites.parse(name).layer == layer]
+  _grid(readers, view, [(name, {"site": name}) for name in names])
+
+
+def _site_names(readers: service.Service, view: View) -> list[str]:
+  """The sites that the page shows: those of the reader, or the default ones of a target and the one that was typed."""
+  names = list(readers.source(view.reader).sites)
+  chosen = sites.parse(view.site).short
+  return names if chosen in names else [*names, chosen]
 
 
 def _positions(readers: service.Service, view: View, encoded: service.Input) -> None:
-  """A small panel for each position where the reader was trained to read."""
+  """A small panel for each position where the task takes queries."""
   parts = []
   for k, string in enumerate(encoded.strings):
     name = encoded.name(k)
@@ -308,11 +244,11 @@ def _positions(readers: service.Service, view: View, encoded: service.Input) -> 
 
 
 def _grid(readers: service.Service, view: View, parts: Sequence[tuple[str, dict[str, Any]]]) -> None:
-  """Small panels of (name, changes of the view), drawn with few candidates."""
+  """Small panels of (name, changes of the view), drawn with few candidates or particles."""
   views = [dataclasses.replace(view, **changes) for _, changes in parts]
   preimages = [readers.known(v, service.SKETCH_SAMPLES) for v in views]
   if None in preimages:
-    bar = st.progress(0.0, "drawing candidates")
+    bar = st.progress(0.0, "drawing")
     for k, v in enumerate(views):
       if preimages[k] is None:
         preimages[k] = readers.preimage(v, service.SKETCH_SAMPLES)
@@ -337,11 +273,11 @@ def _pinned(readers: service.Service, view: View, encoded: service.Input) -> Non
   for pin in view.pins:
     try:
       results.append(_preimage(readers, view.at(pin)))
+      if view.epsilon is None:  # tasks differ in theirs: that of the first pin holds for all
+        view = dataclasses.replace(view, epsilon=results[-1].epsilon)
     except InversionViewError as error:
       results.append(str(error))
   preimages = [p for p in results if not isinstance(p, str)]
-  if view.epsilon is None and preimages:  # tasks differ in theirs
-    results = [p if isinstance(p, str) else p.at(preimages[0].epsilon) for p in results]
   readings = [None if isinstance(p, str) else panels.slider_data(p, view) for p in results]
   pane("pinned", panels.pinned(view, results), _on_click, readings)
   if preimages:

@@ -1,7 +1,7 @@
 """A part of the page in the browser: shows HTML made in Python, and sends clicks back.
 
 The HTML comes from `panels`, escaped there. The script moves epsilon from the distances it was given, so that the line follows the slider;
-when the slider rests it sends the new epsilon, and Python chooses samples for it from the candidates that are drawn.
+when the slider rests it sends the new epsilon, and Python chooses samples for it from the candidates that are drawn, or draws particles anew.
 """
 
 import functools
@@ -22,11 +22,16 @@ function move(root, readings, epsilon, from) {
   for (const part of root.querySelectorAll("[data-reading]")) {
     const reading = readings[part.dataset.reading];
     if (!reading) continue;
-    let inside = 0;
-    for (const d of reading.distances) if (d <= limit) inside++;
-    part.querySelector("[data-percent]").textContent = percent(inside, reading.distances.length);
-    part.querySelector("[data-inside]").textContent = inside;
-    part.querySelector("[data-value]").textContent = epsilon;
+    const share = part.querySelector("[data-percent]");
+    if (share) {
+      let inside = 0;
+      for (const d of reading.distances) if (d <= limit) inside++;
+      share.textContent = percent(inside, reading.distances.length);
+      part.querySelector("[data-inside]").textContent = inside;
+      part.querySelector("[data-value]").textContent = epsilon;
+    }
+    // Particles belong to the epsilon they were drawn for; the server draws others when the slider rests.
+    part.classList.toggle("ex-stale", "drawn" in part.dataset && Number(part.dataset.drawn) !== Number(epsilon));
     part.querySelector(".iv-hist").style.setProperty("--x", 100 * axis(epsilon) + "%");
     const table = part.querySelector(".iv-samples"), line = table.querySelector(".iv-line");
     table.style.setProperty("--full", 3 * epsilon);
@@ -134,6 +139,8 @@ min-width:2.1rem;min-height:3rem;padding:.3rem .3rem .15rem;text-align:center;wh
 .inversionview .ex-in{margin:.1rem 0 .4rem;color:var(--dim);font-size:.9rem}
 .inversionview .ex-figure{display:flex;flex-wrap:wrap;gap:.1rem .7rem;align-items:baseline;margin:.5rem 0 .6rem;font-variant-numeric:tabular-nums;color:var(--dim);font-size:.87rem}
 .inversionview .ex-figure>b{font-size:2rem;line-height:1.1;font-weight:650;color:var(--in);min-width:5.2rem}
+.inversionview .ex-warning{margin:-.2rem 0 .6rem;font-size:.87rem;color:var(--eps);font-weight:600}
+.ex-stale :is(.ex-figure,.ex-warning,.iv-samples){opacity:.35}
 .ex-scale{display:grid;grid-template-columns:minmax(0,1fr) 5.6rem;gap:1rem;align-items:end;margin:0 0 .9rem}
 .inversionview .ex-scale .iv-hist{margin:0}
 .inversionview .ex-scale input[type=range]{display:block;width:calc(100% + 16px);height:1.7rem;margin:0 -8px;accent-color:var(--eps);cursor:ew-resize}

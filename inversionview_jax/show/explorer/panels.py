@@ -54,8 +54,14 @@ def alert(message: str) -> str:
   return f'<div class="inversionview iv-alert" role="alert">{escape(message)}</div>'
 
 
-def token_strip(view: View, encoded: Input) -> str:
-  """The input's tokens as buttons; shaded by the attention of the chosen site's head from the chosen position."""
+def token_strip(view: View, encoded: Input, decoder: bool = True) -> str:
+  """The input's tokens as buttons; shaded by the attention of the chosen site's head from the chosen position.
+
+  Args:
+    view: the query.
+    encoded: its tokens.
+    decoder: whether the view's method uses a decoder, which was trained on some of the positions only.
+  """
   chosen = _position(view, encoded)
   weights, top = np.zeros(0), 1.0
   site = sites.parse(view.site)
@@ -75,7 +81,7 @@ def token_strip(view: View, encoded: Input) -> str:
       continue
     cells.append(
       f'{pick(label_text, position=name)} aria-pressed="{str(here).lower()}" title="{escape(label_text)}"{shade} class="ex-token iv-att'
-      f'{" ex-end" if special else ""}{"" if trained else " ex-unusual"}">{escape(string) or "∅"}'
+      f'{" ex-end" if special else ""}{"" if trained or not decoder else " ex-unusual"}">{escape(string) or "∅"}'
       f"<small>{escape('' if special else label) or k}</small></button>"
     )
   note = ""
@@ -83,7 +89,7 @@ def token_strip(view: View, encoded: Input) -> str:
     note = "Click the token whose activation is read."
     if len(weights):
       note += f' <span class="iv-att" style="--e:.7">Shaded</span>: where head {escape(view.site)} attends from there, at most {top:.2f}.'
-    if chosen is not None and encoded.name(chosen) not in encoded.query_positions:
+    if decoder and chosen is not None and encoded.name(chosen) not in encoded.query_positions:
       note += " The reader was trained on other positions: what it shows here is an extrapolation."
   return _card(
     f'<div class="ex-tokens" data-keys role="group" aria-label="position">{"".join(cells)}</div>', note, "ex-bare"
@@ -91,7 +97,7 @@ def token_strip(view: View, encoded: Input) -> str:
 
 
 def site_map(view: View, names: Sequence[str], known: Callable[[str], Preimage | None]) -> str:
-  """The reader's sites as buttons, a row for each layer, each with its in-epsilon rate where it is known.
+  """The reader's sites as buttons, a row for each layer, each with its in-epsilon rate or bits where it has been read.
 
   Args:
     view: the query; its site is marked.
@@ -120,14 +126,17 @@ def site_map(view: View, names: Sequence[str], known: Callable[[str], Preimage |
     )
   note = ""
   if view.notes:
-    note = f"<b>{escape(view.site)}</b> is {describe(view.site)}. Bars: share of candidates inside ε, where a site has been read."
+    note = f"<b>{escape(view.site)}</b> is {describe(view.site)}. Bars, where a site has been read: share of candidates inside ε, or bits of the particles."
   return _card(f'<div class="ex-map" data-keys role="group" aria-label="site">{body}</div>', note, title="Site")
 
 
 def _site(view: View, name: str, known: Preimage | None) -> str:
   here = str(name == view.site).lower()
-  label = f"{name}, {describe(name)}" + ("" if known is None else f", {_rate(known)} inside epsilon")
-  bar = "" if known is None else f'<u style="--r:{100 * known.rate:.0f}%"></u>'
+  label, bar = f"{name}, {describe(name)}", ""
+  if known is not None:
+    share, text = formatting.brief(known)
+    label += f", {text}{' inside epsilon' if known.method == 'decoder' else '' if known.bits is not None else ' different inputs'}"
+    bar = f'<u style="--r:{100 * share:.0f}%"></u>'
   return f'{pick(label, site=name)} aria-pressed="{here}" title="{escape(label)}" class="ex-site{" ex-wide" if len(_short(name)) > 4 else ""}">{escape(_short(name))}{bar}</button>'
 
 
@@ -144,7 +153,7 @@ def _short(name: str) -> str:
 def reading(view: View, p: Preimage, slider: bool = True) -> str:
   """The chosen activation's preimage, with epsilon to move."""
   head = f'<h2>{_title(p)}</h2><p class="ex-in"><code>{escape(p.query.text)}</code></p>'
-  return _card(_body(view, p, head, slider=slider), "", data=' data-reading="0"')
+  return _card(_body(view, p, head, slider=slider), "", data=f' data-reading="0"{_drawn_at(p)}')
 
 
 def encoded_features(view: View, reading: "ActivationReading", information: "Information | None") -> str:
@@ -159,12 +168,23 @@ def _body(view: View, p: Preimage, head: str, slider: bool) -> str:
 
 
 def _figure(p: Preimage) -> str:
+  """How many lie inside epsilon: a share of candidates, which follows the slider; of particles bits or how many differ, and what is wrong."""
+  where = f"{METRICS[p.metric]}{', at this position' if p.match == 'position' else ''}"
+  value = f"ε = <span data-value>{p.epsilon:g}</span>"
   n, inside = formatting.totals(p.samples), formatting.totals(p.inside)
-  return (
-    f'<p class="ex-figure" aria-live="polite"><b data-percent>{formatting.percent(inside, n)}</b> '
-    f"<span><span data-inside>{inside}</span> of {n} candidates inside ε = <span data-value>{p.epsilon:g}</span>, "
-    f"{METRICS[p.metric]}{', at this position' if p.match == 'position' else ''}</span></p>\n"
-  )
+  if p.method == "decoder":
+    return (
+      f'<p class="ex-figure" aria-live="polite"><b data-percent>{formatting.percent(inside, n)}</b> '
+      f"<span><span data-inside>{inside}</span> of {n} candidates inside {value}, {where}</span></p>\n"
+    )
+  distinct = len({s.tokens for s in p.particles if s.inside})
+  bits = "" if p.bits is None else f"{p.bits:.2f}{'' if p.bits_error is None else f' ± {p.bits_error:.2f}'} bits"
+  facts = dict(formatting.facts(p))
+  figure = f"<b>{bits or f'{distinct:,}'}</b> <span>{'' if bits else 'different inputs · '}{escape(formatting.counts(p, (), 0)[0])}"
+  text = f"{figure}: {value}, {where} · {f'{distinct:,} different · ' if bits else ''}{escape(facts['method'])}</span>"
+  warning = formatting.warning(p)
+  alarm = f'<p class="ex-warning" role="status">{escape(warning)}</p>\n' if warning else ""
+  return f'<p class="ex-figure" aria-live="polite">{text}</p>\n{alarm}'
 
 
 def _scale(p: Preimage, above: str = "") -> str:
@@ -195,7 +215,7 @@ def grid(view: View, parts: Sequence[tuple[str, dict, Preimage | None]]) -> str:
   cells = ""
   for name, changes, p in parts:
     here = all(getattr(view, key) == value for key, value in changes.items())
-    title = f"<b>{escape(name)}</b><span>{'…' if p is None else _rate(p)}</span>"
+    title = f"<b>{escape(name)}</b><span>{'…' if p is None else formatting.brief(p)[1]}</span>"
     opens = pick(f"open {name}", **changes, panel="reading")
     body = ""
     if p is not None:
@@ -209,7 +229,7 @@ def grid(view: View, parts: Sequence[tuple[str, dict, Preimage | None]]) -> str:
       f'<article class="ex-small{" ex-here" if here else ""}">{opens} class="ex-open">{title}</button>{body}</article>'
     )
   note = (
-    "The nearest samples of each, and the share inside ε of 256 candidates. Click a heading to open it."
+    "The nearest samples of each, and the share inside ε of 256 candidates or the bits of 256 particles. Click a heading to open it."
     if view.notes
     else ""
   )
@@ -278,9 +298,16 @@ def pinned(view: View, results: Sequence[Preimage | str]) -> str:
     head = (
       f'<h2>{_title(p)}</h2><p class="ex-in">{escape(pin.reader)} · <code>{escape(p.query.text)}</code></p>{buttons}'
     )
-    cells += f'<section class="ex-pin" data-reading="{k}">{_body(options, p, head, slider=False)}</section>'
+    cells += (
+      f'<section class="ex-pin" data-reading="{k}"{_drawn_at(p)}>{_body(options, p, head, slider=False)}</section>'
+    )
   shown = [p for p in results if not isinstance(p, str)]
   return _card(f'{_scale(shown[0]) if shown else ""}<div class="ex-pins">{cells}</div>', "")
+
+
+def _drawn_at(p: Preimage) -> str:
+  """The epsilon that the samples belong to, of a method that draws them anew for another: the browser shades them until it has."""
+  return "" if p.method == "decoder" else f' data-drawn="{p.epsilon:g}"'
 
 
 def _title(p: Preimage) -> str:
@@ -298,10 +325,6 @@ def _position(view: View, encoded: Input) -> int | None:
     return int(view.position) % last if -last <= int(view.position) < last else None
   except ValueError:
     return None
-
-
-def _rate(p: Preimage) -> str:
-  return formatting.percent(formatting.totals(p.inside), formatting.totals(p.samples))
 
 
 def _card(body: str, note: str, extra: str = "", title: str = "", data: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Readers and the preimages they have drawn, kept between the clicks of all sessions of one page."""
+"""Readers and targets, and the preimages that were drawn from them, kept between the clicks of all sessions of one page."""
 
 import collections
 import dataclasses
@@ -13,6 +13,7 @@ import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.preimage import Preimage
+from inversionview_jax.preimage.methods import SETTINGS
 from inversionview_jax.show.explorer.state import View
 from inversionview_jax.tasks import Task
 from inversionview_jax.tasks.extension import is_named
@@ -20,10 +21,10 @@ from inversionview_jax.tasks.extension import is_named
 if TYPE_CHECKING:  # JAX takes seconds to import, and tests of the settings do without it
   from inversionview_jax.measures.consistency import ActivationReading
   from inversionview_jax.measures.information import Information, InformationResult
-  from inversionview_jax.reading import Reader
+  from inversionview_jax.reading.source import Source
 
 _CACHE_SIZE = 200  # preimages, of 2 MB each
-SKETCH_SAMPLES = 256  # candidates of each panel where many sites or positions are shown
+SKETCH_SAMPLES = 256  # candidates or particles of each panel where many sites or positions are shown
 # The query a page opens with. Other tasks open with an input of their test split.
 _FIRST_QUERIES = {
   "addition": {"text": "615+861=1476", "site": "a0.0", "position": "="},
@@ -32,17 +33,27 @@ _FIRST_QUERIES = {
 
 
 class Service:
-  """The readers of a page, each loaded when it is first needed.
+  """The readers and targets of a page, each loaded when it is first needed.
 
   Args:
     readers: shipped names and folders; a page opens no others, whatever its address names.
+    targets: shipped names, folders and checkpoints that are read without a decoder; shown as "NAME (target)".
+    task: of the targets; None: their own.
+    method: of a view that names none; None: the default of `Source.of`.
   """
 
-  def __init__(self, readers: Sequence[str]):
+  def __init__(
+    self, readers: Sequence[str], targets: Sequence[str] = (), task: str | None = None, method: str | None = None
+  ):
     self.names = {_label(name): name for name in readers}
-    if len(self.names) < len(set(readers)):
-      raise InversionViewError(f"two readers have the same name: {', '.join(readers)}; rename a folder")
-    self._readers: dict[str, Reader] = {}
+    self._targets = {f"{_label(name)} (target)": name for name in targets}
+    if len(self.names) < len(set(readers)) or len(self._targets) < len(set(targets)):
+      raise InversionViewError(
+        f"two readers or targets have the same name: {', '.join([*readers, *targets])}; rename a folder"
+      )
+    self.names |= self._targets
+    self._task, self._method = task, method
+    self._sources: dict[str, Source] = {}
     self._drawn: collections.OrderedDict[tuple, Preimage] = collections.OrderedDict()
     self._inputs: collections.OrderedDict[tuple, Input] = collections.OrderedDict()
     self._readings: collections.OrderedDict[tuple, ActivationReading] = collections.OrderedDict()
@@ -50,16 +61,71 @@ class Service:
     self._lock = threading.Lock()  # of the caches
     self._work = threading.RLock()  # one computation at a time: two at once would take longer each
 
-  def reader(self, name: str) -> "Reader":
-    """The reader of this name; raises `InversionViewError` for a name that is not the page's, and for a reader that cannot be loaded."""
+  def source(self, name: str) -> "Source":
+    """The reader or target of this name with its default method.
+
+    Raises:
+      InversionViewError: a name that is not the page's, or a reader or target that cannot be loaded, or has no method to be read by.
+    """
     if name not in self.names:
       raise one_of("reader", name, self.names)
     with self._work:
-      if name not in self._readers:
-        from inversionview_jax.reading import load_reader
+      if name not in self._sources:
+        self._sources[name] = self._load(name)
+      return self._sources[name]
 
-        self._readers[name] = load_reader(self.names[name])
-      return self._readers[name]
+  def _load(self, name: str) -> "Source":
+    from inversionview_jax.reading import load_reader
+    from inversionview_jax.reading.source import Source
+    from inversionview_jax.targets import load_target, task_and_target
+
+    if name not in self._targets:
+      return Source.of(load_reader(self.names[name]), self._method)
+    if self._task is None:
+      return Source.of(load_target(self.names[name]), self._method)
+    task, target = task_and_target(self._task, self.names[name])
+    return Source.of(target, self._method, task=task)
+
+  @property
+  def has_targets(self) -> bool:
+    """Whether some are read without a decoder."""
+    return bool(self._targets)
+
+  def methods(self, name: str) -> tuple[str, ...]:
+    """The methods that a reader or target can be read by, the default first."""
+    from inversionview_jax.reading.source import methods
+
+    source = self.source(name)
+    usable = methods(source.task, source.reader is not None)
+    return tuple(sorted(usable, key=lambda method: method != source.method))
+
+  def method(self, view: View, samples: int | None = None) -> str:
+    """The method of a view; that of a sketch, which has so many samples, is Monte Carlo from the prior in place of other starts: it gives bits."""
+    method = view.method or self.source(view.reader).method
+    if samples is not None and method != "decoder" and "monte_carlo" in self.methods(view.reader):
+      return "monte_carlo"
+    return method
+
+  def source_of(self, view: View, samples: int | None = None) -> "Source":
+    """The reader or target of a view, with its method and settings.
+
+    Args:
+      view: see `View`.
+      samples: candidates or particles of a sketch; None: the view's.
+    """
+    source, method = self.source(view.reader), self.method(view, samples)
+    if is_named(view.mixture):
+      # Elsewhere a mixture may be named as package.module:NAME; the address of a page must not choose a module to import.
+      raise one_of(f"mixture of task {source.task.name!r}:", view.mixture, source.task.mixtures)
+    settings = {
+      "temperatures": view.temperatures or None,
+      "noise": view.noise or None,
+      "num_samples": samples or view.samples,
+      "mixture": view.mixture or None,
+      "particles": samples or view.particles,
+      "budget": view.budget,
+    }
+    return source.by(method, **{name: settings[name] for name in SETTINGS.get(method, ())})
 
   def preload(self) -> threading.Thread:
     """Loads the first reader and draws the first preimage in a thread, while the server starts."""
@@ -79,16 +145,16 @@ class Service:
 
   def start(self, name: str) -> dict[str, Any]:
     """The query a page opens with: text, site and position."""
-    reader = self.reader(name)
-    query = _FIRST_QUERIES.get(reader.task.name)
-    if query and query["site"] in reader.config.sites:
+    source = self.source(name)
+    query = _FIRST_QUERIES.get(source.task.name)
+    if query and query["site"] in source.sites:
       return dict(query)
     text = self.random_text(name, 0)
-    return {"text": text, "site": reader.config.sites[0], "position": self.input(name, text).query_positions[-1]}
+    return {"text": text, "site": source.sites[0], "position": self.input(name, text).query_positions[-1]}
 
   def random_text(self, name: str, seed: int | None = None) -> str:
     """An input of the task's test split."""
-    task = self.reader(name).task
+    task = self.source(name).task
     index = _test_split(task)
     return task.tokenizer.text(task.tokens(index[random.Random(seed).randrange(len(index))][None])[0])
 
@@ -100,81 +166,80 @@ class Service:
         self._inputs.move_to_end(key)
         return self._inputs[key]
     with self._work:
-      encoded = _encode(self.reader(name), text)
+      encoded = _encode(self.source(name), text)
     self._keep(self._inputs, key, encoded)
     return encoded
 
   def preimage(
     self, view: View, samples: int | None = None, progress: Callable[[int, int], object] | None = None
   ) -> Preimage:
-    """The preimage of `view` at its epsilon; nothing is drawn again for another epsilon or for a view that was shown before.
+    """The preimage of `view` at its epsilon; nothing is drawn again for a view that was shown before.
+
+    Candidates of the decoder do not depend on epsilon, so that they are not drawn again for another; of other methods they are.
 
     Args:
       view: the query and the settings.
-      samples: candidates; None for the view's number.
-      progress: called with (candidates drawn, all of them) while they are drawn.
+      samples: candidates or particles; None for the view's number.
+      progress: called with (done, all of it) while they are drawn; its attribute `level`, if it has one, with each level of Monte Carlo.
     """
     key = self._key(view, samples)
     preimage = self._get(key)
     if preimage is None:
-      reader = self.reader(view.reader)
-      if is_named(view.mixture):
-        # Elsewhere a mixture may be named as package.module:NAME; the address of a page must not choose a module to import.
-        raise one_of(f"mixture of task {reader.task.name!r}:", view.mixture, reader.task.mixtures)
+      from inversionview_jax.reading import Request
+
+      source = self.source_of(view, samples)
+      epsilon = None if source.method == "decoder" else view.epsilon
+      request = Request(view.text, view.site, view.position, epsilon, view.metric or None, view.match)
       with self._work:
         preimage = self._get(key)  # another session may have drawn it meanwhile
         if preimage is None:
-          preimage = reader.preimage(
-            view.text,
-            view.site,
-            view.position,
-            metric=view.metric or None,
-            match=view.match,
-            temperatures=view.temperatures or None,
-            noise=view.noise or None,
-            num_samples=samples or view.samples,
-            mixture=view.mixture or None,
-            seed=view.seed,
-            progress=progress or (lambda done, total: None),
-          )
+          preimage = source.preimage(request, seed=view.seed, progress=progress or (lambda done, total: None))
       self._keep(self._drawn, key, preimage)
-    return preimage if view.epsilon is None else preimage.at(view.epsilon)
+    return self._at(view, preimage)
 
   def known(self, view: View, samples: int | None = None) -> Preimage | None:
     """What `preimage` returns, if it has been drawn before."""
     preimage = self._get(self._key(view, samples))
-    return preimage if preimage is None or view.epsilon is None else preimage.at(view.epsilon)
+    return None if preimage is None else self._at(view, preimage)
+
+  def _at(self, view: View, preimage: Preimage) -> Preimage:
+    return preimage if view.epsilon is None or preimage.method != "decoder" else preimage.at(view.epsilon)
 
   def reading(self, view: View, preimage: Preimage) -> "ActivationReading":
     """The properties that the activation encodes at this epsilon.
 
-    Taken from the candidates as they were drawn or, once the bits were measured, from inputs weighted as they occur.
+    Taken from particles and exact members as they are; from a decoder's candidates as they were drawn or, once the bits were measured, from
+    inputs weighted as they occur.
     """
     key = (self._key(view, None), preimage.epsilon)
-    measured = self._bits.get(key)
+    measured = self._bits.get(key) if preimage.method == "decoder" else None
     if (reading := self._readings.get((key, measured is None))) is None:
       from inversionview_jax.measures import consistency
 
-      task = self.reader(view.reader).task
+      task = self.source(view.reader).task
       reading = consistency.activation_reading(preimage, task, None if measured is None else measured.members)
       self._keep(self._readings, (key, measured is None), reading)
     return reading
 
   def information(self, view: View, preimage: Preimage, measure: bool = False) -> "Information | None":
-    """The information in bits at this epsilon; None where it has not been measured.
+    """The information in bits at this epsilon: the preimage's own or, where it starts from a decoder, an estimate once it was measured.
 
     Args:
       view: the query and the settings.
       preimage: of the view.
-      measure: whether to measure it now, which takes a second or more.
+      measure: whether to measure it now where the preimage has none, which takes a second or more.
     """
-    key = (self._key(view, None), preimage.epsilon)
-    if measure and key not in self._bits:
+    from inversionview_jax.measures.information import Information
+
+    if (own := Information.of(preimage)) is not None:
+      return own
+    key, reader = (self._key(view, None), preimage.epsilon), self.source(view.reader).reader
+    if measure and reader is not None and key not in self._bits:
       from inversionview_jax.measures import information
 
       with self._work:
         measured = information.measure(
-          self.reader(view.reader),
+          reader,
           [preimage.query],
           epsilon=preimage.epsilon,
           metric=preimage.metric,
@@ -198,16 +263,14 @@ class Service:
     return None
 
   def _key(self, view: View, samples: int | None) -> tuple:
-    settings = (
-      view.metric,
-      view.match,
-      view.mixture,
-      view.temperatures,
-      view.noise,
-      samples or view.samples,
-      view.seed,
-    )
-    return (*dataclasses.astuple(view.here), *settings)
+    method = self.method(view, samples)
+    settings = {
+      "decoder": (view.mixture, view.temperatures, view.noise, samples or view.samples),
+      "monte_carlo": (samples or view.particles, view.budget, view.epsilon),
+      "exact": (view.epsilon,),
+    }
+    own = tuple(settings[name] for name in settings if name in method)  # of "decoder+monte_carlo" both
+    return (*dataclasses.astuple(view.here), view.metric, view.match, view.seed, method, *own)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +280,7 @@ class Input:
   Attributes:
     strings: its T tokens, BOS first.
     labels: the task's name of each position; "" where it has none.
-    query_positions: names of the positions where the reader was trained to read.
+    query_positions: names of the positions where the task takes queries, which a reader was trained to read.
     patterns: float32[L, H, T, T], attention of every head.
   """
 
@@ -232,14 +295,14 @@ class Input:
     return label if label and self.labels.count(label) == 1 else str(position)
 
 
-def _encode(reader: "Reader", text: str) -> Input:
-  task, tokenizer = reader.task, reader.task.tokenizer
+def _encode(source: "Source", text: str) -> Input:
+  task, tokenizer = source.task, source.task.tokenizer
   if not text:
     raise InversionViewError("the text is empty: type an input of the task, or take a random one")
   row = tokenizer.encode_batch([text], length=task.length, eos=True)[0]
   ids = [int(token) for token in row if token != tokenizer.pad_id]
   queries = np.flatnonzero(np.asarray(task.query_mask(row[None]))[0])
-  patterns = reader.attention(row[None])[0][:, :, : len(ids), : len(ids)]
+  patterns = source.attention(row[None])[0][:, :, : len(ids), : len(ids)]
   encoded = Input(tuple(tokenizer.strings(ids)), tuple(task.labels(ids)), (), patterns)
   return dataclasses.replace(encoded, query_positions=tuple(encoded.name(int(k)) for k in queries))
 
@@ -250,17 +313,19 @@ def _test_split(task: Task) -> np.ndarray:
 
 
 def _label(name: str) -> str:
-  """The name of a reader on the page: its own if it is shipped, else that of its folder."""
+  """The name of a reader or target on the page: its own if it is shipped, else that of its folder."""
   return name if "/" not in name and not pathlib.Path(name).is_dir() else pathlib.Path(name).resolve().name
 
 
 _current: Service | None = None
 
 
-def configure(readers: Sequence[str]) -> Service:
-  """Sets the readers of the pages of this process; the command calls this before it starts the server."""
+def configure(
+  readers: Sequence[str], targets: Sequence[str] = (), task: str | None = None, method: str | None = None
+) -> Service:
+  """Sets the readers and targets of the pages of this process; the command calls this before it starts the server."""
   global _current
-  _current = Service(readers)
+  _current = Service(readers, targets, task, method)
   return _current
 
 

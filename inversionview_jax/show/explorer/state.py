@@ -8,6 +8,7 @@ from typing import Any
 
 from inversionview_jax.distance import MATCHES, METRICS
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.preimage.methods import SETTINGS
 
 PANELS = {
   "reading": "Reading",
@@ -17,6 +18,7 @@ PANELS = {
   "pinned": "Pinned",
 }
 SAMPLES = (256, 512, 1024, 2048, 4096)
+BUDGETS = (20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000)
 MOST_PINS, MOST_SHOWN = 6, 500
 
 
@@ -46,19 +48,21 @@ class View:
   """The whole state of the page: what it shows depends on this and on the readers only.
 
   Attributes:
-    reader: one of the readers the page was started with.
+    reader: one of the readers and targets the page was started with.
     text, site, position: the query; `position` is a label of the task or an index.
     epsilon: the threshold; None: the task's.
     metric, match: as for `Reader.preimage`; "" is the task's metric.
     mixture: name of a sampling mixture; "" is the task's own, unless `temperatures` or `noise` are given.
     temperatures, noise: as for `Reader.preimage`; () when not given.
-    samples: candidates that are drawn.
+    samples: candidates that the decoder draws.
     shown: samples that are shown at most.
     seed: of the candidates.
     colors, notes: whether tokens are colored, and whether descriptions are shown.
     panel: a key of `PANELS`.
     head: "layer.head" whose attention is shown; "" is that of the site, else the first.
     pins: pinned queries.
+    method: by which preimages are found; "" is the default of `reading.source.Source`.
+    particles, budget: of Monte Carlo.
   """
 
   reader: str = ""
@@ -79,6 +83,9 @@ class View:
   panel: str = "reading"
   head: str = ""
   pins: tuple[Pin, ...] = ()
+  method: str = ""
+  particles: int = 1024
+  budget: int = 200_000
 
   @property
   def here(self) -> Pin:
@@ -211,8 +218,8 @@ def _switch(name: str, text: str) -> bool:
   return _one_of(("0", "1"))(name, text) == "1"
 
 
-def _samples(name: str, text: str) -> int:
-  return int(_one_of(tuple(map(str, SAMPLES)))(name, text))
+def _number_of(choices: Sequence[int]) -> Callable[[str, str], int]:
+  return lambda name, text: int(_one_of(tuple(map(str, choices)))(name, text))
 
 
 def _string(name: str, text: str) -> str:
@@ -228,10 +235,13 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
   "epsilon": _epsilon,
   "metric": _one_of(METRICS),
   "match": _one_of(MATCHES),
+  "method": _one_of(SETTINGS),
   "mixture": _string,
   "temperatures": numbers,
   "noise": numbers,
-  "samples": _samples,
+  "samples": _number_of(SAMPLES),
+  "particles": _number_of(SAMPLES),
+  "budget": _number_of(BUDGETS),
   "shown": _whole(1, MOST_SHOWN),
   "seed": _whole(0, 2**32 - 1),
   "colors": _switch,

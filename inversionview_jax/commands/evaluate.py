@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.commands import flags
 from inversionview_jax.commands.tables import make_table
-from inversionview_jax.errors import one_of
+from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.files import make_folder, write_whole
 from inversionview_jax.progress import bar
 
 if TYPE_CHECKING:
   from inversionview_jax.measures.coverage import Completeness, ExactComparison
   from inversionview_jax.measures.evaluation import Evaluation
-  from inversionview_jax.measures.monte_carlo import MonteCarloEvaluation
+  from inversionview_jax.measures.methods import MethodComparison
   from inversionview_jax.reading import Reader
+  from inversionview_jax.sites import Site
+  from inversionview_jax.targets import Target
   from inversionview_jax.tasks import Mixture, Task
 
 _NAMES = ("site", "position", "query")  # columns that hold names
@@ -27,14 +29,14 @@ input does; and, where all inputs of the task can be enumerated, how its candida
 
   inversionview evaluate --reader addition --out E
   inversionview evaluate --reader W --out E --queries 500 --exact 50 --completeness 4
+  inversionview evaluate --reader addition --out E --method all --queries 20
+  inversionview evaluate --target T --task addition --out E --method monte_carlo
 
-  inversionview evaluate --reader addition --out E --method monte_carlo --queries 20
-
-Writes evaluation.json and rates.png to E, and with --completeness also completeness.json and .png. --method monte_carlo and
-decoder+monte_carlo measure Monte Carlo on the target instead: particles inside epsilon, marginals and bits against exact preimages where
-the inputs can be enumerated, seconds and target runs; they write monte_carlo.json.
+Writes evaluation.json and rates.png to E, and with --completeness also completeness.json and .png. --method monte_carlo,
+decoder+monte_carlo and all (these two and the decoder's candidates, on the same queries) compare samples with exact preimages where the
+inputs can be enumerated: inside epsilon, marginals, bits, seconds and target runs; they write methods.json. monte_carlo needs no reader.
 """
-_METHODS = ("decoder", "monte_carlo", "decoder+monte_carlo")
+_ALL = "all"
 # The flags of this command alone that measure the decoder.
 _DECODER = ("exact", "completeness", "inputs", "noise_draws", "no_plots")
 
@@ -42,14 +44,16 @@ _DECODER = ("exact", "completeness", "inputs", "noise_draws", "no_plots")
 def add_parser(commands: Any) -> None:
   """Adds `evaluate` to the commands."""
   parser = flags.add_command(commands, "evaluate", run, "measure how far to trust a reader", _DESCRIPTION)
-  flags.add(parser, "reader", default="addition")
+  flags.add(parser, "reader", unset="addition, unless --target is given")
   flags.add(parser, "out", required=True)
   flags.add(parser, "target", unset="the one stored with the reader, or named by it")
+  flags.add(parser, "task", unset="the reader's, or the target's own")
+  flags.add(parser, "site", repeated=True, unset="those of the reader, or of the task")
   flags.add(parser, "method", default="decoder")
   parser.add_argument(
     "--queries",
     type=int,
-    help="queries per site, for the in-epsilon rate (default: 200); of Monte Carlo in all, the sites in turn (default: 50)",
+    help="queries per site, for the in-epsilon rate (default: 200); of other methods in all, the sites in turn (default: 50)",
   )
   parser.add_argument(
     "--exact",
@@ -85,11 +89,14 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   del rest
   bounds = {"exact": 0, "num_samples": 1, "completeness": 0, "inputs": 1, "noise_draws": 1, "particles": 2, "budget": 1}
   flags.check_at_least(args, queries=1, seed=0, **bounds)
-  if args.method not in _METHODS:
-    raise one_of("method", args.method, _METHODS)
-  flags.check_used(args, args.method, decoder=_DECODER)
+  methods = tuple(flags.METHODS)[:3]
+  if args.method not in (*methods, _ALL):
+    raise one_of("method", args.method, (*methods, _ALL))
+  flags.check_used(args, "decoder+monte_carlo" if args.method == _ALL else args.method, decoder=_DECODER)
   if args.method != "decoder":
-    return _monte_carlo(args)
+    return _methods(args)
+  if args.task or args.site:
+    raise InversionViewError("--task and --site have no effect with --method decoder: leave them out")
   from inversionview_jax.measures.evaluation import evaluate
   from inversionview_jax.reading import load_reader
   from inversionview_jax.sampling import exact
@@ -97,7 +104,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
   if not args.no_plots:
     charts.check()
-  reader = load_reader(args.reader, args.target)
+  reader = load_reader(args.reader or "addition", args.target)
   task = reader.task
   if args.exact or args.completeness:
     exact.every_input(task)  # raises for a task that cannot enumerate, before the work
@@ -123,29 +130,58 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   return 0
 
 
-def _monte_carlo(args: argparse.Namespace) -> int:
-  """Measures Monte Carlo on the target, prints the table and writes it."""
+def _methods(args: argparse.Namespace) -> int:
+  """Compares methods on the same queries, prints the table and writes it."""
   from inversionview_jax.measures import held_out
-  from inversionview_jax.measures.monte_carlo import evaluate_monte_carlo
-  from inversionview_jax.reading import load_reader
+  from inversionview_jax.measures.methods import METHODS, compare_methods
 
-  reader = load_reader(args.reader, args.target)
-  reader.task.moves()  # raises for a task that has none, before a folder is made
+  methods = METHODS if args.method == _ALL else (args.method,)
+  source = _target_alone(args) if args.target and not args.reader else _of_reader(args)
+  target, task, sites = source if isinstance(source, tuple) else (source.target, source.task, source.sites)
+  if isinstance(source, tuple) and methods != ("monte_carlo",):
+    raise InversionViewError(
+      f"--method {args.method} needs a reader, which has the decoder: give --reader, or use monte_carlo"
+    )
+  task.moves()  # raises for a task that has none, before a folder is made
   if args.mixture is not None:
-    reader.task.mixture_named(args.mixture)
-  folder = make_folder(args.out)
+    task.mixture_named(args.mixture)
   # The queries that the decoder's candidates are compared on, for the same number and seed.
   count = 50 if args.queries is None else args.queries
-  queries = held_out.held_out_queries(reader, count, args.seed + 1, every_site=False)
-  decoding = {"mixture": args.mixture, "num_samples": args.num_samples}
-  with bar(args.method, len(queries)) as advance:
-    evaluation = evaluate_monte_carlo(
-      reader, queries, args.method, **decoding, **flags.sampling_of(args), seed=args.seed, progress=advance
+  queries = held_out.queries_of(target, task, sites, count, args.seed + 1, every_site=False)
+  folder, decoding = make_folder(args.out), {"mixture": args.mixture, "num_samples": args.num_samples}
+  with bar(args.method, len(queries) * len(methods)) as advance:
+    comparison = compare_methods(
+      source, queries, methods, **decoding, **flags.sampling_of(args), seed=args.seed, progress=advance
     )
-  evaluation.to_json(folder / "monte_carlo.json")
-  _print_monte_carlo(evaluation)
-  print(f"written to {folder}: monte_carlo.json")
+  comparison.to_json(folder / "methods.json")
+  _print_methods(comparison)
+  print(f"written to {folder}: methods.json")
   return 0
+
+
+def _of_reader(args: argparse.Namespace) -> "Reader":
+  from inversionview_jax.reading import load_reader
+
+  if args.task or args.site:
+    raise InversionViewError(
+      "--task and --site have no effect with a reader, which has its own: leave them out, or give --target without --reader"
+    )
+  return load_reader(args.reader or "addition", args.target)
+
+
+def _target_alone(args: argparse.Namespace) -> "tuple[Target, Task, tuple[Site, ...]]":
+  """The target, its task and the sites of the queries."""
+  from inversionview_jax.targets import load_target, task_and_target
+
+  if args.task:
+    task, target = task_and_target(args.task, args.target)
+  else:
+    target = load_target(args.target)
+    task = target.resolve_task()
+    if task is None:
+      raise InversionViewError(f"the target {args.target} names no task: give --task")
+  names = args.site or task.default_sites(target.config.n_layers, target.config.n_heads)
+  return target, task, tuple(map(target.site, names))
 
 
 def _mixture(task: "Task", args: argparse.Namespace) -> "Mixture":
@@ -223,26 +259,27 @@ def _print_exact(evaluation: "Evaluation") -> None:
   )
 
 
-def _print_monte_carlo(evaluation: "MonteCarloEvaluation") -> None:
-  """Monte Carlo by site and over all."""
+def _print_methods(comparison: "MethodComparison") -> None:
+  """Each method by site and over all."""
   from rich.console import Console
 
-  from inversionview_jax.measures.monte_carlo import COLUMNS
+  from inversionview_jax.measures.methods import COLUMNS
 
   console = Console(highlight=False)
+  source = f"reader {comparison.reader}, target" if comparison.reader else "target"
   console.print(
-    f"reader {evaluation.reader}, target {evaluation.target}, epsilon {evaluation.epsilon:g}, {evaluation.metric}; {evaluation.method}, "
-    f"{evaluation.particles:,} particles, at most {evaluation.budget:,} target runs; held-out queries\n",
+    f"{source} {comparison.target}, epsilon {comparison.epsilon:g}, {comparison.metric}; "
+    f"{comparison.particles:,} particles, at most {comparison.budget:,} target runs; held-out queries\n",
     markup=False,
   )
-  table = make_table(*COLUMNS, left=_NAMES, no_wrap=True)
-  for row in evaluation.table_rows():
+  table = make_table(*COLUMNS, left=("method", *_NAMES), no_wrap=True)
+  for row in comparison.table_rows():
     table.add_row(*row)
   console.print(table)
   console.print(
-    "n: queries; members: of the exact preimage (median); inside: share of the particles within epsilon; TV: total variation of one token's "
-    "marginals from the exact ones, and of as many draws from the exact preimage; bits: mean absolute error; s: seconds (median); runs: of the "
-    "target; converged: share of the queries\n"
+    "n: queries; members: of the exact preimage (median); inside: share of the candidates or particles within epsilon; distinct: different ones "
+    "inside, and of as many exact draws; TV: total variation of one token's marginals from the exact ones, and of as many draws from the exact "
+    "preimage; bits: mean absolute error; s: seconds (median); runs: of the target; converged: share of the queries\n"
   )
 
 

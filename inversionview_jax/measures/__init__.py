@@ -16,6 +16,7 @@ if TYPE_CHECKING:
   from inversionview_jax.measures.evaluation import Evaluation, evaluate
   from inversionview_jax.measures.held_out import HeldOutQueries, held_out_queries, held_out_requests
   from inversionview_jax.measures.information import Information, InformationResult
+  from inversionview_jax.measures.methods import MethodComparison, MethodResult, compare_methods
   from inversionview_jax.measures.readings import Readings, read
 
 # Saved preimages are read without JAX: modules that need it are imported when one of these names is first used.
@@ -26,7 +27,10 @@ _LAZY = {
   "HeldOutQueries": "held_out",
   "Information": "information",
   "InformationResult": "information",
+  "MethodComparison": "methods",
+  "MethodResult": "methods",
   "Readings": "readings",
+  "compare_methods": "methods",
   "compare_with_exact": "coverage",
   "completeness": "coverage",
   "evaluate": "evaluation",
@@ -44,9 +48,12 @@ __all__ = [
   "Information",
   "InformationResult",
   "Members",
+  "MethodComparison",
+  "MethodResult",
   "Rate",
   "Readings",
   "activation_reading",
+  "compare_methods",
   "compare_with_exact",
   "completeness",
   "evaluate",

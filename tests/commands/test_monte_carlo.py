@@ -89,7 +89,7 @@ def test_a_task_that_cannot_enumerate_has_no_exact_preimage(refused):
   )
 
 
-@pytest.mark.parametrize("method", ["monte_carlo", "decoder+monte_carlo"])
+@pytest.mark.parametrize("method", ["monte_carlo", "all"])
 def test_evaluate_compares_with_exact_preimages(inversionview, tmp_path, save_small, monkeypatch, method):
   some = np.arange(0, 810_000, 2699)
   monkeypatch.setattr(exact, "every_input", lambda task: some)
@@ -97,27 +97,44 @@ def test_evaluate_compares_with_exact_preimages(inversionview, tmp_path, save_sm
   save_small(tmp_path / "W")
   code, out, error = inversionview("evaluate", "--reader", "W", "--out", "E", "--method", method, "--queries", 2, *FEW)
   assert (code, error) == (0, "")
-  assert [path.name for path in (tmp_path / "E").iterdir()] == ["monte_carlo.json"]
-  written = json.loads((tmp_path / "E" / "monte_carlo.json").read_text())
-  assert written["method"] == method and written["particles"] == 32 and written["budget"] == 640
-  assert len(written["queries"]) == written["summary"]["queries"] == 2
+  assert [path.name for path in (tmp_path / "E").iterdir()] == ["methods.json"]
+  written = json.loads((tmp_path / "E" / "methods.json").read_text())
+  methods = ["decoder", "decoder+monte_carlo", "monte_carlo"] if method == "all" else [method]
+  assert written["methods"] == methods and written["particles"] == 32 and written["budget"] == 640
+  assert len(written["queries"]) == 2 * len(methods)
   for query in written["queries"]:
-    assert query["size"] >= 1 and 0 <= query["marginals"] <= 1 and 64 <= query["target_runs"] <= 640
-    assert method == "monte_carlo" or query["bits_error"] is None
-    assert query["converged"] == (not query["problem"])
-    assert any(line.split()[:2] == [query["site"], "1"] for line in out.splitlines())
+    assert query["size"] >= 1 and (query["marginals"] is None or 0 <= query["marginals"] <= 1)
+    assert query["distinct"] <= query["size"] and query["distinct_of_draws"] <= query["size"]
+    assert query["method"] == "monte_carlo" or query["bits_error"] is None
+    assert query["method"] == "decoder" or query["converged"] == (not query["problem"])
+    assert any(line.split()[:3] == [query["method"], query["site"], "1"] for line in out.splitlines())
+  for name in methods:
+    assert written["summary"][name]["queries"] == 2
+
+
+def test_evaluate_needs_no_reader(inversionview, tmp_path, saved_target, monkeypatch):
+  some = np.arange(0, 810_000, 2699)
+  monkeypatch.setattr(exact, "every_input", lambda task: some)
+  monkeypatch.setattr("inversionview_jax.tasks.addition.Addition.split", lambda *_: some)
+  argv = ("--target", saved_target, "--out", "E", "--method", "monte_carlo", "--queries", 1, "--site", "m1", *FEW)
+  code, _, error = inversionview("evaluate", *argv)
+  assert (code, error) == (0, "")
+  written = json.loads((tmp_path / "E" / "methods.json").read_text())
+  assert written["reader"] == "" and [query["site"] for query in written["queries"]] == ["m1"]
 
 
 @pytest.mark.parametrize(
   ("wrong", "named"),
   [
-    (["--method", "exact"], "known: decoder, monte_carlo, decoder+monte_carlo"),
+    (["--method", "exact"], "known: decoder, monte_carlo, decoder+monte_carlo, all"),
     (["--method", "monte_carlo", "--exact", "5"], "--exact has no effect with --method monte_carlo"),
     (["--method", "monte_carlo", "--completeness", "2"], "--completeness has no effect"),
     (["--method", "decoder+monte_carlo", "--no-plots"], "--no-plots has no effect"),
     (["--method", "monte_carlo", "--mixture", "paper"], "--mixture has no effect"),
     (["--method", "decoder+monte_carlo", "--mixture", "papre"], "did you mean paper?"),
     (["--budget", "9"], "--budget has no effect with --method decoder"),
+    (["--task", "addition"], "--task and --site have no effect"),
+    (["--target", "addition", "--method", "all"], "needs a reader"),
   ],
 )
 def test_evaluate_refuses_and_writes_nothing(refused, wrong, named):

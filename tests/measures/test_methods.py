@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from inversionview_jax.measures.monte_carlo import _marginals
+from inversionview_jax.measures.methods import _marginals
 
 
 def test_independent_draws_deviate_as_draws_do_and_a_missing_half_by_a_half():

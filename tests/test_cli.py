@@ -41,7 +41,7 @@ def inversionview(monkeypatch, capsys, tmp_path):
 
 def view(text=TEXT, **options):
   """The arguments of `view`; an option None is left out."""
-  options = {"reader": "addition", "site": "a0.0", "position": "=", "num-samples": 40} | options
+  options = {"reader": "addition", "site": "a0.0", "position": "=", "method": "decoder", "num-samples": 40} | options
   return ["view", text, *(f"--{name}={value}" for name, value in options.items() if value is not None)]
 
 

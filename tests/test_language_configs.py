@@ -110,6 +110,8 @@ def viewed(capsys, workdir, text, site, position, *more):
     site,
     "--position",
     position,
+    "--method",
+    "decoder",
     "--num-samples",
     "16",
     "--json",

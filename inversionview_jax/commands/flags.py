@@ -56,8 +56,13 @@ FLAGS = {
   ),
   "num-samples": Flag("candidates for each query", int, unset="the mixture's"),
   "method": Flag("how preimages are found: {}".format(", ".join(METHODS))),
-  "particles": Flag("of Monte Carlo: how many; a multiple of twice the number of devices", int, unset="1024"),
-  "budget": Flag("of Monte Carlo: runs of the target after which it ends, converged or not", int, unset="200000"),
+  "particles": Flag("of Monte Carlo: how many; a multiple of twice the number of devices", int, unset="1024; 128 with --prior"),
+  "budget": Flag("of Monte Carlo: runs of the target after which it ends, converged or not", int, unset="200000; 8000 with --prior"),
+  "prior": Flag('"model": in place of a task, any text, with the probability that the target gives it (a language model, without --reader)'),
+  "growth": Flag("with --prior: by how many tokens a text may be longer or shorter than the query", int, unset="0"),
+  "start": Flag(
+    'with --prior: "query" (copies of it, heated and cooled) or "prior" (texts that the model writes; gives bits)', unset="query"
+  ),
   "shown": Flag("at most so many are shown", int),
   "seed": Flag("seed of everything that is drawn", int),
   # Where it runs, and where results go.

@@ -150,6 +150,7 @@ def _of_texts(args: argparse.Namespace) -> list["Preimage"]:
     for position in args.position
   ]
   drawn_from.check(requests)  # before the work
+  source.note_no_moves(args, drawn_from)
   with bar_of("preimages") as progress:
     return drawn_from.preimages(requests, seed=args.seed or 0, progress=progress)
 
@@ -176,11 +177,11 @@ def _of_config(config: Any, args: argparse.Namespace) -> list["Preimage"]:
   preimages: dict[int, Preimage] = {}
   for name in dict.fromkeys(query[0] for query in queries):
     drawn_from = Source.of(load_reader(name), method, **settings)
-    if method is None and drawn_from.method == "decoder":
-      source.note_no_moves(drawn_from.task)
     numbers = [k for k, query in enumerate(queries) if query[0] == name]
     requests = [Request(*queries[k][1:], **threshold) for k in numbers]
     drawn_from.check(requests)  # before the work
+    if method is None:
+      source.note_no_moves(args, drawn_from)
     with bar_of(name) as progress:
       drawn = drawn_from.preimages(requests, seed=config.get("seed", 0), progress=progress)
     preimages |= dict(zip(numbers, drawn, strict=True))

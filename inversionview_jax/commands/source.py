@@ -91,7 +91,7 @@ def source_of(
 ) -> "Source":
   """Loads the reader or the target that the flags name, and checks the method and its settings.
 
-  Where no method is given, Monte Carlo is the default and the task has no moves, the decoder is used, and one line on stderr says so.
+  Where no method is given, Monte Carlo is the default and the task has no moves, the decoder is used; see `note_no_moves`.
 
   Args:
     args, default, uses: as for `check`.
@@ -110,26 +110,29 @@ def source_of(
   reader = load_reader(args.reader or "addition", args.target, mesh=mesh)
   if args.method is None and method != "decoder" and not has_moves(reader.task):
     method = "decoder"
-    note_no_moves(reader.task)
   made = Source.of(reader, method)
   flags.check_used(args, made.method, **uses)
   return made.by(made.method, **settings_of(args))
 
 
-def note_no_moves(task: "Task") -> None:
-  """Says in a line on stderr that the decoder is used because a task has no moves."""
-  print(
-    f"inversionview: the task {task.name!r} has no moves, which Monte Carlo needs: --method decoder is used",
-    file=sys.stderr,
-  )
+def note_no_moves(args: argparse.Namespace, made: "Source") -> None:
+  """Says in a line on stderr where the decoder is used only because the task has no moves; called once nothing else is refused."""
+  if args.method is None and made.method == "decoder":
+    name = made.task.name
+    print(
+      f"inversionview: the task {name!r} has no moves, which Monte Carlo needs: --method decoder is used",
+      file=sys.stderr,
+    )
 
 
 def _target(args: argparse.Namespace) -> "tuple[Target, Task]":
   """The target of --target and its task; raises `InversionViewError` where it has none and --task names none."""
   from inversionview_jax.targets import load_target, task_and_target
 
-  if args.task:
-    task, target = task_and_target(args.task, args.target)
+  files = getattr(args, "task_texts", None)
+  if args.task or files:
+    settings = {"files": (files,)} if files else None
+    task, target = task_and_target(args.task or "text", args.target, settings=settings)
     return target, task
   target = load_target(args.target)
   own = target.resolve_task()

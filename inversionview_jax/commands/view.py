@@ -11,6 +11,7 @@ from inversionview_jax.progress import bar_of
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage import Preimage
+  from inversionview_jax.targets import Target
 
 _DESCRIPTION = f"""\
 Show the epsilon-preimage of one activation: inputs that put nearly the same activation there, each confirmed by re-running the target.
@@ -19,9 +20,12 @@ Show the epsilon-preimage of one activation: inputs that put nearly the same act
   inversionview view "615+861=1476" --reader W --site x1.mid --position A1 --match position --html report.html
   inversionview view "615+861=1476" --target addition --site a1.3 --position 3        # no reader: Monte Carlo on the target
   inversionview view "615+861=1476" --target addition --site a1.1 --site a1.0 --position =     # both together
+  inversionview view "The cat sat" --target MODEL.gguf --site x12.mid --position END --prior model     # any text, by a language model
 
 {source.METHODS_HELP}
 Several sites or positions must match together (--method monte_carlo, the default then): the largest of their distances counts.
+The inputs are those of the task or, of a language model without a reader, the lines of a file (--texts) or the texts that the model itself might
+have written (--prior model).
 """
 
 
@@ -30,8 +34,13 @@ def add_parser(commands: Any) -> None:
   parser = flags.add_command(commands, "view", run, "show the preimage of one activation", _DESCRIPTION)
   parser.add_argument("text", help="an input of the task, or the beginning of one")
   source.add_flags(parser)
+  parser.add_argument(
+    "--texts", dest="task_texts", metavar="FILE", help="without a reader: the inputs are the lines of this file"
+  )
   flags.add(parser, "site", required=True, repeated=True)
   flags.add(parser, "position", required=True, repeated=True)
+  for name in ("prior", "growth", "start"):
+    flags.add(parser, name)
   parser.add_argument(
     "--directions",
     metavar="FILE",
@@ -63,16 +72,13 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Finds the preimage, writes what was requested and prints it."""
   del rest
-  flags.check_at_least(args, shown=1)
-  for path in (args.html, args.json):
-    if not path:
-      continue
-    check_can_hold(path)  # before the work, not after it
-    if pathlib.Path(path).is_dir():
-      raise InversionViewError(f"cannot write {path}: it is a folder; give the name of a file")
+  _check(args)
   from inversionview_jax.preimage import render
 
-  preimage = _together(args) if _several(args) else _alone(args)
+  if _has_prior(args):
+    preimage = _of_texts(args)
+  else:
+    preimage = _together(args) if _several(args) else _alone(args)
   if args.merge:
     preimage = preimage.merged()
   if args.json:
@@ -81,6 +87,31 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     render.write_page(args.html, preimage, shown=args.shown)
   render.print_preimage(preimage, shown=args.shown, colors=not args.no_color)
   return 0
+
+
+def _has_prior(args: argparse.Namespace) -> bool:
+  """Whether the texts are those of a prior; raises `InversionViewError` where other flags do not go with it."""
+  if args.prior is None:
+    if unused := [name for name in ("growth", "start") if getattr(args, name) is not None]:
+      raise InversionViewError(f"--{unused[0]} belongs to --prior model: give it, or leave --{unused[0]} out")
+    return False
+  flags.check_at_least(args, particles=2, budget=1, growth=0)
+  if not source.without_reader(args):
+    raise InversionViewError("--prior is for a language model without a reader: give --target, and no --reader")
+  if args.task:
+    raise InversionViewError("the inputs are those of a task, or texts of a prior: give --task or --prior, not both")
+  if args.method not in (None, "monte_carlo"):
+    raise InversionViewError(f"--prior and --method {args.method} do not go together: use --method monte_carlo")
+  flags.check_used(args, "monte_carlo")
+  return True
+
+
+def _of_texts(args: argparse.Namespace) -> "Preimage":
+  """The preimage of a language model among the texts of a prior."""
+  from inversionview_jax.targets import load_target
+
+  chosen = {name: value for name in ("growth", "start") if (value := getattr(args, name)) is not None}
+  return _by_monte_carlo(args, load_target(args.target), prior=args.prior, **chosen)
 
 
 def _several(args: argparse.Namespace) -> bool:
@@ -94,6 +125,8 @@ def _alone(args: argparse.Namespace) -> "Preimage":
 
   drawn_from = source.source_of(args)
   request = Request(args.text, args.site[0], args.position[0], args.epsilon, args.metric, args.match)
+  drawn_from.check([request])
+  source.note_no_moves(args, drawn_from)
   if drawn_from.method in ("decoder", "exact"):
     return drawn_from.preimage(request, seed=args.seed)
   with bar_of("target runs") as progress:
@@ -107,20 +140,29 @@ def _together(args: argparse.Namespace) -> "Preimage":
     raise InversionViewError(f"{what} and --method {args.method} do not go together: use --method monte_carlo")
   drawn_from = source.source_of(args, "monte_carlo")
   drawn_from.task.moves()  # raises where there are none
+  return _by_monte_carlo(args, drawn_from.target, task=drawn_from.task)
+
+
+def _by_monte_carlo(args: argparse.Namespace, target: "Target", **inputs: Any) -> "Preimage":
+  """The preimage by Monte Carlo on the target; `inputs` are the arguments of `reading.preimage` that say among which texts."""
   from inversionview_jax.reading import preimage
 
+  given: dict[str, Any] = {name: getattr(args, name) for name in ("epsilon", "metric", "match", "directions", "seed")}
+  given |= source.settings_of(args) | inputs
   with bar_of("target runs") as progress:
-    return preimage(
-      drawn_from.target,
-      args.text,
-      args.site,
-      args.position,
-      task=drawn_from.task,
-      epsilon=args.epsilon,
-      metric=args.metric,
-      match=args.match,
-      directions=args.directions,
-      **source.settings_of(args),
-      seed=args.seed,
-      progress=progress,
+    return preimage(target, args.text, args.site, args.position, **given, progress=progress)
+
+
+def _check(args: argparse.Namespace) -> None:
+  """Raises `InversionViewError` for flags that do not go together, and for files that cannot be written."""
+  flags.check_at_least(args, shown=1)
+  if args.task_texts and (not source.without_reader(args) or args.task or args.prior):
+    raise InversionViewError(
+      "--texts says what the inputs of a --target are: leave out --reader, --task and --prior, and give --target"
     )
+  for path in (args.html, args.json):
+    if not path:
+      continue
+    check_can_hold(path)  # before the work, not after it
+    if pathlib.Path(path).is_dir():
+      raise InversionViewError(f"cannot write {path}: it is a folder; give the name of a file")

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from inversionview_jax import cli
+from inversionview_jax import cli, tasks
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.targets import save_target
 
 
 @pytest.fixture
@@ -32,3 +34,23 @@ def refused(inversionview, tmp_path) -> Callable[..., str]:
     return error
 
   return run
+
+
+@pytest.fixture
+def saved_target(small_target, tmp_path):
+  """The folder of a small target of addition."""
+  t = small_target
+  save_target(tmp_path / "T", t.params, t.config, tasks.get("addition").tokenizer, t.name, t.task)
+  return tmp_path / "T"
+
+
+@pytest.fixture
+def no_moves(monkeypatch):
+  """Addition without moves."""
+  monkeypatch.setattr("inversionview_jax.tasks.addition.Addition.moves", tasks.Task.moves)
+  monkeypatch.setattr("inversionview_jax.tasks.addition.Addition.log_prior", tasks.Task.log_prior)
+  monkeypatch.setattr("inversionview_jax.tasks.base.check_size", _too_many)
+
+
+def _too_many(*_):
+  raise InversionViewError("no list of so many")

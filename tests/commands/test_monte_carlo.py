@@ -8,20 +8,11 @@ import pytest
 from inversionview_jax import tasks
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.sampling import exact
-from inversionview_jax.targets import save_target
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 TEXT = "615+861=1476"
 FEW = ("--particles", 32, "--budget", 640)
-
-
-@pytest.fixture
-def saved_target(small_target, tmp_path):
-  """The folder of a small target of addition."""
-  t = small_target
-  save_target(tmp_path / "T", t.params, t.config, tasks.get("addition").tokenizer, t.name, t.task)
-  return tmp_path / "T"
 
 
 def view(*argv):
@@ -37,12 +28,14 @@ def test_view_without_a_reader_samples_from_the_target(inversionview, tmp_path, 
   assert preimage.target_runs <= 640
 
 
-@pytest.mark.parametrize("method", ["monte_carlo", "decoder+monte_carlo"])
+@pytest.mark.parametrize("method", ["monte_carlo", "decoder+monte_carlo", None])
 def test_view_with_a_reader_and_a_small_budget_reports_what_was_reached(inversionview, tmp_path, save_small, method):
   save_small(tmp_path / "W")
-  code, out, _ = inversionview(*view("--reader", "W", "--method", method, "--particles", 32, "--budget", 1))
+  flag = ("--method", method) if method else ("--num-samples", 16)  # the default; candidates of the start
+  code, out, error = inversionview(*view("--reader", "W", *flag, "--particles", 32, "--budget", 1))
   preimage = Preimage.from_json(tmp_path / "p.json")
-  assert code == 0 and preimage.method == method and preimage.converged is False
+  assert (code, error) == (0, "") and preimage.method == (method or "decoder+monte_carlo")
+  assert preimage.converged is False
   assert "not converged" in out and preimage.problem
 
 
@@ -68,7 +61,10 @@ def test_view_exact_has_every_member_and_the_nearest_outside(inversionview, tmp_
     (["--method", "monte_carlo", "--temperature", "1"], "--temperature has no effect"),
     (["--method", "monte_carlo", "--mixture", "paper"], "--mixture has no effect"),
     (["--method", "monte_carlo", "--num-samples", "64"], "--num-samples has no effect"),
-    (["--particles", "64"], "--particles has no effect with --method decoder"),
+    (["--method", "decoder", "--particles", "64"], "--particles has no effect with --method decoder"),
+    (["--method", "decoder", "--site", "a0.0"], "several sites or positions and --method decoder do not go together"),
+    (["--method", "exact", "--directions", "d.npy"], "--directions and --method exact do not go together"),
+    (["--target", "addition", "--temperature", "1"], "--temperature has no effect with --method monte_carlo"),
     (["--method", "exact", "--budget", "9"], "--budget has no effect with --method exact"),
     (["--method", "monte_carlo", "--particles", "1"], "--particles 1 must be at least 2"),
     (["--method", "monte_carlo", "--budget", "0"], "--budget 0 must be at least 1"),
@@ -87,6 +83,118 @@ def test_a_task_that_cannot_enumerate_has_no_exact_preimage(refused):
   assert "cannot be enumerated" in refused(
     "view", "abca|a:2", "--target", "counting", "--method", "exact", "--site", "m1", "--position", ":"
   )
+
+
+def test_view_of_two_sites_takes_the_larger_distance(inversionview, tmp_path, saved_target):
+  code, _, error = inversionview(*view("--target", saved_target, *FEW, "--site", "x0.mid", "--epsilon", 0.8))
+  preimage = Preimage.from_json(tmp_path / "p.json")
+  assert (code, error) == (0, "") and preimage.query.site == "a0.1" and [q.site for q in preimage.others] == ["x0.mid"]
+  assert preimage.method == "monte_carlo"
+
+
+def test_a_task_without_moves_is_read_by_the_decoder_and_says_so(inversionview, tmp_path, save_small, no_moves):
+  save_small(tmp_path / "W")
+  code, _, error = inversionview(*view("--reader", "W", "--num-samples", 16))
+  preimage = Preimage.from_json(tmp_path / "p.json")
+  assert code == 0 and preimage.method == "decoder" and len(preimage.samples) == 16
+  assert error == (
+    "inversionview: the task 'addition' has no moves, which Monte Carlo needs: --method decoder is used\n"
+  )
+  code, _, error = inversionview(*view("--reader", "W", "--particles", 32))
+  assert code == 2 and "--particles has no effect with --method decoder" in error
+  code, _, error = inversionview(*view("--target", "addition"))
+  assert code == 2 and error.count("\n") == 1
+
+
+# The other commands that draw preimages, of a target alone.
+
+QUERIES = [{"text": f"{100 + i}+861=", "site": ("a0.0", "m1")[i % 2], "position": "="} for i in range(3)]
+
+
+def test_sample_without_a_reader_resumes_after_every_preimage(inversionview, tmp_path, saved_target):
+  (tmp_path / "q.jsonl").write_text("".join(json.dumps(query) + "\n" for query in QUERIES))
+  argv = ("sample", "--target", saved_target, "--requests", "q.jsonl", "--out", "S", *FEW)
+  code, out, error = inversionview(*argv)
+  assert (code, error) == (0, "") and "3 preimages" in out and "of the particles" in out
+  written = (tmp_path / "S" / "preimages.jsonl").read_text()
+  preimages = [Preimage.from_json(line) for line in written.splitlines()]
+  assert [(p.query.text, p.query.site) for p in preimages] == [(q["text"], q["site"]) for q in QUERIES]
+  assert {p.method for p in preimages} == {"monte_carlo"}
+  (tmp_path / "S" / "preimages.jsonl").unlink()
+  lines = written.splitlines(keepends=True)
+  (tmp_path / "S" / "preimages.part").write_text(lines[0] + lines[1][:40])  # interrupted in the second
+  assert inversionview(*argv)[0] == 0
+  assert (tmp_path / "S" / "preimages.jsonl").read_text() == written
+  assert inversionview(*argv)[1].count("are there") == 1
+  code, _, error = inversionview(*argv, "--seed", 1)
+  assert code == 2 and "other queries or settings" in error
+
+
+def test_measure_without_a_reader_counts_particles_as_they_are(inversionview, tmp_path, saved_target):
+  argv = ("--target", saved_target, "--site", "m0", "--position", "=", "--epsilon", 0.7, "--json", "m.json")
+  code, out, error = inversionview("measure", "--queries", 2, *argv, *FEW)
+  assert (code, error) == (0, "")
+  assert (
+    "target random-0" in out and "Monte Carlo on the target, from the prior" in out and "in-epsilon rate" not in out
+  )
+  table = json.loads((tmp_path / "m.json").read_text())
+  assert table["method"] == "monte_carlo" and table["format_version"] == 3
+  for query in table["queries"]:
+    assert query["from_prior"] and query["information"]["inputs"] is None
+    assert max(step["epsilon"] for step in query["stability"]) <= 0.7  # particles know nothing of what lies beyond
+
+
+def test_report_and_interpret_without_a_reader(inversionview, tmp_path, saved_target):
+  argv = ("--target", saved_target, "--position", "=", *FEW, "--epsilon", 0.7)
+  code, out, error = inversionview(
+    "report", *argv, "--text", TEXT, "--site", "m0", "--site", "a0.1", "--out", "r.html", "--save", "S"
+  )
+  assert (code, error) == (0, "") and out.startswith("2 preimages")
+  page = (tmp_path / "r.html").read_text()
+  assert "Monte Carlo on the target" in page and "(temperature, noise)" not in page
+  saved = [Preimage.from_json(path) for path in sorted((tmp_path / "S").iterdir())]
+  assert [p.query.site for p in saved] == ["m0", "a0.1"] and all(p.method == "monte_carlo" for p in saved)
+  assert inversionview("report", "S", "--out", "again.html")[0] == 0  # format 3 is read
+  code, out, error = inversionview("interpret", "S", "--model", "M", "--out", "I", "--prompts-only")
+  assert (code, error) == (0, "") and out.startswith("2 prompts")
+  argv = ("--target", saved_target, "--site", "m0", "--position", "=", "--inputs", 2, *FEW)
+  code, out, error = inversionview("interpret", *argv, "--model", "M", "--out", "J", "--prompts-only")
+  assert (code, error) == (0, "") and out.startswith("1 prompts")
+  assert len([Preimage.from_json(path) for path in (tmp_path / "J" / "preimages").iterdir()]) == 2
+
+
+@pytest.mark.parametrize(
+  ("argv", "named"),
+  [
+    (["measure", "--inputs", "99"], "--inputs has no effect with --method monte_carlo"),
+    (["measure", "--target", "addition", "--method", "decoder"], "needs a reader"),
+    (["measure", "--target", "addition", "--site", "a7.0"], "a7.0"),
+    (["measure", "--method", "montecarlo"], "did you mean monte_carlo?"),
+    (["report", "--target", "addition", "--text", TEXT, "--out", "r.html", "--site", "a7.0"], "a7.0"),
+    (["report", "--text", TEXT, "--out", "r.html", "--method", "exact", "--budget", "9"], "--budget has no effect"),
+    (["report", "P", "--out", "r.html", "--method", "decoder"], "--site goes with --text"),
+    (["interpret", "--model", "M", "--out", "I", "--target", "addition", "--method", "decoder"], "needs a reader"),
+    (["interpret", "P", "--model", "M", "--out", "I"], "--site has no effect on saved preimages"),
+  ],
+)
+def test_other_commands_refuse_and_write_nothing(refused, argv, named):
+  more = () if "--site" in argv else ("--site", "a0.0")
+  assert named in refused(*argv, *more, "--position", "=")
+
+
+@pytest.mark.parametrize(
+  ("argv", "named"),
+  [
+    (["--method", "monte_carlo", "--num-samples", "9"], "--num-samples has no effect"),
+    (["--method", "monte_carlo", "--no-effects"], "--no-effects has no effect"),
+    (["--target", "addition", "--mesh-model", "2"], "--mesh-model has no effect with --method monte_carlo"),
+    (["--particles", "64"], "--particles has no effect with --method decoder"),
+  ],
+)
+def test_sample_refuses(inversionview, tmp_path, argv, named):
+  (tmp_path / "q.jsonl").write_text(json.dumps(QUERIES[0]) + "\n")
+  code, _, error = inversionview("sample", "--requests", "q.jsonl", "--out", "S", *argv)
+  assert code == 2 and named in error and error.count("\n") == 1 and not (tmp_path / "S").exists()
 
 
 @pytest.mark.parametrize("method", ["monte_carlo", "all"])

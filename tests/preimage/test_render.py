@@ -334,7 +334,7 @@ def test_a_file_of_package_version_0_1_is_read_and_written_the_same(version):
   if version == 2:
     written = json.loads(preimage.to_json())
     assert {key: written[key] for key in table} == table | {"format_version": 3}
-    assert set(written) - set(table) == {"method", *json_format.RESULT_KEYS}
+    assert set(written) - set(table) == {*json_format.COMPARISON_KEYS, *json_format.RESULT_KEYS}
 
 
 # --- results of Monte Carlo ---
@@ -384,6 +384,7 @@ def _break_level(**change):
     (_break_results(converged=1), "converged = 1"),
     (_break_results(problem=3), "problem = 3"),
     (_break_results(problem="stuck"), "unless converged is false"),
+    (_break_results(sampled_epsilon="0.1"), "sampled_epsilon = '0.1'"),
     (_break_results(levels=3), "levels = 3"),
     (_break_results(levels=[3]), "levels[0] is not a JSON object"),
     (_break_results(levels=[{}]), "levels[0] lacks 'epsilon'"),
@@ -414,6 +415,31 @@ def test_particles_are_no_share_of_draws():
   assert wider.rate == 1 and "10 particles inside ε, all of them; 2 nearest proposals outside, 2 inside" in str(wider)
   merged = dataclasses.replace(preimage, samples=[*preimage.samples, preimage.samples[0]]).merged()
   assert "11 particles inside ε, all of them" in str(merged)
+
+
+def test_bits_and_convergence_do_not_outlive_their_epsilon():
+  preimage = monte_carlo()
+  assert preimage.at(0.1) is preimage and preimage.bits == 4.71 and preimage.converged
+  nearer, wider = preimage.at(0.005), preimage.at(0.35)
+  for other in (nearer, wider):
+    assert (other.bits, other.bits_error, other.sampled_epsilon) == (None, None, 0.1)
+    assert other.target_runs == preimage.target_runs and other.levels == preimage.levels
+    assert "bits" not in str(other) and Preimage.from_json(other.to_json()) == other
+  assert nearer.converged is None and nearer.problem == "" and "only a part" not in str(nearer)
+  assert wider.converged is False and "only a part of 0.35, what lies inside 0.1" in render.to_text(wider, width=120)
+  back = wider.at(0.1)  # what was dropped is not known again
+  assert (back.converged, back.problem, back.bits, back.epsilon) == (None, "", None, 0.1)
+  assert wider.at(0.005).converged is None and nearer.at(0.2).converged is False
+  stuck = monte_carlo(converged=False, problem="particles have moved 1.0 times", bits=None, bits_error=None)
+  assert stuck.at(0.005).problem == stuck.at(0.35).problem == stuck.problem
+
+
+def test_an_exact_preimage_is_complete_at_its_own_epsilon_only():
+  preimage = monte_carlo(method="exact", levels=(), converged=None, bits_error=None)
+  assert preimage.at(0.005).bits is None and preimage.at(0.005).converged is None
+  assert preimage.at(0.35).converged is False and preimage.at(0.35).at(0.1).problem == ""
+  decoder = spread(3, 2)
+  assert decoder.at(0.3).converged is None and decoder.at(0.3).sampled_epsilon is None
 
 
 def test_what_has_not_converged_says_so():

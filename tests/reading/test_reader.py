@@ -320,12 +320,8 @@ def test_mixture_of_a_users_own_module(preimage, tmp_path, monkeypatch, capsys, 
   settings = [(sample.temperature, sample.noise) for sample in cold.samples]
   assert {setting: settings.count(setting) for setting in settings} == {(0.2, 0.0): 6, (0.4, 0.1): 6}
   assert len(preimage(mixture="my_mixtures:COLD").samples) == N
-  assert (
-    cli.main(
-      ["view", TEXT, "--reader", str(folder), "--site", "a0.1", "--position", "=", "--mixture", "my_mixtures:COLD"]
-    )
-    == 0
-  )
+  argv = ["view", TEXT, "--reader", str(folder), "--site", "a0.1", "--position", "=", "--method", "decoder"]
+  assert cli.main([*argv, "--mixture", "my_mixtures:COLD"]) == 0
   assert "of 12 candidates inside" in capsys.readouterr().out
   assert "did you mean COLD" in refusal(preimage, mixture="my_mixtures:COLDER")
   assert "is a tuple, not a Mixture" in refusal(preimage, mixture="my_mixtures:NOT_A_MIXTURE")

@@ -70,6 +70,9 @@ def address(view: View) -> dict[str, list[str]]:
       ":",
       panel="pinned",
       head="1.0",
+      method="monte_carlo",
+      particles=512,
+      budget=50_000,
       pins=(Pin("r", "a0.0", ":", "vv|v:2"), Pin("r", "m0", "3", "&=?#")),
     ),
   ],
@@ -98,6 +101,9 @@ def test_every_part_of_a_view_is_in_the_address():
     "sites",
     "0.1",
     (Pin(*"abcd"),),
+    "exact",
+    256,
+    20_000,
   )
   names = {field.name for field in dataclasses.fields(View)}
   assert set(address(changed)) == names - {"pins"} | {"pin"}
@@ -110,7 +116,7 @@ def test_every_part_of_a_view_is_in_the_address():
     ("epsilon", "0", "above 0"), ("epsilon", "nan", "'nan'"), ("epsilon", "wide", "'wide'"), ("metric", "manhattan", "euclidean, cosine"),
     ("match", "near", "anywhere"), ("samples", "1000", "1024"), ("shown", "0", "from 1"), ("shown", "\u0663", "whole number"), ("seed", "-1", "from 0"),
     ("seed", str(2**32), "from 0"), ("temperatures", "1,x", "'x'"), ("noise", "-1", "'-1'"), ("colors", "blue", "'blue'"),
-    ("panel", "siites", "sites"), ("pin", "a|b|c", "reader|site|position|text"), ("sitee", "a0.0", "did you mean site"),
+    ("panel", "siites", "sites"), ("method", "montecarlo", "did you mean monte_carlo"), ("budget", "1000", "20000"), ("particles", "7", "1024"), ("pin", "a|b|c", "reader|site|position|text"), ("sitee", "a0.0", "did you mean site"),
   ],
 )  # fmt: skip
 def test_errors_in_an_address_are_reported_and_the_rest_is_used(name, value, message):
@@ -213,18 +219,18 @@ def folder(save_small, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shared(folder, tmp_path_factory):
-  """A service of a small reader and of one that cannot be loaded; what it has drawn stays for other tests."""
+  """A service of a small reader, of its target, and of a reader that cannot be loaded; what it has drawn stays for other tests."""
   broken = tmp_path_factory.mktemp("broken")
   (broken / "decoder").mkdir()
   (broken / "decoder" / "model.json").write_text("{}")
-  return Service([str(folder), str(broken)])
+  return Service([str(folder), str(broken)], [str(folder)])
 
 
 @pytest.fixture
 def drawn(shared, monkeypatch):
   """The number of candidates of each call of the reader."""
   calls = []
-  reader = shared.reader("small")
+  reader = shared.source("small").reader
   real = reader.preimage
 
   def counted(*args, **kwargs):
@@ -236,7 +242,7 @@ def drawn(shared, monkeypatch):
 
 
 def test_epsilon_draws_nothing_and_another_site_does(shared, drawn):
-  view = View("small", TEXT, "a0.1", "=", samples=256, seed=11)
+  view = View("small", TEXT, "a0.1", "=", samples=256, seed=11, method="decoder")
   first = shared.preimage(view)
   wider = shared.preimage(dataclasses.replace(view, epsilon=0.9))
   assert drawn == [256] and wider == first.at(0.9) and shared.known(view) == first
@@ -249,13 +255,14 @@ def test_epsilon_draws_nothing_and_another_site_does(shared, drawn):
     {"metric": "cosine"},
     {"temperatures": (1.0,)},
     {"samples": 512},
+    {"method": "monte_carlo"},
   ):
     assert shared.known(dataclasses.replace(view, **change)) is None
 
 
 def test_parts_are_the_whole(shared):
   """Drawn in parts of 256, with progress reported, the candidates are those that are drawn at once."""
-  reader, reported = shared.reader("small"), []
+  reader, reported = shared.source("small").reader, []
   parts = reader.preimage(
     TEXT, "a0.1", "=", num_samples=300, seed=5, progress=lambda done, total: reported.append((done, total))
   )
@@ -269,7 +276,7 @@ def test_parts_are_the_whole(shared):
 
 def test_a_page_opens_only_the_readers_it_was_given(shared):
   with pytest.raises(InversionViewError, match="unknown reader '/etc'"):
-    shared.reader("/etc")
+    shared.source("/etc")
   with pytest.raises(InversionViewError, match="same name"):
     Service(["a/small", "b/small"])
 
@@ -288,7 +295,7 @@ def page(shared, monkeypatch):
   def open_page(**params):
     app = testing.AppTest.from_file(str(APP), default_timeout=300)
     for name, value in (
-      {"reader": "small", "text": TEXT, "site": "a0.1", "position": "=", "samples": "256"} | params
+      {"reader": "small", "text": TEXT, "site": "a0.1", "position": "=", "samples": "256", "method": "decoder"} | params
     ).items():
       if value is not None:
         app.query_params[name] = value
@@ -318,7 +325,7 @@ def alerts(app) -> list[str]:
 
 def test_page_shows_the_reading_of_its_address(page, shared):
   app = page(epsilon="0.7", shown="9")
-  p = shared.preimage(View("small", TEXT, "a0.1", "=", 0.7, samples=256))
+  p = shared.preimage(View("small", TEXT, "a0.1", "=", 0.7, samples=256, method="decoder"))
   shown = panes(app)
   assert set(shown) == {"tokens", "sites", "reading", "features"} and not alerts(app)
   assert (
@@ -396,7 +403,7 @@ def test_errors_are_shown_in_place_and_the_page_goes_on(page, params, message):
 
 
 def test_a_reader_that_cannot_be_loaded_is_reported_and_another_can_be_chosen(page, shared):
-  broken = next(name for name in shared.names if name != "small")
+  broken = next(name for name in shared.names if not name.startswith("small"))
   app = page(reader=broken, text=None, site=None, position=None)
   assert any("model.json" in text for text in alerts(app))
   checked(app.selectbox(key="control reader").select("small").run())
@@ -408,6 +415,62 @@ def test_bits_are_measured_on_request(page):
   assert " bits" not in panes(app)["features"]["html"]
   checked(next(b for b in app.button if b.label == "Measure bits").click().run())
   assert re.search(r"\d bits|more than", panes(app)["features"]["html"])
+
+
+# Monte Carlo.
+
+FEW = {"method": None, "particles": "256", "budget": "20000"}
+
+
+def test_particles_are_drawn_anew_for_another_epsilon(shared):
+  view = View("small (target)", TEXT, "m0", "=", 0.7, particles=256, budget=20_000)
+  levels: list = []
+
+  def progress(done, total):
+    levels.append((done, total))
+
+  progress.level = lambda number, level: levels.append((number, level.epsilon))
+  first = shared.preimage(view, progress=progress)
+  assert first.method == "monte_carlo" and first.epsilon == 0.7 and (20_000, 20_000) in levels
+  assert (1, first.levels[0]["epsilon"]) in levels
+  wider = dataclasses.replace(view, epsilon=0.9)
+  assert shared.known(view) == first and shared.known(wider) is None
+  assert shared.preimage(wider).epsilon == 0.9 and shared.preimage(wider).sampled_epsilon is None
+  assert shared.information(view, first).bits == first.bits or first.bits is None
+  assert shared.reading(view, first).from_prior
+
+
+def test_a_sketch_starts_from_the_prior(shared):
+  view = View("small", TEXT, "a0.1", "=")
+  assert shared.source("small").method == "decoder+monte_carlo"
+  sketch = shared.source_of(view, 256)
+  assert sketch.method == "monte_carlo" and sketch.settings == {"particles": 256, "budget": 200_000}
+  whole = shared.source_of(dataclasses.replace(view, mixture="paper", particles=512))
+  assert whole.method == "decoder+monte_carlo" and whole.settings["mixture"] == "paper"
+  assert whole.settings["particles"] == 512 and whole.settings["num_samples"] == 1024
+
+
+def test_page_of_particles_shows_bits_or_what_is_wrong(page, shared):
+  app = page(**FEW, reader="small (target)", site="m0", epsilon="0.7")
+  p = shared.preimage(View("small (target)", TEXT, "m0", "=", 0.7, particles=256, budget=20_000))
+  shown = panes(app)["reading"]["html"]
+  assert not alerts(app) and 'data-drawn="0.7"' in shown and "Monte Carlo on the target, from the prior" in shown
+  assert (f"{p.bits:.2f}" in shown) if p.bits is not None else ("different inputs" in shown)
+  assert ("not converged" in shown) == (p.converged is False)
+  assert app.selectbox(key="control method").value == "monte_carlo"
+  assert [w.key for w in app.selectbox] == ["control reader", "control method"]  # nothing of a decoder
+  assert not [b for b in app.button if b.label == "Measure bits"]
+  checked(app.text_input(key="control site").set_value("m9").run())
+  assert any("m9" in text for text in alerts(app))
+
+
+def test_the_method_is_chosen_on_the_page(page):
+  app = page()
+  assert "What the decoder's candidates share" in panes(app)["features"]["html"]
+  checked(app.selectbox(key="control method").set_value("decoder+monte_carlo").run())
+  assert "method" not in app.query_params  # the default
+  assert "from the decoder&#x27;s candidates" in panes(app)["reading"]["html"]
+  assert "What it encodes" in panes(app)["features"]["html"] and not alerts(app)
 
 
 # The command.
@@ -440,6 +503,9 @@ def test_a_page_of_another_origin_is_refused_without_a_request(monkeypatch):
     (["--address", "nowhere.invalid"], "nowhere.invalid"),
     (["--reader", "missing"], "no reader in missing"),
     (["--reader", "a/addition", "--reader", "b/addition"], "same name"),
+    (["--target", "nowhere"], "no target 'nowhere'"),
+    (["--task", "addition"], "--task has no effect without --target"),
+    (["--method", "montecarlo"], "did you mean monte_carlo"),
   ],
 )
 def test_what_cannot_be_started_is_refused_in_one_line(capsys, argv, message):

@@ -53,9 +53,8 @@ def test_a_reader_of_a_language_model_is_trained_and_read(workdir, folder, capsy
     one, other = np.asarray(run)[0, sample.position], np.asarray(preimage.query.activation)
     cosine = 1 - one @ other / np.linalg.norm(one) / np.linalg.norm(other)
     assert sample.distance == pytest.approx(cosine, abs=1e-5)
-  assert (
-    main(["view", text, "--reader", str(workdir), "--site", "a0.0", "--position", "END", "--num-samples", "8"]) == 0
-  )
+  view = ["view", text, "--reader", str(workdir), "--site", "a0.0", "--position", "END", "--method", "decoder"]
+  assert main([*view, "--num-samples", "8"]) == 0
   assert "a0.0" in capsys.readouterr().out
 
 
@@ -86,6 +85,8 @@ def test_the_path_of_a_checkpoint_that_was_moved_is_given(workdir, folder, tmp_p
     "a0.0",
     "--position",
     "-1",
+    "--method",
+    "decoder",
     "--num-samples",
     "4",
   ]

@@ -25,7 +25,8 @@ ORDER = (
   ("measures",),
   ("causal",),
   ("show", "interpret"),
-  ("planning", "benchmarks"),
+  ("planning",),
+  ("benchmarks",),
   ("commands",),
   ("cli",),
 )

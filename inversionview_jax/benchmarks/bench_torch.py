@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,6 +17,52 @@ from inversionview_jax.benchmarks.jobs import Jobs
 from inversionview_jax.benchmarks.timing import Side
 from inversionview_jax.devices import cpu
 from inversionview_jax.models.transformer import TransformerConfig
+
+Compile = Callable[[Callable], Callable]
+
+
+def _as_it_is(function: Callable) -> Callable:
+  return function
+
+
+class Accelerated:
+  """The same jobs as on a GPU: training and capture through `torch.compile`, everything under autocast to bfloat16."""
+
+  def train(self, jobs: Jobs, batch: int) -> tuple[Side, ...]:
+    """`train`."""
+    import torch
+
+    return _autocast(train(jobs, batch, torch.compile), "torch.compile, ")
+
+  def train_target(self, jobs: Jobs, batch: int) -> tuple[Side, ...]:
+    """`train_target`."""
+    import torch
+
+    return _autocast(train_target(jobs, batch, torch.compile), "torch.compile, ")
+
+  def query(self, jobs: Jobs, samples: int, shape: TransformerConfig) -> tuple[Side, ...]:
+    """`query`; `generate` is not compiled."""
+    return _autocast(query(jobs, samples, shape))
+
+  def capture(self, jobs: Jobs, tokens: np.ndarray) -> tuple[Side, ...]:
+    """`capture`."""
+    import torch
+
+    return _autocast(capture(jobs, tokens, torch.compile), "torch.compile, ")
+
+
+def _autocast(sides: tuple[Side, ...], how: str = "") -> tuple[Side, ...]:
+  """The sides under autocast to bfloat16 on the device."""
+  import torch
+
+  def wrapped(side: Side) -> Side:
+    def run():
+      with torch.autocast(_device().type, torch.bfloat16):
+        return side.run()
+
+    return dataclasses.replace(side, name=f"{side.name}, {how}bfloat16", run=run)
+
+  return tuple(map(wrapped, sides))
 
 
 def available() -> bool:
@@ -46,7 +93,7 @@ def matmul_peak(size: int = 2048) -> float:
   return timing.best_gflops(lambda: _done(a @ a), size)
 
 
-def train(jobs: Jobs, batch: int) -> tuple[Side, ...]:
+def train(jobs: Jobs, batch: int, compiled: Compile = _as_it_is) -> tuple[Side, ...]:
   """The training step of a decoder, with the target's forward pass inside."""
   import torch
 
@@ -57,20 +104,27 @@ def train(jobs: Jobs, batch: int) -> tuple[Side, ...]:
   tokens = torch.tensor(jobs.rows[:batch], dtype=torch.long, device=_device())
   rows, pad = torch.arange(batch, device=_device()), jobs.task.tokenizer.pad_id
 
-  def run():
-    with torch.no_grad():
-      hidden = target(input_ids=tokens, output_hidden_states=True).hidden_states
-      layer, at = int(torch.randint(len(hidden), ())), torch.randint(1, 9, (batch,), device=tokens.device)
-      activation = hidden[layer][rows, at]
+  @compiled
+  def hidden_states():
+    return target(input_ids=tokens, output_hidden_states=True).hidden_states
+
+  @compiled
+  def loss_of(activation):
     embedded = torch.cat([enter(activation)[:, None], decoder.transformer.wte(tokens)], dim=1)
     logits = decoder(inputs_embeds=embedded).logits[:, 1:-1]
-    loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], ignore_index=pad)
-    _step(loss, decoder, optimizer)
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], ignore_index=pad)
+
+  def run():
+    with torch.no_grad():
+      hidden = hidden_states()
+      layer, at = int(torch.randint(len(hidden), ())), torch.randint(1, 9, (batch,), device=tokens.device)
+      activation = hidden[layer][rows, at].float()
+    _step(loss_of(activation), decoder, optimizer)
 
   return _with_bf16(Side("transformers", run, batch))
 
 
-def train_target(jobs: Jobs, batch: int) -> tuple[Side, ...]:
+def train_target(jobs: Jobs, batch: int, compiled: Compile = _as_it_is) -> tuple[Side, ...]:
   """The training step of a target."""
   import torch
 
@@ -79,9 +133,12 @@ def train_target(jobs: Jobs, batch: int) -> tuple[Side, ...]:
   tokens = torch.tensor(jobs.rows[:batch], dtype=torch.long, device=_device())
   labels = tokens.masked_fill(tokens == jobs.task.tokenizer.pad_id, -100)
 
+  @compiled
+  def loss():
+    return model(input_ids=tokens, labels=labels).loss
+
   def run():
-    loss = model(input_ids=tokens, labels=labels).loss
-    _step(loss, model, optimizer)
+    _step(loss(), model, optimizer)
 
   return (Side("transformers", run, batch),)
 
@@ -127,16 +184,20 @@ def query(jobs: Jobs, samples: int, shape: TransformerConfig) -> tuple[Side, ...
   return _with_bf16(Side("transformers", run, 1))
 
 
-def capture(jobs: Jobs, tokens: np.ndarray) -> tuple[Side, ...]:
+def capture(jobs: Jobs, tokens: np.ndarray, compiled: Compile = _as_it_is) -> tuple[Side, ...]:
   """Every site of a batch: the cache of TransformerLens, before 4.0, and the hidden states of `transformers`, which are fewer sites."""
   import torch
 
   ids = torch.tensor(tokens, dtype=torch.long, device=_device())
   model = _gpt2(jobs.target.config)
 
+  @compiled
+  def forward():
+    return model(input_ids=ids, output_hidden_states=True).hidden_states
+
   @torch.no_grad()
   def hidden_states():
-    _done(model(input_ids=ids, output_hidden_states=True).hidden_states[-1])
+    _done(forward()[-1])
 
   sides = [Side("transformers (residual stream only)", hidden_states, ids.numel())]
   if _hooked_transformer():

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from inversionview_jax import tasks
 from inversionview_jax.benchmarks.timing import Case, Side, transformer_flops
-from inversionview_jax.devices import parallel
+from inversionview_jax.devices import parallel, program_cost
 from inversionview_jax.measures import held_out
 from inversionview_jax.models import decoder
 from inversionview_jax.models.decoder import DecoderConfig
@@ -85,49 +85,45 @@ class Jobs:
 
   def train(self) -> Case:
     """Decoder training: the whole step with the target inside."""
-    shape, batch = self.decoder.transformer, self.size.batch
+    shape, batch, length = self.decoder.transformer, self.size.batch, self.task.length
+    program = self.decoder_training(batch)
+    flops = 3 * transformer_flops(shape, length, length + 1) + transformer_flops(self.target.config, length, length)
+    theirs = self.rivals.train(self, batch) if self.rivals else ()
+    about = f"decoder training, d={shape.d_model}, batch {batch}, target inside"
+    return Case("train", about, "pairs", flops, program.side, theirs)
+
+  def train_target(self) -> Case:
+    """Target training."""
+    shape, batch, length = self.target.config, self.size.target_batch, self.task.length
+    flops = 3 * transformer_flops(shape, length, length)
+    theirs = self.rivals.train_target(self, batch) if self.rivals else ()
+    about = f"target training, d={shape.d_model}, batch {batch}"
+    return Case("train_target", about, "texts", flops, self.target_training(batch).side, theirs)
+
+  def decoder_training(self, batch: int, dtype: str = "") -> "TrainingProgram":
+    """The training of a new decoder, AdamW.
+
+    Args:
+      batch: texts of a step.
+      dtype: `compute.dtype`, "" for the default.
+    """
+    shape = self.decoder.transformer
     config = ConfigDict({
         "model": {"n_layers": 2, "n_heads": 4, "d_model": shape.d_model, "d_mlp": shape.d_mlp},
         "encoder_blocks": 6, "encoder_width": 0, "n_slots": 1, "normalize": "none", "sites": (), "pairs_per_text": 1, "bos_rate": 0.01,
         "reweight": 0.0, "noise": 0.0, "optimizer": _OPTIMIZER, "seed": 0, "average": 0.0, "eval_queries": 1, "final_queries": 1,
+        "compute": {"dtype": dtype},
     })  # fmt: skip
     objective = decoder_objective.DecoderObjective(self.task, config, self.target, self.rows, self.rows[:8], self.mesh)
-    run = self._training(objective, config, batch)
-    length = self.task.length
-    flops = 3 * transformer_flops(shape, length, length + 1) + transformer_flops(self.target.config, length, length)
-    theirs = self.rivals.train(self, batch) if self.rivals else ()
-    return Case(
-      "train", f"decoder training, d={shape.d_model}, batch {batch}, target inside", "pairs", flops, run, theirs
-    )
+    return TrainingProgram(objective, config, self.rows, batch, self.mesh)
 
-  def train_target(self) -> Case:
-    """Target training."""
-    shape, batch = self.target.config, self.size.target_batch
+  def target_training(self, batch: int) -> "TrainingProgram":
+    """The training of a new target of this one's shape, AdamW, `batch` texts a step."""
+    shape = self.target.config
     model = {"n_layers": shape.n_layers, "n_heads": shape.n_heads, "d_model": shape.d_model, "d_mlp": shape.d_mlp}
     config = ConfigDict({"model": model, "eval_examples": 8, "optimizer": _OPTIMIZER, "seed": 0, "average": 0.0})
-    run = self._training(target_objective.TargetObjective(self.task, config, self.rows[:8], self.mesh), config, batch)
-    flops = 3 * transformer_flops(shape, self.task.length, self.task.length)
-    theirs = self.rivals.train_target(self, batch) if self.rivals else ()
-    return Case("train_target", f"target training, d={shape.d_model}, batch {batch}", "texts", flops, run, theirs)
-
-  def _training(self, objective: Objective, config: ConfigDict, batch: int) -> Side:
-    optimizer = optimizers.make_optimizer(config.optimizer, 1_000_000)
-
-    def fresh():
-      params, extra = objective.init(jax.random.key(0))
-      return State(jnp.int32(0), params, optimizer.init(params), {}, extra)
-
-    update = make_update(objective, optimizer, config, self.mesh)
-    state = [parallel.replicate(parallel.jit(fresh)(), self.mesh)]
-    frozen = parallel.replicate(objective.frozen, self.mesh)
-    steps = [self.rows[np.arange(i * batch, (i + 1) * batch) % len(self.rows)] for i in range(_STEPS)]
-    tokens = np.stack(steps).astype(np.int32)
-
-    def run():
-      state[0], losses, _ = update(state[0], frozen, parallel.shard(tokens, self.mesh, axis=1))
-      losses.block_until_ready()
-
-    return Side("inversionview_jax", run, batch * _STEPS)
+    objective = target_objective.TargetObjective(self.task, config, self.rows[:8], self.mesh)
+    return TrainingProgram(objective, config, self.rows, batch, self.mesh)
 
   def query(self) -> Case:
     """One preimage query, from text to sorted samples with distances."""
@@ -239,6 +235,47 @@ class Jobs:
       flops,
       Side("inversionview_jax", run, len(index)),
     )
+
+
+class TrainingProgram:
+  """The compiled update of a training with its state, run on the same batches again and again.
+
+  Attributes:
+    units: texts of one run.
+    flops: of the matrix products of one run, over all devices; a scan's body counts as often as it runs.
+    compiled: the program.
+  """
+
+  def __init__(self, objective: Objective, config: ConfigDict, rows: np.ndarray, batch: int, mesh: jax.sharding.Mesh):
+    """Initializes the state and compiles `_STEPS` steps of `batch` texts each, taken from `rows`, int[N, T]."""
+    optimizer = optimizers.make_optimizer(config.optimizer, 1_000_000)
+
+    def fresh():
+      params, extra = objective.init(jax.random.key(0))
+      return State(jnp.int32(0), params, optimizer.init(params), {}, extra)
+
+    update = make_update(objective, optimizer, config, mesh)
+    self._state = parallel.replicate(parallel.jit(fresh)(), mesh)
+    self._frozen = parallel.replicate(objective.frozen, mesh)
+    self._mesh, self.units = mesh, batch * _STEPS
+    steps = [rows[np.arange(i * batch, (i + 1) * batch) % len(rows)] for i in range(_STEPS)]
+    self._tokens = np.stack(steps).astype(np.int32)
+    arguments = self._state, self._frozen, self._sharded()
+    self.flops = program_cost.matmul_flops(update.trace(*arguments).jaxpr, share=mesh.size) * mesh.size
+    self.compiled = update.lower(*arguments).compile()
+
+  def _sharded(self) -> jax.Array:
+    return parallel.shard(self._tokens, self._mesh, axis=1)
+
+  def run(self) -> None:
+    """`_STEPS` steps; returns when they are done."""
+    self._state, losses, _ = self.compiled(self._state, self._frozen, self._sharded())
+    losses.block_until_ready()
+
+  @property
+  def side(self) -> Side:
+    """What `timing` runs."""
+    return Side("inversionview_jax", self.run, self.units)
 
 
 # The variables of a new decoder, as `decoder.initial` makes them.

@@ -1,4 +1,4 @@
-"""`inversionview bench`: times training, queries, capture and enumeration on this machine."""
+"""`inversionview bench`: times training, queries, capture and enumeration on this machine; `--device`: checks its devices."""
 
 import argparse
 import json
@@ -17,32 +17,58 @@ installed, each with its share of the float32 matrix-product peak measured in th
   inversionview bench --only train query --scaling --devices
 
 Let nothing else run meanwhile; the load of the machine is printed with the figures.
+
+With --device: whether this package gives the right numbers on the devices of this machine, against numbers made on a CPU, and how fast it is
+there; in at most 8 minutes. Exits with 1 if a number is wrong. launch/README.md explains the tables.
+
+  inversionview bench --device --out check
+  inversionview bench --device --small --only parity parity_search
 """
+_TIMING_FLAGS = ("size", "repeats", "seconds", "scaling", "devices", "no_torch", "json")
+_DEVICE_FLAGS = ("small", "out", "golden")
 
 
 def add_parser(commands: Any) -> None:
   """Adds `bench` to the commands."""
   parser = flags.add_command(commands, "bench", run, "time this machine", _DESCRIPTION)
-  parser.add_argument("--size", default="full", help='"full" (the paper\'s decoder) or "small" (default: full)')
+  parser.add_argument("--size", help='"full" (the paper\'s decoder) or "small" (default: full)')
   parser.add_argument(
     "--only",
     nargs="+",
     metavar="NAME",
-    help="some of train, query, shipped, effects, queries, capture, train_target, enumerate (default: all)",
+    help="some of train, query, shipped, effects, queries, capture, train_target, enumerate; with --device some of its parts, as its "
+    "tables name them (default: all)",
   )
-  parser.add_argument("--repeats", type=int, default=5, help="timed runs of each implementation (default: 5)")
-  parser.add_argument("--seconds", type=float, default=1.0, help="shortest duration of a timed run (default: 1)")
+  parser.add_argument("--repeats", type=int, help="timed runs of each implementation (default: 5)")
+  parser.add_argument("--seconds", type=float, help="shortest duration of a timed run (default: 1)")
   parser.add_argument("--scaling", action="store_true", help="also time against samples, sites and length")
   parser.add_argument(
     "--devices", action="store_true", help="also time training and a query on 1, 2, 4, 8 simulated devices"
   )
   parser.add_argument("--no-torch", action="store_true", help="time this package alone, without PyTorch beside it")
   flags.add(parser, "json")
+  checking = parser.add_argument_group("checking devices")
+  checking.add_argument("--device", action="store_true", help="check the devices of this machine instead")
+  checking.add_argument("--small", action="store_true", help="tiny sizes, for a CPU")
+  flags.add(checking, "out", unset="device-check")
+  checking.add_argument("--golden", metavar="FILE", help="the numbers to compare with (default: this package's)")
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
-  """Times the cases, and prints each as it is done."""
+  """Times the cases, and prints each as it is done; or checks the devices."""
   del rest
+  wrong = _TIMING_FLAGS if args.device else _DEVICE_FLAGS
+  for name in wrong:
+    if getattr(args, name) not in (None, False):
+      flag = name.replace("_", "-")
+      raise InversionViewError(f"--{flag} has no effect {'with' if args.device else 'without'} --device: leave it out")
+  if args.device:
+    from inversionview_jax.benchmarks.device import check
+
+    return check.check(args.out or "device-check", small=args.small, golden=args.golden, only=args.only)
+  args.size = args.size or "full"
+  args.repeats = 5 if args.repeats is None else args.repeats
+  args.seconds = 1.0 if args.seconds is None else args.seconds
   if args.repeats < 1 or args.seconds < 0:
     raise InversionViewError(f"--repeats {args.repeats} must be at least 1 and --seconds {args.seconds:g} at least 0")
   if args.json:

@@ -51,12 +51,17 @@ class MetricsLog:
     self._flops, self._peak = flops, peak * len(devices) if peak else None
     console = rich.console.Console(stderr=True, quiet=not hosts.is_writer())
     if hosts.is_writer():
-      import tensorboardX
-
       write_whole(folder / "config.json", config.to_json_best_effort(indent=1) + "\n")
       kept = [line for line in self._read() if line["step"] <= done]
       write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-      self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+      try:
+        import tensorboardX
+
+        self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+      except ImportError:
+        console.print(
+          "[bold]note[/bold]: tensorboardX is not installed: no TensorBoard events, metrics.jsonl has all of it"
+        )
     console.print(
       f"{size:,} parameters, batch {config.batch_size}, step {done:,} of {config.steps:,}; log in {self._path}",
       soft_wrap=True,
@@ -133,10 +138,11 @@ class MetricsLog:
     try:
       with self._path.open("a") as file:
         file.write(line)
-      for name, value in values.items():
-        if not isinstance(value, str):
-          self._board.add_scalar(name, value, step)
-      self._board.flush()
+      if self._board is not None:
+        for name, value in values.items():
+          if not isinstance(value, str):
+            self._board.add_scalar(name, value, step)
+        self._board.flush()
     except OSError as error:  # a full disk costs log lines, not the run: checkpoints that fail end it
       if not self._write_failed:
         self._console.print(f"[bold]note[/bold]: cannot write {self._path}: {error.strerror}")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from inversionview_jax.devices import numerics
 from inversionview_jax.models import cpu_attention
-from inversionview_jax.models.capture import rows_at
+from inversionview_jax.models.capture import Padded, rows_at
 from inversionview_jax.models.config import Compute, TransformerConfig
 from inversionview_jax.models.cpu_attention import Weigh
 from inversionview_jax.models.layers import Linear, norm, rotate
@@ -117,6 +117,7 @@ class Attention(nn.Module):
     slot: jax.Array | None = None,
     deterministic: bool = True,
     at: jax.Array | None = None,
+    padded: Padded | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Each head's mixture of values before W_O.
 
@@ -125,17 +126,21 @@ class Attention(nn.Module):
       slot: float[B, J, D] or None; J keys and values in front that every position sees; never a query.
       deterministic: False applies dropout to the weights.
       at: int32[B, P] or None; the positions that query, all T by default.
+      padded: of texts with padding in front or inside; None for texts that begin in the first column.
 
     Returns:
       z float[B, T or P, H, K] and the pattern float32[B, H, T or P, T (+J with slots, in front)].
     """
     positions = jnp.arange(x.shape[1])
     query_positions = positions[None, :] if at is None else at  # [B or 1, T or P]
-    q = self.queries(rows_at(x, at), query_positions)
-    k, v = self.keys_values(x, positions)
+    turned = positions if padded is None else padded.positions
+    q = self.queries(rows_at(x, at), query_positions if padded is None else rows_at(turned, at))
+    k, v = self.keys_values(x, turned)
     seen = positions <= query_positions[..., None]
     if self.window:
       seen &= positions > query_positions[..., None] - self.window
+    if padded is not None:  # padding sees itself, so that its weights are finite; no text sees it
+      seen &= padded.mask[:, None, :] | (positions == query_positions[..., None])
     seen = seen[:, None]  # [B or 1, 1, T or P, T]
     if slot is not None:
       slot_k, slot_v = self.keys_values(slot)

@@ -66,6 +66,24 @@ class Output:
     return self.captured[site]
 
 
+@flax.struct.dataclass
+class Padded:
+  """Texts with padding in front of them or between their tokens.
+
+  Attributes:
+    mask: bool[B, T], True for the tokens of a text: what is attended to.
+    positions: int32[B, T], the position of each token in its text, counted from 0 over the tokens of `mask`; 0 before the first.
+  """
+
+  mask: jax.Array
+  positions: jax.Array
+
+  @classmethod
+  def of_mask(cls, mask: jax.Array) -> "Padded":
+    """Of an attention mask, bool[B, T]."""
+    return cls(mask, jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0))
+
+
 def rows_at(x: jax.Array, at: jax.Array | None) -> jax.Array:
   """float[B, T, ...], int32[B, P] or None -> the rows at these positions, float[B, P, ...]."""
   if at is None:

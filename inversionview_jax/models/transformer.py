@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from inversionview_jax.devices import numerics
 from inversionview_jax.models.attention import Attention
-from inversionview_jax.models.capture import Output, Recorder, SiteEdit, rows_at
+from inversionview_jax.models.capture import Output, Padded, Recorder, SiteEdit, rows_at
 from inversionview_jax.models.config import Compute, TransformerConfig
 from inversionview_jax.models.cross_attention import CrossAttention
 from inversionview_jax.models.layers import ACTIVATIONS, Linear, norm
@@ -81,6 +81,7 @@ class Block(nn.Module):
     slot: jax.Array | None = None,
     deterministic: bool = True,
     at: jax.Array | None = None,
+    padded: Padded | None = None,
   ) -> jax.Array:
     """The residual stream behind this layer: float[B, T, D] -> float[B, T or P, D], P the positions `at`, int32[B, P].
 
@@ -90,9 +91,10 @@ class Block(nn.Module):
       slot: float[B, J, M] or None, this layer's slots.
       deterministic: False applies dropout.
       at: the positions to compute; all by default.
+      padded: of texts with padding in front or inside.
     """
     crossed = bool(self.config.cross_width)
-    z, pattern = self.attn.mix(self.ln1(x), None if crossed else slot, deterministic, at)
+    z, pattern = self.attn.mix(self.ln1(x), None if crossed else slot, deterministic, at, padded)
     recorder.keep(Site("pattern", self.layer), lambda: pattern)
     written = recorder.through_heads(self.layer, self.attn, z, self.attn.write(z, deterministic), pattern)
     x = recorder.through("mid", self.layer, rows_at(x, at) + self._attention_write(written))
@@ -123,8 +125,13 @@ class Block(nn.Module):
       return _padded(cache[0], tokens), cache[1]
     return _padded(cache, tokens)
 
-  def step(self, x: jax.Array, cache: Any, at: jax.Array, slots: int) -> tuple[jax.Array, Any]:
-    """One token: float[B, 1, D] at position `at`, int32[], behind J = `slots` -> float[B, 1, D] and the cache with it."""
+  def step(
+    self, x: jax.Array, cache: Any, at: jax.Array, slots: int, recorder: Recorder | None = None
+  ) -> tuple[jax.Array, Any]:
+    """One token: float[B, 1, D] at position `at`, int32[], behind J = `slots` -> float[B, 1, D] and the cache with it.
+
+    A recorder captures vector sites of this token; its cache is one without `cross_width`.
+    """
     if self.config.cross_width:
       cache, crossed = cache
       z, cache = self.attn.mix_cached(self.ln1(x), cache, at, 0)
@@ -132,8 +139,16 @@ class Block(nn.Module):
       x = x + self.cross(self.cross_ln(x), *crossed)
       return x + self._mlp_write(x), (cache, crossed)
     z, cache = self.attn.mix_cached(self.ln1(x), cache, at, slots)
-    x = x + self._attention_write(self.attn.write_cached(z))
-    return x + self._mlp_write(x), cache
+    written = self.attn.write_cached(z)
+    if recorder is None:
+      x = x + self._attention_write(written)
+      return x + self._mlp_write(x), cache
+    c, layer = self.config, self.layer
+    heads = jnp.moveaxis(z.reshape(c.n_heads, c.d_head, -1), -1, 0)[:, None]  # [B, 1, H, K]
+    no_pattern = jnp.zeros((1, c.n_heads, 1, 1))
+    written = recorder.through_heads(layer, self.attn, heads, written, no_pattern)
+    x = recorder.through("mid", layer, x + self._attention_write(written))
+    return recorder.through("post", layer, x + recorder.through("mlp", layer, self._mlp_write(x))), cache
 
 
 def _padded(keys_values, tokens: int):
@@ -161,6 +176,7 @@ class Transformer(nn.Module):
     self,
     tokens: jax.Array,
     *,
+    mask: jax.Array | None = None,
     slots: jax.Array | None = None,
     capture: Sequence[Site] = (),
     at: Any = None,
@@ -174,7 +190,8 @@ class Transformer(nn.Module):
     """Runs the model.
 
     Args:
-      tokens: int32[B, T]. Padding belongs on the right, where causality keeps it from mattering.
+      tokens: int32[B, T]. Padding on the right needs no mask: causality keeps it from mattering.
+      mask: bool[B, T] or None; the tokens that are attended to. Positions are counted over them. None: all.
       slots: float[B, L, J, D] or None; J extra keys and values per layer.
       capture: sites to return; the layers behind the last of them are not run if `logits` is False.
       at: int32[B, P] or None; return vector sites at these positions only. Or a dict with such positions for each site that is captured;
@@ -194,9 +211,13 @@ class Transformer(nn.Module):
     wanted = (*capture, *(choose[0] if choose else ()))
     dtype = jnp.dtype(self.compute.dtype)
     batch, length = tokens.shape
+    padded = None if mask is None else Padded.of_mask(mask)
     x = recorder.through("embed", None, self._embedded(tokens))
     if not c.rotary:
-      positions = numerics.broadcast_rows(self.pos_embed[:length].astype(dtype), (batch, length, c.d_model))
+      if padded is None:
+        positions = numerics.broadcast_rows(self.pos_embed[:length].astype(dtype), (batch, length, c.d_model))
+      else:
+        positions = jnp.take(self.pos_embed, padded.positions, axis=0).astype(dtype)
       x = x + recorder.through("pos_embed", None, positions)
     x = self.dropout(x, deterministic=deterministic)
     last = (
@@ -211,9 +232,11 @@ class Transformer(nn.Module):
       last_at = logits_at if layer == c.n_layers - 1 else None
       if self.compute.remat and not (capture or edits or self.is_initializing()):
         # Without captures: a layer that runs twice would record them twice.
-        x = nn.remat(lambda block, x, slot, at: block(x, recorder, slot, deterministic, at))(block, x, slot, last_at)
+        x = nn.remat(lambda block, x, slot, at, padded: block(x, recorder, slot, deterministic, at, padded))(
+          block, x, slot, last_at, padded
+        )
       else:
-        x = block(x, recorder, slot, deterministic, last_at)
+        x = block(x, recorder, slot, deterministic, last_at, padded)
     if depth < c.n_layers:
       x = recorder.through("pre", depth, x)
     logits = logits or self.is_initializing()  # so that every parameter is made
@@ -241,11 +264,41 @@ class Transformer(nn.Module):
 
   def step(self, tokens: jax.Array, position: jax.Array, cache: tuple, slots: int = 1) -> tuple[jax.Array, tuple]:
     """One token more: int32[B] at `position` (int32[], 0 for BOS), J = `slots` -> float32[B, V] logits of the next, and the cache."""
+    x, cache, _ = self.advance(tokens, position, cache, slots)
+    return self.logits(x)[:, 0], cache
+
+  def advance(
+    self, tokens: jax.Array, position: jax.Array, cache: tuple, slots: int = 1, capture: Sequence[Site] = ()
+  ) -> tuple[jax.Array, tuple, dict[Site, jax.Array]]:
+    """`step` without the logits.
+
+    Args:
+      tokens, position, cache, slots: as for `step`.
+      capture: vector sites whose activations of this token are returned.
+
+    Returns:
+      The residual stream behind the last layer, float[B, 1, D], of which `logits` makes logits; the cache; and the activations that were
+      captured, float[B, 1, D] each.
+    """
+    recorder = Recorder(capture, None, (), None) if capture else None
     x = self._embedded(tokens)[:, None, :]
+    if recorder is not None:
+      x = recorder.through("embed", None, x)
     if not self.config.rotary:
-      x = x + jnp.asarray(self.pos_embed)[position].astype(x.dtype)
+      learned = jnp.asarray(self.pos_embed)[position].astype(x.dtype)
+      if recorder is not None:
+        learned = recorder.through("pos_embed", None, jnp.broadcast_to(learned, x.shape))
+      x = x + learned
     new = []
-    for block, layer_cache in zip(self.blocks, cache, strict=True):
-      x, layer_cache = block.step(x, layer_cache, position, slots)
+    for layer, (block, layer_cache) in enumerate(zip(self.blocks, cache, strict=True)):
+      if recorder is not None:
+        x = recorder.through("pre", layer, x)
+      x, layer_cache = block.step(x, layer_cache, position, slots, recorder)
       new.append(layer_cache)
-    return self.logits(x)[:, 0], tuple(new)
+    return x, tuple(new), {} if recorder is None else recorder.captured
+
+  def empty_cache(self, rows: int, length: int) -> tuple:
+    """A cache of `length` tokens without slots (`slots` = 0 in `advance`): per layer (keys, values), float[C, G, K, B] each, zeros."""
+    c = self.config
+    blank = jnp.zeros((length, c.kv_heads, c.d_head, rows), jnp.dtype(self.compute.dtype))
+    return tuple((blank, blank) for _ in range(c.n_layers))

@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the lines of text files."""
 
 import os
 import pathlib
 import secrets
+from collections.abc import Iterator
 
 from inversionview_jax.errors import InversionViewError
 
@@ -31,6 +32,33 @@ def write_whole(path: "str | os.PathLike", content: "str | bytes") -> None:
     raise InversionViewError(f"cannot write {os.fspath(path)!r}: {error.strerror}; choose another place") from None
   finally:
     draft.unlink(missing_ok=True)
+
+
+def read_lines(path: "str | os.PathLike", hint: str = "") -> Iterator[tuple[int, str]]:
+  """Yields the lines of a text file with their numbers, from 1 on.
+
+  A line ends at a line feed, and a carriage return before it is dropped. No other character ends one: U+2028, U+0085, form feeds and the
+  like belong to the text. A byte order mark at the beginning of the file is dropped.
+
+  Args:
+    path: of the file, UTF-8; "~" is the home folder.
+    hint: for the message where it cannot be read.
+
+  Raises:
+    InversionViewError: a file that cannot be read, or a line that is not UTF-8 (by its number).
+  """
+  try:
+    with open(pathlib.Path(path).expanduser(), "rb") as file:
+      for number, raw in enumerate(file, start=1):
+        try:
+          yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+          byte = error.object[error.start]
+          raise InversionViewError(
+            f"{os.fspath(path)}:{number} is not UTF-8 (byte {byte:#04x} at {error.start}); convert the file, as with iconv"
+          ) from None
+  except OSError as error:
+    raise InversionViewError(f"cannot read {os.fspath(path)}: {error.strerror}{hint and '; '}{hint}") from None
 
 
 def check_can_hold(path: "str | os.PathLike") -> None:

@@ -4,8 +4,8 @@ Shapes: N inputs, T tokens, Q positions whose prediction is read, K tokens whose
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TypeAlias, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -13,13 +13,15 @@ import numpy as np
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sites import Site
 from inversionview_jax.targets import Target
+from inversionview_jax.targets.arrays import to_array
 from inversionview_jax.targets.edits import refuse_overlap
-from inversionview_jax.targets.positions import Position, resolve_positions, text_lengths
-from inversionview_jax.targets.target import is_text
+from inversionview_jax.targets.inputs import Rows, resolve_inputs
+from inversionview_jax.targets.overwritten import refuse_overwritten
+from inversionview_jax.targets.positions import Position, resolve_positions
 
 Inputs: TypeAlias = Sequence[str] | np.ndarray | jax.Array
 """N texts, or token ids int[N, T]."""
-Tokens: TypeAlias = Sequence[str] | Sequence[int] | np.ndarray
+Tokens: TypeAlias = Sequence[str | int] | np.ndarray
 """K tokens for all inputs, as strings or ids, or [N, K]."""
 
 
@@ -40,21 +42,19 @@ class Address:
   corrupted_at: np.ndarray | None = None
 
 
-def encode_inputs(target: Target, inputs: Inputs) -> np.ndarray:
-  """Texts (with BOS, without EOS) or token ids -> int32[N, T]; raises `InversionViewError` for what is neither, or does not fit the target."""
+def encode_inputs(target: Target, inputs: Inputs) -> Rows:
+  """Texts (with BOS, without EOS) or token ids, N of them; raises `InversionViewError` for what is neither, or does not fit the target."""
   if isinstance(inputs, str):
     raise InversionViewError(f"inputs are a list of texts, not one text: write [{inputs!r}]")
-  if is_text(inputs):
-    return target.encode(cast(Sequence[str], inputs))
-  return target.check_tokens(cast(np.ndarray, inputs))
+  return resolve_inputs(target, inputs)
 
 
 def resolve_addresses(
   target: Target,
   sites: Sequence[str | Site],
   positions: Sequence[Position | None],
-  clean: np.ndarray,
-  corrupted: np.ndarray | None = None,
+  clean: Rows,
+  corrupted: Rows | None = None,
 ) -> list[Address]:
   """An address for each site and position, looked up in the clean inputs and, where there are any, in the corrupted ones.
 
@@ -62,7 +62,7 @@ def resolve_addresses(
     target: whose sites, and whose task knows the labels.
     sites: M of them.
     positions: M of them; None for all positions.
-    clean, corrupted: int32[N, T].
+    clean, corrupted: N inputs.
 
   Raises:
     InversionViewError: an unknown site or position, two of the same activation, or all positions of pairs that differ in length.
@@ -71,30 +71,31 @@ def resolve_addresses(
   for name, position in zip(sites, positions, strict=True):
     site = target.site(name)
     if position is None:
-      _refuse_unequal_lengths(target, site, clean, corrupted)
+      _refuse_unequal_lengths(site, clean, corrupted)
       addresses.append(Address(site.short, site, None))
       continue
-    key = id(position) if isinstance(position, np.ndarray) else (type(position), position)
+    single = isinstance(position, str | int | np.integer)
+    key: Any = (type(position), position) if single else id(position)
     if key not in resolved:  # once for many heads at one position
       resolved[key] = [
-        None if tokens is None else resolve_positions(target, tokens, position) for tokens in (clean, corrupted)
+        None if rows is None else resolve_positions(target, rows, position) for rows in (clean, corrupted)
       ]
-    label = "..." if isinstance(position, np.ndarray) else position
+    label = position if single else "..."
     addresses.append(Address(f"{site.short}@{label}", site, *resolved[key]))
   refuse_overlap("patches", [(address.name, address.site, address.clean_at) for address in addresses])
   return addresses
 
 
-def _refuse_unequal_lengths(target: Target, site: Site, clean: np.ndarray, corrupted: np.ndarray | None) -> None:
+def _refuse_unequal_lengths(site: Site, clean: Rows, corrupted: Rows | None) -> None:
   if corrupted is None:
     return
-  lengths = [text_lengths(target.tokenizer, tokens) for tokens in (clean, corrupted)]
+  lengths = [np.asarray(rows.lengths) for rows in (clean, corrupted)]
   unequal = lengths[0] != lengths[1]
-  if unequal.any() or clean.shape != corrupted.shape:
+  if unequal.any() or clean.tokens.shape != corrupted.tokens.shape:
     row = int(np.argmax(unequal))
     raise InversionViewError(
       f"{site} at all positions needs pairs of the same length; pair {row} has {lengths[0][row]} and {lengths[1][row]} tokens "
-      f"(in arrays of {clean.shape[1]} and {corrupted.shape[1]})"
+      f"(in arrays of {clean.tokens.shape[1]} and {corrupted.tokens.shape[1]})"
     )
 
 
@@ -121,20 +122,38 @@ def refuse_unreachable(target: Target, addresses: Sequence[Address], read_at: np
       )
 
 
+def refuse_overwritten_patches(
+  target: Target, addresses: Sequence[Address], steps: np.ndarray, read_at: np.ndarray, length: int
+) -> None:
+  """Raises `InversionViewError` if in some step a patch has no effect because another one replaces all that it reaches.
+
+  Args:
+    target: whose architecture counts.
+    addresses: M of them.
+    steps: bool[S, M], which are replaced together.
+    read_at: int32[N, Q], positions whose prediction is read.
+    length: T, of the clean inputs.
+  """
+  read = (read_at[:, :, None] == np.arange(length)).any(axis=1)
+  named = [(address.name, address.site, address.clean_at) for address in addresses]
+  refuse_overwritten("patches", named, steps, read, target.config)
+
+
 def token_ids(target: Target, tokens: Tokens, count: int) -> np.ndarray:
   """Tokens as strings or ids, K of them for all inputs or [N, K] -> int32[N, K], where N = `count`.
 
   Raises:
-    InversionViewError: a token that is not in the vocabulary, or another number of rows.
+    InversionViewError: a token that is not in the vocabulary, a string that several tokens have, or another number of rows.
   """
-  ids = np.asarray(tokens)
-  if ids.dtype.kind == "U":
+  named = _lists(to_array(tokens))
+  if _any_text(named):
     if target.tokenizer is None:
-      raise InversionViewError(f"token {str(ids.flat[0])!r}: this target came without a tokenizer; give ids")
-    vocabulary = {token: i for i, token in enumerate(target.tokenizer.strings(range(target.config.vocab_size)))}
-    if unknown := [str(token) for token in ids.flat if str(token) not in vocabulary]:
-      raise InversionViewError(f"{unknown[0]!r} is not one token of the target's vocabulary")
-    ids = np.vectorize(vocabulary.__getitem__, otypes=[np.int32])(ids)
+      raise InversionViewError(f"token {next(_texts(named))!r}: this target came without a tokenizer; give ids")
+    named = _looked_up(named, _ids_of_strings(target))
+  try:
+    ids = np.asarray(named)
+  except ValueError:  # lists of different lengths
+    ids = np.empty(0)
   if not np.issubdtype(ids.dtype, np.integer) or ids.ndim not in (1, 2) or not ids.size:
     raise InversionViewError(f"tokens must be strings or ids, K of them or [N, K]; got {ids.dtype}{list(ids.shape)}")
   if ids.ndim == 2 and len(ids) != count:
@@ -142,3 +161,54 @@ def token_ids(target: Target, tokens: Tokens, count: int) -> np.ndarray:
   if outside := [int(token) for token in ids.flat if not 0 <= token < target.config.vocab_size]:
     raise InversionViewError(f"token id {outside[0]} is outside the vocabulary of {target.config.vocab_size}")
   return np.broadcast_to(ids, (count, ids.shape[-1])).astype(np.int32)
+
+
+def _lists(tokens: Any) -> Any:
+  """Arrays as lists, in which strings and ids may be mixed without one becoming the other."""
+  if isinstance(tokens, list | tuple):
+    return [_lists(token) for token in tokens]
+  return _lists(tokens.tolist()) if isinstance(tokens, np.ndarray | jax.Array) and tokens.ndim else tokens
+
+
+def _texts(tokens: Any) -> Iterator[str]:
+  if isinstance(tokens, list):
+    for token in tokens:
+      yield from _texts(token)
+  elif isinstance(tokens, str):
+    yield str(tokens)
+
+
+def _any_text(tokens: Any) -> bool:
+  return next(_texts(tokens), None) is not None
+
+
+def _looked_up(tokens: Any, ids_of: Mapping[str, list[int]]) -> Any:
+  """The same with the id in place of each string."""
+  if isinstance(tokens, list):
+    return [_looked_up(token, ids_of) for token in tokens]
+  if not isinstance(tokens, str):
+    return tokens
+  known = ids_of.get(tokens, [])
+  if not known:
+    raise InversionViewError(f"{str(tokens)!r} is not one token of the target's vocabulary")
+  if len(known) > 1:
+    ids = ", ".join(map(str, known[:4])) + (", ..." if len(known) > 4 else "")
+    raise InversionViewError(f"{str(tokens)!r} is the text of {len(known):,} tokens (ids {ids}): give an id")
+  return known[0]
+
+
+def _ids_of_strings(target: Target) -> dict[str, list[int]]:
+  """Text of a token -> the ids that have it; byte tokens only where no other has it, and special tokens also as they are spelled."""
+  tokenizer = target.require_tokenizer()
+  ids: dict[str, list[int]] = {}
+  bytes_of: dict[str, list[int]] = {}
+  size = min(tokenizer.vocab_size, target.config.vocab_size)
+  is_byte = getattr(tokenizer, "is_byte", lambda token: False)
+  for token, text in enumerate(tokenizer.strings(range(size))):
+    (bytes_of if is_byte(token) else ids).setdefault(text, []).append(token)
+  for text, tokens in bytes_of.items():
+    ids.setdefault(text, tokens)
+  for token, text in getattr(tokenizer, "spelled", dict)().items():
+    if token < size:
+      ids.setdefault(text, [token])
+  return ids

@@ -118,7 +118,7 @@ def attribute(
   names = _check_components(components_of(target.config), components)
   columns = resolve_positions(target, rows, position)[:, None]
   ids = None if tokens is None else token_ids(target, tokens, len(rows))
-  values, logits = _attribute(target.module, names, target.params, rows, columns, ids)
+  values, logits = _attribute(target.module, names, target.params, rows.tokens, columns, ids)
   return Attribution(names, np.asarray(values), np.asarray(logits), ids, _shared_names(target, ids))
 
 
@@ -186,7 +186,7 @@ def ranks(
   known = [name for name in components_of(target.config) if name != "bias"]
   names = _check_components(known, [name for name in known if name[0] == "a"] if components is None else components)
   columns = resolve_positions(target, rows, position)[:, None]
-  out = _ranks(target.module, names, target.params, rows, columns, token_ids(target, tokens, len(rows)))
+  out = _ranks(target.module, names, target.params, rows.tokens, columns, token_ids(target, tokens, len(rows)))
   return Ranks(names, *(np.asarray(x) for x in out))
 
 

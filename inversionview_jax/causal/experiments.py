@@ -12,12 +12,18 @@ import jax
 import numpy as np
 
 from inversionview_jax.causal import interventions, patching
-from inversionview_jax.causal.addresses import Address, refuse_unreachable, resolve_addresses
+from inversionview_jax.causal.addresses import (
+  Address,
+  refuse_overwritten_patches,
+  refuse_unreachable,
+  resolve_addresses,
+)
 from inversionview_jax.causal.estimates import Estimate, estimate
 from inversionview_jax.causal.patching import Readout
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.models import storage
 from inversionview_jax.targets import Target
+from inversionview_jax.targets.inputs import Rows, resolve_inputs
 from inversionview_jax.targets.positions import resolve_positions
 from inversionview_jax.tasks import pairs_file
 from inversionview_jax.tasks.base import Task, index_or_label
@@ -138,7 +144,10 @@ def prepare(target: Target, task: Task, name: str, settings: Mapping, config: Ma
   sites, positions = [site for site, _ in pieces], [position for _, position in pieces]
   if isinstance(pairs, pairs_file.TextPairs):
     positions = _text_positions(pairs, positions)
-  addresses = resolve_addresses(target, sites, positions, clean, corrupted)
+  rows, others = _rows(target, pairs, clean, "clean"), None
+  if pairs is not None:
+    others = _rows(target, pairs, corrupted, "corrupted")
+  addresses = resolve_addresses(target, sites, positions, rows, others)
   refuse_unreachable(target, addresses, readout.clean_at)
   names: list[str] = []
   steps: list[np.ndarray] = []
@@ -146,7 +155,17 @@ def prepare(target: Target, task: Task, name: str, settings: Mapping, config: Ma
   for order in settings["orders"]:
     named, on = interventions.ordered(groups, order)
     names, steps, orders = names + named, [*steps, on], [*orders, (order, len(named))]
-  return Prepared(name, settings, clean, pairs, addresses, names, orders, np.concatenate(steps), readout)
+  on = np.concatenate(steps)
+  refuse_overwritten_patches(target, addresses, on, readout.clean_at, clean.shape[1])
+  return Prepared(name, settings, clean, pairs, addresses, names, orders, on, readout)
+
+
+def _rows(target: Target, pairs: Pairs | pairs_file.TextPairs | None, tokens: Any, which: str) -> Rows:
+  """The inputs with their lengths, which are known of texts from a file."""
+  rows = resolve_inputs(target, tokens)
+  if isinstance(pairs, pairs_file.TextPairs):
+    rows = dataclasses.replace(rows, lengths=getattr(pairs, f"{which}_at") + 1)
+  return rows
 
 
 def _check_settings(name: str, settings: Mapping) -> None:
@@ -179,7 +198,8 @@ def _ablation_inputs(target: Target, task: Task, settings: Mapping, config: Mapp
   interventions.check_ablation(settings["to"])
   order = np.random.default_rng(config["seed"]).permutation(task.split(config["split"]))
   clean = task.tokens(order[: config["pairs"]])
-  at = np.stack([resolve_positions(target, clean, position) for position in settings["read"]], axis=1)
+  rows = resolve_inputs(target, clean)
+  at = np.stack([resolve_positions(target, rows, position) for position in settings["read"]], axis=1)
   return clean, Readout(at, None, np.full_like(at, -1), np.full_like(at, -1))
 
 

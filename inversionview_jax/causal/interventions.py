@@ -17,6 +17,7 @@ from inversionview_jax.causal.addresses import (
   Inputs,
   Tokens,
   encode_inputs,
+  refuse_overwritten_patches,
   refuse_unreachable,
   resolve_addresses,
   token_ids,
@@ -27,6 +28,7 @@ from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.sites import Site
 from inversionview_jax.tables import ShowsTable, Table, plus_minus
 from inversionview_jax.targets import Target
+from inversionview_jax.targets.arrays import to_array
 from inversionview_jax.targets.positions import Position, resolve_positions
 
 METRICS = patching.METRICS
@@ -136,21 +138,22 @@ def patch(
     `Effects`.
 
   Raises:
-    InversionViewError: a site, position, metric, order or token that is not there; two patches of the same activation; one with no path to
-      the prediction; texts of different length where positions must match; answers that are the same in every pair, so that there is no
+    InversionViewError: a site, position, metric, order or token that is not there; two patches of the same activation, or one that another
+      in the same step overwrites; one with no path to the prediction; texts of different length where positions must match; answers that are the same in every pair, so that there is no
       logit difference to lose.
   """
   _check(metric, batch_size)
-  clean, corrupted = encode_inputs(target, clean), encode_inputs(target, corrupted)
-  if len(clean) != len(corrupted):
-    raise InversionViewError(f"{len(clean)} clean inputs and {len(corrupted)} corrupted ones do not make pairs")
-  addresses = resolve_addresses(target, *_one_position_each(sites, position), clean, corrupted)
-  read_at = [resolve_positions(target, tokens, read_position)[:, None] for tokens in (clean, corrupted)]
+  rows, others = encode_inputs(target, clean), encode_inputs(target, corrupted)
+  if len(rows) != len(others):
+    raise InversionViewError(f"{len(rows)} clean inputs and {len(others)} corrupted ones do not make pairs")
+  addresses = resolve_addresses(target, *_one_position_each(sites, position), rows, others)
+  read_at = [resolve_positions(target, each, read_position)[:, None] for each in (rows, others)]
   refuse_unreachable(target, addresses, read_at[0])
   names, steps = ordered([[address.name] for address in addresses], order)
-  readout = Readout(*read_at, *(tokens[:, None] for tokens in _answer_tokens(target, answers, len(clean))))
+  refuse_overwritten_patches(target, addresses, steps, read_at[0], rows.tokens.shape[1])
+  readout = Readout(*read_at, *(tokens[:, None] for tokens in _answer_tokens(target, answers, len(rows))))
   measured = patching.measure(
-    target, clean, addresses, steps, readout, corrupted=corrupted, batch_size=batch_size, mesh=mesh
+    target, rows.tokens, addresses, steps, readout, corrupted=others.tokens, batch_size=batch_size, mesh=mesh
   )
   if metric == "logit_difference" and (measured.answer == measured.foil).all():
     token = int(measured.answer.flat[0])
@@ -192,11 +195,12 @@ def ablate(
   _check(metric, batch_size)
   if metric == "logit_difference" and answers is None:
     raise InversionViewError("the logit difference of an ablation needs answers=(answers, foils); or take metric='kl'")
-  clean = encode_inputs(target, inputs)
-  addresses = resolve_addresses(target, *_one_position_each(sites, position), clean)
-  read_at = resolve_positions(target, clean, read_position)[:, None]
+  rows = encode_inputs(target, inputs)
+  clean, addresses = rows.tokens, resolve_addresses(target, *_one_position_each(sites, position), rows)
+  read_at = resolve_positions(target, rows, read_position)[:, None]
   refuse_unreachable(target, addresses, read_at)
   names, steps = ordered([[address.name] for address in addresses], order)
+  refuse_overwritten_patches(target, addresses, steps, read_at, clean.shape[1])
   readout = Readout(read_at, None, *(tokens[:, None] for tokens in _answer_tokens(target, answers, len(clean))))
   values = replacement_values(target, clean, addresses, to, batch_size=batch_size, mesh=mesh)
   measured = patching.measure(target, clean, addresses, steps, readout, values=values, batch_size=batch_size, mesh=mesh)
@@ -283,7 +287,9 @@ def _answer_tokens(target: Target, answers, count: int) -> tuple[np.ndarray, np.
     raise InversionViewError("answers must be a tuple (answers, foils), each one token or a list with one per input")
 
   def column(tokens):
-    tokens = np.asarray(tokens)
-    return token_ids(target, tokens[None] if tokens.ndim == 0 else tokens[:, None], count)[:, 0]
+    tokens = to_array(tokens)
+    if isinstance(tokens, str) or np.ndim(tokens) == 0:
+      return token_ids(target, [tokens], count)[:, 0]
+    return token_ids(target, [[token] for token in tokens], count)[:, 0]
 
   return column(answers[0]), column(answers[1])

@@ -18,6 +18,7 @@ from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.sites import Site
 from inversionview_jax.tables import ShowsTable, Table, plus_minus
 from inversionview_jax.targets import Target
+from inversionview_jax.targets.inputs import resolve_inputs
 from inversionview_jax.tasks.base import Task
 from inversionview_jax.tasks.contrast import VARY, Pairs
 
@@ -168,7 +169,8 @@ def verify(
 
 
 def _side(target: Target, task: Task, vary: str, site: Site, position, pairs: Pairs, batch_size: int, mesh) -> Side:
-  addresses = resolve_addresses(target, [site], [position], pairs.clean, pairs.corrupted)
+  clean, corrupted = (resolve_inputs(target, tokens) for tokens in (pairs.clean, pairs.corrupted))
+  addresses = resolve_addresses(target, [site], [position], clean, corrupted)
   readout = Readout.of_pairs(pairs)
   refuse_unreachable(target, addresses, readout.clean_at)
   measured = patching.measure(

@@ -178,6 +178,7 @@ def _file_prompts(args: argparse.Namespace, config: Any) -> _Prompts:
   from inversionview_jax.targets import load_target
   from inversionview_jax.tasks import sources
   from inversionview_jax.tasks.base import index_or_label
+  from inversionview_jax.tasks.tokenizer_base import encode_with_bos
 
   source = _source(args, config)
   if not source:
@@ -195,7 +196,7 @@ def _file_prompts(args: argparse.Namespace, config: Any) -> _Prompts:
   order = np.random.default_rng(args.seed).permutation(len(texts))
   tokens = tokenizer.encode_batch([texts[i] for i in order], eos=False)
   target.check_tokens(tokens)
-  lengths = np.array([1 + len(tokenizer.encode(texts[i])) for i in order])
+  lengths = np.array([len(encode_with_bos(tokenizer, texts[i])) for i in order])
   name = args.position or "-1"
   index = index_or_label(name)
   if isinstance(index, str):

@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import read_lines
 
 
 def texts_of(args: argparse.Namespace) -> list[str]:
@@ -17,10 +17,7 @@ def texts_of(args: argparse.Namespace) -> list[str]:
   """
   texts = list(args.text)
   if args.texts:
-    try:
-      texts += [line for line in pathlib.Path(args.texts).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-      raise InversionViewError(f"cannot read {args.texts}: {error}; give a file with one input on each line") from None
+    texts += [line for _, line in read_lines(args.texts, "give a file with one input on each line") if line.strip()]
     if not texts:
       raise InversionViewError(f"{args.texts} has no inputs; write one on each line")
   if texts and getattr(args, "queries", None) is not None:
@@ -46,14 +43,10 @@ def read_requests(path: str, sites: Sequence[str] = (), position: str | None = N
   Raises:
     InversionViewError: a file that cannot be read or has no queries, or a line that is none, named by its number.
   """
-  try:
-    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise InversionViewError(f"cannot read the queries in {path}: {getattr(error, 'strerror', '') or error}") from None
   from inversionview_jax.tasks.base import index_or_label
 
   requests = []
-  for number, line in enumerate(lines, start=1):
+  for number, line in read_lines(path, "give a file with one query on each line"):
     if not line.strip():
       continue
     if line.lstrip().startswith("{"):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import make_folder, write_whole
+from inversionview_jax.files import make_folder, read_lines, write_whole
 
 if TYPE_CHECKING:
   import openai
@@ -221,12 +221,8 @@ def replayed(prompts: dict[str, str], path: "str | os.PathLike") -> dict[str, An
   Raises:
     InversionViewError: a file that cannot be read, or a line that is not of this form.
   """
-  try:
-    lines = pathlib.Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise InversionViewError(f"cannot read {os.fspath(path)!r}: {error}") from None
   answers = {}
-  for number, line in enumerate(lines, 1):
+  for number, line in read_lines(path):
     if not line.strip():
       continue
     try:

@@ -148,7 +148,8 @@ def load_model(folder: str | os.PathLike, expected=None) -> tuple[dict, dict]:
     ``(params, description)``, the parameters as NumPy arrays.
 
   Raises:
-    InversionViewError: missing, truncated or corrupt files, or parameters of other names, shapes or content than described.
+    InversionViewError: missing, truncated or corrupt files, parameters of other names, shapes or content than described, or numbers that are
+      not finite.
   """
   description = read_description(folder)
   path = pathlib.Path(folder) / "model.safetensors"
@@ -160,7 +161,20 @@ def load_model(folder: str | os.PathLike, expected=None) -> tuple[dict, dict]:
     raise InversionViewError(
       f"{folder} is damaged: model.safetensors and model.json do not belong together (the fingerprint differs)"
     )
+  for name, leaf in flat.items():
+    refuse_not_finite(leaf, f"{path}: parameter {name}")
   return unflatten(flat), description
+
+
+def refuse_not_finite(array: np.ndarray, name: str) -> None:
+  """Raises `InversionViewError` naming an array of weights that holds NaN or an infinity, from which every number would be NaN."""
+  with np.errstate(all="ignore"):
+    finite = np.isfinite(array.sum(dtype=np.float64))  # finite float32 numbers have a finite sum; one pass, no copy
+  if not finite:
+    count = int(np.sum(~np.isfinite(array)))
+    raise InversionViewError(
+      f"{name} holds {count:,} of {array.size:,} numbers that are not finite (NaN or infinite): the weights are damaged, or training diverged"
+    )
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -5,16 +5,17 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.transformer import TransformerConfig
-from inversionview_jax.pretrained import gpt2, llama, tokenizer_files
+from inversionview_jax.pretrained import gguf_tokenizer, gpt2, llama, tokenizer_files
 from inversionview_jax.pretrained.family import Family
 from inversionview_jax.pretrained.gguf_file import GgufFile
-from inversionview_jax.pretrained.parts import Parts, Renamed
+from inversionview_jax.pretrained.parts import Parts, Renamed, has_own_unembedding, refuse_dropped_unembedding
 from inversionview_jax.pretrained.weights import Safetensors
 from inversionview_jax.tasks.extension import load_named
-from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
+from inversionview_jax.tasks.tokenizer_base import Tokenizer
 
 FAMILIES = (gpt2.FAMILY, llama.FAMILY, llama.GEMMA)
 GGUF_FAMILIES = (gpt2.FAMILY, llama.FAMILY, llama.GEMMA_GGUF)
@@ -75,19 +76,42 @@ def open_checkpoint(path: str | os.PathLike, family: str | Family | None = None)
   return _opened(attributes, str(where), lambda: Safetensors(path), FAMILIES if family is None else (family,))
 
 
-def tokenizer_of(path: pathlib.Path, checkpoint: Checkpoint) -> tuple[HuggingFaceTokenizer | None, str]:
+def tokenizer_of(path: pathlib.Path, checkpoint: Checkpoint, given: Any = None) -> tuple[Tokenizer | None, str]:
   """The tokenizer of an opened checkpoint: ``(tokenizer, "")``, or ``(None, reason)`` if it has none of a kind that is read.
 
+  Args:
+    path: of the checkpoint.
+    checkpoint: that was opened there.
+    given: in place of its own: a tokenizer of this package, of `transformers` or of `tokenizers`, or the path of a folder or tokenizer.json.
+
   Raises:
-    InversionViewError: a tokenizer of a kind that is read is damaged.
+    InversionViewError: a tokenizer of a kind that is read is damaged, or what is given is none.
   """
-  if checkpoint.gguf is None:
-    tokenizer = tokenizer_files.from_folder(path, checkpoint.attributes)
-    return tokenizer, "" if tokenizer else tokenizer_files.missing_from(path)
+  attributes = {**checkpoint.attributes, "vocab_size": checkpoint.config.vocab_size}
+  if given is not None:
+    return tokenizer_from(given, attributes), ""
   try:
-    return tokenizer_files.from_gguf(checkpoint.gguf), ""
-  except tokenizer_files.Unread as error:
+    if checkpoint.gguf is not None:
+      return gguf_tokenizer.from_gguf(checkpoint.gguf), ""
+    tokenizer = tokenizer_files.from_folder(path, attributes)
+    return tokenizer, "" if tokenizer else tokenizer_files.missing_from(path)
+  except gguf_tokenizer.Unread as error:
     return None, str(error)
+
+
+def tokenizer_from(given: Any, attributes: Mapping) -> Tokenizer:
+  """A tokenizer as this package has them.
+
+  Args:
+    given: a tokenizer of this package, of `transformers` or of `tokenizers`, or the path of a folder or tokenizer.json.
+    attributes: of the model's config.json: "vocab_size", and ids of special tokens where the tokenizer names none.
+
+  Raises:
+    InversionViewError: anything else, or a tokenizer that is damaged or has neither BOS nor EOS.
+  """
+  if isinstance(given, str | os.PathLike):
+    return tokenizer_files.from_path(pathlib.Path(given).expanduser(), attributes)
+  return tokenizer_files.from_object(given, attributes)
 
 
 def _opened(
@@ -105,8 +129,14 @@ def _opened(
     whose = "this version reads" if len(families) > 1 else "the family reads"
     raise InversionViewError(f"{where}: model_type {model_type!r} is not handled; {whose} {known}")
   config = family.config(attributes, where)
-  tensors = Renamed(weights(), family.rename)
-  parts = Parts(tensors, family.layout(config), family.unused, where.removesuffix("/config.json"))
+  place = where.removesuffix("/config.json")
+  tensors = Renamed(weights(), family.rename, place)
+  if config.tied:
+    untied = dataclasses.replace(config, tied=False)
+    refuse_dropped_unembedding(tensors, family.layout(config), family.layout(untied), place)
+    if has_own_unembedding(tensors, family.layout(config), family.layout(untied)):
+      config = untied
+  parts = Parts(tensors, family.layout(config), family.unused, place)
   return Checkpoint(parts, config, attributes, gguf)
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models.storage import refuse_not_finite
 
 
 class Weights(Protocol):
@@ -52,7 +53,7 @@ class Parts(Mapping):
   """
 
   def __init__(self, weights: Weights, layout: dict, unused: Callable[[str], bool], where: object):
-    self._weights, self._layout = weights, layout
+    self._weights, self._layout, self._where = weights, layout, where
     taken = set()
     for leaf in leaves(layout):
       if leaf.tensor is None:
@@ -87,7 +88,39 @@ class Parts(Mapping):
       return {name: self._read(child) for name, child in node.items()}
     if node.tensor is None:
       return np.zeros(node.shape, np.float32)
-    return np.asarray(node.make(np.asarray(self._weights.read(node.tensor), np.float32)), np.float32)
+    with np.errstate(over="ignore"):  # of float64: refused below
+      tensor = np.asarray(self._weights.read(node.tensor), np.float32)
+    refuse_not_finite(tensor, f"{self._where}: tensor {node.tensor}")
+    return np.asarray(node.make(tensor), np.float32)
+
+
+def has_own_unembedding(weights: Weights, tied: dict, untied: dict) -> bool:
+  """Whether a checkpoint whose configuration ties the unembedding to the embedding has an unembedding that differs from it.
+
+  Such a file was saved from a model with two matrices. transformers 5 uses both of them too.
+
+  Args:
+    weights: the tensors.
+    tied, untied: layouts of the model, as `Parts` takes them, with the unembedding tied and with one of its own.
+  """
+  head = untied.get("unembed", {}).get("kernel")
+  if head is None or head.tensor not in weights.names:
+    return False
+  embedding = tied["embed"].tensor
+  if embedding not in weights.names or weights.shape(embedding) != weights.shape(head.tensor):
+    return embedding in weights.names  # another shape: `Parts` names it
+  return not np.array_equal(weights.read(embedding), weights.read(head.tensor))
+
+
+def refuse_dropped_unembedding(weights: Weights, tied: dict, untied: dict, where: object) -> None:
+  """Raises `InversionViewError` for an lm_head.weight that differs from the embedding, in a family that knows tied models only."""
+  name, embedding = "lm_head.weight", tied["embed"].tensor
+  if "unembed" in untied or name not in weights.names or embedding not in weights.names:
+    return
+  if not np.array_equal(weights.read(embedding), weights.read(name)):
+    raise InversionViewError(
+      f"{where}: {name} differs from the embedding, but this family has no unembedding of its own; give its layout an 'unembed'"
+    )
 
 
 class FirstLayers(Mapping):
@@ -125,10 +158,19 @@ def leaves(node: dict | Leaf) -> Iterator[Leaf]:
 
 
 class Renamed:
-  """The tensors of `weights` under other names: `rename` of their own."""
+  """The tensors of `weights` under other names: `rename` of their own.
 
-  def __init__(self, weights: Weights, rename: Callable[[str], str]):
-    self._weights, self._original = weights, {rename(name): name for name in weights.names}
+  Raises:
+    InversionViewError: two of them have the same new name.
+  """
+
+  def __init__(self, weights: Weights, rename: Callable[[str], str], where: object):
+    self._weights, self._original = weights, {}
+    for name in sorted(weights.names):
+      if (other := self._original.setdefault(rename(name), name)) != name:
+        raise InversionViewError(
+          f"{where}: tensors {other} and {name} are the same part of the model; remove one of them"
+        )
     self.names = frozenset(self._original)
 
   def shape(self, name: str) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.decoder import DecoderConfig
 from inversionview_jax.pretrained import gpt2
 from inversionview_jax.pretrained.attributes import refuse_sizes
-from inversionview_jax.pretrained.parts import Leaf, Parts, Renamed
+from inversionview_jax.pretrained.parts import Leaf, Parts, Renamed, has_own_unembedding
 from inversionview_jax.pretrained.weights import Safetensors
 
 _OWN = {"act_dim", "probed_acts", "cross_attn", "act_proc_resid_dim", "act_proc_mid_dim", "act_proc_num_mlp"}
@@ -49,7 +49,12 @@ def load(folder: pathlib.Path) -> tuple[DecoderConfig, dict, dict]:
   except (OSError, ValueError) as error:
     raise InversionViewError(f"cannot read {where}: {error}") from None
   config = config_of(attributes, str(where))
-  parts = Parts(Renamed(Safetensors(folder), gpt2.rename), layout(config), gpt2.unused, folder)
+  tensors = Renamed(Safetensors(folder), gpt2.rename, folder)
+  if config.transformer.tied:
+    untied = dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, tied=False))
+    if has_own_unembedding(tensors, layout(config), layout(untied)):
+      config = untied
+  parts = Parts(tensors, layout(config), gpt2.unused, folder)
   read = {name: parts[name] for name in parts}
   mean = {"mean": np.zeros((len(config.sites), config.d_activation), np.float32)}
   return (

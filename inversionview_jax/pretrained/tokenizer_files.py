@@ -1,233 +1,222 @@
-"""Tokenizers of checkpoints: tokenizer.json, GPT-2's vocab.json and merges.txt, or inside a GGUF file.
+"""Tokenizers of Hugging Face folders, through `transformers`, and tokenizers that a user gives.
 
-Where a checkpoint names no BOS, its EOS is used, and the other way round; where it names no PAD, its EOS. (GPT-2 has one special token
-for all three, and Qwen2 has no BOS; a text ends at its first EOS, so padding with it is unambiguous.)
+`transformers` is imported when a folder is opened, and needs no torch for this. Where its versions 4 and 5 differ, version 5 is followed. What
+it makes of a folder's files is kept as a tokenizer of the `tokenizers` library, which gives the same ids and can be stored beside a reader.
+
+Where no BOS is named, EOS is used, and the other way round; where no PAD is named, EOS. (GPT-2 has one special token for all three, and
+Qwen2 has no BOS. They are told apart by position, see `tokenizer_base`.)
 """
 
+import contextlib
 import json
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.pretrained.gguf_file import GgufFile
-from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
+from inversionview_jax.pretrained.gguf_tokenizer import Unread
+from inversionview_jax.pretrained.python_tokenizer import PythonTokenizer
+from inversionview_jax.tasks.tokenizer_base import Tokenizer
+from inversionview_jax.tasks.tokenizers import CharTokenizer, HuggingFaceTokenizer, PartTokenizer
 
-# Name in a GGUF file -> how text is split before merging: the published patterns of each model's tokenizer.json.
-_LLAMA3 = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PARSED = ("tokenizer.json", "vocab.json")
+_OTHERS = (
+  "tokenizer.model",
+  "sentencepiece.bpe.model",
+  "spiece.model",
+  "tiktoken.model",
+  "tekken.json",
+  "vocab.txt",
 )
-_QWEN2 = _LLAMA3.replace("{1,3}", "")
-_PATTERNS = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "smaug-bpe": _LLAMA3, "qwen2": _QWEN2}
-_SPLITS = ("gpt-2", "smollm", *_PATTERNS)
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # types of tokens in a GGUF file
+_SETTINGS = ("special_tokens_map.json", "added_tokens.json", "tokenizer_config.json")
+_KINDS = ("bos", "eos", "pad")
 
 
-class Unread(InversionViewError):
-  """A tokenizer that is intact, but of a kind that is not read; the model still runs on token ids."""
-
-
-def from_folder(folder: pathlib.Path, attributes: Mapping) -> HuggingFaceTokenizer | None:
-  """The tokenizer in a Hugging Face folder, or None if there is none of a kind that is read.
+def from_folder(folder: pathlib.Path, attributes: Mapping) -> Tokenizer | None:
+  """The tokenizer in a Hugging Face folder as `transformers` reads it, or None if there is none.
 
   Args:
     folder: of the checkpoint.
-    attributes: of its config.json, whose ids of special tokens count where tokenizer_config.json names no token.
+    attributes: of its config.json, whose ids of special tokens count where the tokenizer names none.
 
   Raises:
     InversionViewError: a file is damaged, or names special tokens that the tokenizer does not have.
+    Unread: one that needs a package which is not installed.
   """
-  path = folder / "tokenizer.json"
-  if path.exists():
-    content = _text(path)
-  elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists() and attributes.get("model_type") == "gpt2":
-    path = folder / "vocab.json"
-    merges = [
-      line.split(" ") for line in _text(folder / "merges.txt").splitlines() if line and not line.startswith("#version")
-    ]
-    content = _byte_level(_json(path), merges, "gpt-2", {"<|endoftext|>": True}, str(path))
-  else:
+  present = [name for name in (*_PARSED, *_OTHERS) if (folder / name).exists()]
+  if not present:
     return None
-  vocabulary = _vocabulary(content, path)
-  named: dict = {}
-  for file in ("special_tokens_map.json", "tokenizer_config.json"):
-    if (folder / file).exists():
-      named |= {name: value for name, value in _json(folder / file).items() if value is not None}
-  ids = []
-  for kind in ("bos", "eos", "pad"):
-    token, token_id = named.get(f"{kind}_token"), attributes.get(f"{kind}_token_id")
-    token = token.get("content") if isinstance(token, dict) else token
-    if token is not None:
-      if token not in vocabulary:
-        raise InversionViewError(f"{folder}: {kind}_token = {token!r} is not a token of {path.name}")
-      token_id = vocabulary[token]
-    ids.append(token_id[0] if isinstance(token_id, list) and token_id else token_id)
-  if path.name == "vocab.json" and ids[1] is None:
-    ids[1] = vocabulary.get("<|endoftext|>")
-  return _with_specials(content, ids, path)
+  for name in _SETTINGS:
+    if (folder / name).exists():
+      _json(folder / name)
+  with _quiet_transformers():
+    from transformers import AutoTokenizer
+
+    try:
+      loaded = AutoTokenizer.from_pretrained(os.fspath(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # any is possible: it does not check the files
+      reason = _first_line(error)
+      for name in _PARSED:
+        if (folder / name).exists():
+          _json(folder / name)
+          raise InversionViewError(f"cannot read the tokenizer in {folder / name}: {reason}") from None
+      raise Unread(
+        f"{folder} has its tokenizer in {present[0]}, which cannot be read: {reason}; install what is missing "
+        "(pip install 'inversionview-jax[hf]' has sentencepiece), write a tokenizer.json with transformers' "
+        "AutoTokenizer.from_pretrained(...).save_pretrained(...), or give a tokenizer"
+      ) from None
+    named = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+      if (folder / name).exists():
+        named |= {key: value for key, value in _json(folder / name).items() if value is not None}
+    return from_object(loaded, attributes, folder / present[0], named)
 
 
 def missing_from(folder: pathlib.Path) -> str:
   """One line: why `from_folder` returned None."""
-  if (folder / "tokenizer.model").exists():
-    return (
-      f"{folder} has its tokenizer in tokenizer.model, which is not read; write a tokenizer.json with transformers' "
-      "AutoTokenizer.from_pretrained(...).save_pretrained(...), or give a tokenizer"
-    )
   return f"{folder} came without a tokenizer: tokenizer.json is missing; copy it there, or give a tokenizer"
 
 
-def from_gguf(file: GgufFile) -> HuggingFaceTokenizer:
-  """The tokenizer inside a GGUF file; raises `Unread` if there is none, or of a kind that is not read (named)."""
-  kind, tokens = file.value("tokenizer.ggml.model"), file.value("tokenizer.ggml.tokens")
-  if kind is None or tokens is None:
-    raise Unread(f"{file.path} has no tokenizer in it; give a tokenizer")
-  if kind == "llama":
-    content = _sentencepiece(file, tokens)
-  elif kind == "gpt2":
-    merges = [merge.split(" ") for merge in file.value("tokenizer.ggml.merges", [])]
-    kinds = file.value("tokenizer.ggml.token_type", [])
-    special = {token: k == _CONTROL for token, k in zip(tokens, kinds, strict=False) if k in (_CONTROL, _USER_DEFINED)}
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    content = _byte_level(vocabulary, merges, file.value("tokenizer.ggml.pre"), special, str(file.path))
-  else:
-    raise Unread(
-      f"{file.path}: its tokenizer is of kind {kind!r}, which is not read, only 'gpt2' and 'llama'; give a tokenizer"
-    )
-  ids = [file.value(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")]
-  return _with_specials(content, ids, file.path)
-
-
-def _library(where):
-  try:
-    import tokenizers
-  except ImportError:
-    raise InversionViewError(
-      f"the tokenizer of {where} needs the tokenizers package; install it with: pip install 'inversionview-jax[hf]'"
-    ) from None
-  return tokenizers
-
-
-def _sentencepiece(file: GgufFile, tokens: list[str]) -> str:
-  """SentencePiece's BPE (Kudo and Richardson, 2018), as of Llama 2 and Mistral, as the content of a tokenizer.json.
-
-  The file has a score for each piece instead of merges: two pieces are merged if the result is a piece, the best score first.
-  """
-  tokenizers = _library(file.path)
-  from tokenizers import decoders, models, normalizers
-
-  scores, kinds = file.value("tokenizer.ggml.scores"), file.value("tokenizer.ggml.token_type")
-  if not scores or not kinds or not len(tokens) == len(scores) == len(kinds):
-    raise InversionViewError(
-      f"{file.path}: its tokenizer is damaged: it needs a score and a type for each of {len(tokens)} tokens"
-    )
-  user_defined = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _USER_DEFINED]
-  unhandled = [f"token {token!r} of its own" for token in user_defined if "▁" in token]
-  unhandled += [
-    name for name in ("precompiled_charsmap", "remove_extra_whitespaces") if file.value(f"tokenizer.ggml.{name}")
-  ]
-  if unhandled:
-    raise Unread(f"{file.path}: its tokenizer has {unhandled[0]}, which is not read; give a tokenizer")
-  vocabulary = {token: i for i, token in enumerate(tokens)}
-  plain = {
-    token for token, kind in zip(tokens, kinds, strict=True) if kind not in (_CONTROL, _UNKNOWN, _USER_DEFINED, _BYTE)
-  }
-  merges = [
-    (-scores[vocabulary[token]], vocabulary[token[:cut]], vocabulary[token[cut:]], token[:cut], token[cut:])
-    for token in plain
-    for cut in range(1, len(token))
-    if token[:cut] in plain and token[cut:] in plain
-  ]
-  unknown = next((token for token, kind in zip(tokens, kinds, strict=True) if kind == _UNKNOWN), None)
-  pairs = [merge[3:] for merge in sorted(merges)]
-  out = tokenizers.Tokenizer(
-    models.BPE(vocabulary, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=_BYTE in kinds)
-  )
-  prefix = file.value("tokenizer.ggml.add_space_prefix", True)
-  out.normalizer = normalizers.Sequence(
-    [*([normalizers.Prepend("▁")] if prefix else []), normalizers.Replace(" ", "▁")]
-  )
-  out.decoder = decoders.Sequence(
-    [
-      decoders.Replace("▁", " "),
-      decoders.ByteFallback(),
-      decoders.Fuse(),
-      *([decoders.Strip(" ", 1, 0)] if prefix else []),
-    ]
-  )
-  control = [token for token, kind in zip(tokens, kinds, strict=True) if kind in (_CONTROL, _UNKNOWN)]
-  out.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in control])
-  out.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in user_defined])
-  return out.to_str()
-
-
-def _byte_level(vocabulary: dict, merges: list, split: str | None, special: dict[str, bool], where: str) -> str:
-  """A byte-level BPE tokenizer (Radford et al., 2019) as the content of a tokenizer.json."""
-  if split not in _SPLITS:
-    raise Unread(
-      f"{where}: its tokenizer splits text the {split!r} way, which is not read; known: {', '.join(_SPLITS)}; give a tokenizer"
-    )
-  tokenizers = _library(where)
-  from tokenizers import decoders, models, normalizers, pre_tokenizers
+def from_path(path: pathlib.Path, attributes: Mapping) -> Tokenizer:
+  """The tokenizer in a folder or in a tokenizer.json; raises `InversionViewError` if there is none."""
+  if path.is_dir():
+    made = from_folder(path, attributes)
+    if made is None:
+      raise InversionViewError(missing_from(path))
+    return made
+  import tokenizers
 
   try:
-    # Llama 3 keeps a word that is a token, even where no merges produce it.
-    model = models.BPE(vocabulary, [tuple(pair) for pair in merges], ignore_merges=_PATTERNS.get(split) == _LLAMA3)
+    loaded = tokenizers.Tokenizer.from_file(os.fspath(path))
   except Exception as error:  # the library raises plain Exception
-    raise InversionViewError(f"{where}: its tokenizer is damaged: {next(iter(str(error).splitlines()), '')}") from None
-  out = tokenizers.Tokenizer(model)
-  if split in _PATTERNS:
-    first = pre_tokenizers.Split(tokenizers.Regex(_PATTERNS[split]), "isolated")
-    steps = [first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-  else:
-    steps = [pre_tokenizers.Digits(individual_digits=True)] if split == "smollm" else []
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True))
-  out.pre_tokenizer = pre_tokenizers.Sequence(steps)
-  if split == "qwen2":
-    out.normalizer = normalizers.NFC()
-  out.decoder = decoders.ByteLevel()
-  added = [tokenizers.AddedToken(token, special=control, normalized=False) for token, control in special.items()]
-  out.add_special_tokens([token for token in added if token.special])
-  out.add_tokens([token for token in added if not token.special])
-  return out.to_str()
-
-
-def _with_specials(content: str, ids: list, path: pathlib.Path) -> HuggingFaceTokenizer:
-  bos, eos, pad = ids
-  bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
-  if bos is None:
     raise InversionViewError(
-      f"{path}: neither BOS nor EOS is named, and one is needed; name them in tokenizer_config.json"
+      f"cannot read a tokenizer from {path}: {_first_line(error)}; give a folder, or a tokenizer.json"
+    ) from None
+  return from_object(loaded, attributes, path)
+
+
+def from_object(
+  given: Any, attributes: Mapping, where: object = "tokenizer=", named: Mapping | None = None
+) -> Tokenizer:
+  """A tokenizer as this package has them.
+
+  Args:
+    given: one of `transformers` or `tokenizers`; one of this package is returned as it is.
+    attributes: of the model's config.json: "vocab_size", and the ids of special tokens where the tokenizer has none.
+    where: it comes from, for error messages.
+    named: special tokens that the files of a folder name ("eos_token": ...), which must exist.
+
+  Raises:
+    InversionViewError: another object, or one without BOS and EOS.
+  """
+  if isinstance(given, CharTokenizer | HuggingFaceTokenizer | PartTokenizer | PythonTokenizer) or _is_ours(given):
+    return given
+  library = getattr(given, "backend_tokenizer", None) or (given if hasattr(given, "to_str") else None)
+  is_python = library is None and hasattr(given, "convert_ids_to_tokens") and callable(given)
+  if library is None and not is_python:
+    raise InversionViewError(
+      f"{where} {type(given).__name__} is no tokenizer: give one of transformers or tokenizers, a folder or tokenizer.json, or the name of a task"
     )
+  ids = _specials(given, library, attributes, where, named or {})
   try:
-    return HuggingFaceTokenizer(content, bos, eos, eos if pad is None else pad)
+    if library is None:
+      return PythonTokenizer(given, *ids)
+    split = bool(getattr(given, "split_special_tokens", False) or getattr(library, "encode_special_tokens", False))
+    original = given if library is not given else None
+    return HuggingFaceTokenizer(_content(library, where), *ids, split, original)
   except InversionViewError as error:
-    raise InversionViewError(f"{path}: {error}") from None
+    raise InversionViewError(f"{where}: {error}") from None
 
 
-def _text(path: pathlib.Path) -> str:
+def _is_ours(given: Any) -> bool:
+  """Whether this has the methods of `Tokenizer`: the user's own."""
+  return all(hasattr(given, name) for name in ("encode_batch", "padding", "strings", "describe", "bos_id"))
+
+
+def _specials(given: Any, library: Any, attributes: Mapping, where: object, named: Mapping) -> tuple[int, int, int]:
+  """Ids of BOS, EOS and PAD: those that the tokenizer names, then those of config.json, of which the model has an embedding."""
+  rows = attributes.get("vocab_size")
+  rows = rows if isinstance(rows, int) else None
+  found: dict[str, int | None] = {}
+  for kind in _KINDS:
+    own, configured = getattr(given, f"{kind}_token_id", None), attributes.get(f"{kind}_token_id")
+    configured = configured[0] if isinstance(configured, list) and configured else configured
+    configured = configured if isinstance(configured, int) and configured >= 0 else None
+    if own is not None and rows is not None and own >= rows:
+      # A default of the tokenizer's class, such as "<|endoftext|>", that neither the vocabulary nor the model has.
+      if kind != "pad" and f"{kind}_token" in named:
+        token = getattr(given, f"{kind}_token", None)
+        raise InversionViewError(
+          f"{where}: {kind}_token = {str(token)!r} is not a token of the model, which has {rows}"
+        )
+      own = None
+    found[kind] = configured if own is None else int(own)
+  if found["pad"] is None and library is not None and (padding := getattr(library, "padding", None)):
+    found["pad"] = padding.get("pad_id")
+  bos, eos, pad = (found[kind] for kind in _KINDS)
+  bos, eos = (eos if bos is None else bos), (bos if eos is None else eos)
+  if bos is None or eos is None:
+    raise InversionViewError(
+      f"{where}: neither BOS nor EOS is named, and one is needed; name them in tokenizer_config.json, or give a tokenizer that has them"
+    )
+  return bos, eos, eos if pad is None or (rows is not None and pad >= rows) else pad
+
+
+def _content(library: Any, where: object) -> str:
+  """The tokenizer as the content of a tokenizer.json: the file's own where nothing that matters was changed."""
+  content = library.to_str()
+  path = where if isinstance(where, pathlib.Path) else pathlib.Path()
+  if path.name != "tokenizer.json" or not path.is_file():
+    return content
+  import tokenizers
+
   try:
-    return path.read_text(encoding="utf-8")
-  except (OSError, UnicodeDecodeError) as error:
-    raise InversionViewError(f"cannot read {path}: {error}") from None
+    text = path.read_text(encoding="utf-8")
+    own = tokenizers.Tokenizer.from_str(text).to_str()
+  except Exception:  # not every file that transformers reads is one that the library reads
+    return content
+  return text if _essence(own) == _essence(content) else content
+
+
+def _essence(content: str) -> dict:
+  """What of a tokenizer.json determines the ids of a text without special tokens around it."""
+  return {
+    key: value for key, value in json.loads(content).items() if key not in ("post_processor", "padding", "truncation")
+  }
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+  """Without the advice that `transformers` logs: there is no torch, a text is long."""
+  name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+  before = os.environ.get(name)
+  os.environ[name] = "1"
+  try:
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+      yield
+    finally:
+      logging.set_verbosity(verbosity)
+  finally:
+    if before is None:
+      del os.environ[name]
+    else:
+      os.environ[name] = before
+
+
+def _first_line(error: Exception) -> str:
+  return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _json(path: pathlib.Path) -> dict:
   try:
-    content = json.loads(_text(path))
-  except ValueError as error:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError, RecursionError) as error:
     raise InversionViewError(f"cannot read {path}: {error}") from None
   if not isinstance(content, dict):
     raise InversionViewError(f"cannot read {path}: it is damaged or holds something else")
   return content
-
-
-def _vocabulary(content: str, path: pathlib.Path) -> dict[str, int]:
-  """token -> id of a tokenizer.json, with added tokens."""
-  try:
-    tokenizer = json.loads(content)
-    vocabulary = tokenizer["model"]["vocab"]
-    if isinstance(vocabulary, list):  # Unigram: pairs of token and score
-      vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
-    return dict(vocabulary) | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-  except (ValueError, KeyError, TypeError) as error:
-    raise InversionViewError(f"cannot read {path}: it is damaged or no tokenizer ({error!r})") from None

@@ -4,7 +4,7 @@ Shapes: B rows, T tokens, D d_model.
 """
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,6 +15,9 @@ from inversionview_jax import sites
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.capture import SiteEdit
 from inversionview_jax.sites import Site
+from inversionview_jax.targets.arrays import to_array
+from inversionview_jax.targets.inputs import Rows
+from inversionview_jax.targets.overwritten import refuse_overwritten, residual
 from inversionview_jax.targets.positions import Position, is_traced, label_positions
 
 if TYPE_CHECKING:
@@ -30,8 +33,10 @@ class Edit:
   Attributes:
     site: either notation; one vector per position (a head, not all heads of a layer; not the pattern).
     position: an index, a negative index, a label of the target's task, int[B] with one index per row, or None for all positions. A
-      negative index counts from the last token of each text where texts are run, and from the end of the row of T where token ids are.
-    value: float[D], float[B, D], or float[B, T, D] where `position` is None; may be traced (differentiated, batched, ...).
+      negative index counts from the last token of each text where texts are run or a mask is given, and from the end of the row of T where
+      token ids are.
+    value: float[D], float[B, D], or float[B, T, D] where `position` is None; an array of NumPy, JAX or torch; may be traced
+      (differentiated, batched, ...).
   """
 
   site: str | Site
@@ -39,14 +44,13 @@ class Edit:
   value: np.ndarray | jax.Array
 
 
-def resolve_edit(target: "Target", edit: Edit, tokens, lengths) -> SiteEdit:
+def resolve_edit(target: "Target", edit: Edit, rows: Rows) -> SiteEdit:
   """An edit as the forward pass takes it. Shapes are always checked, values where they are known (not traced).
 
   Args:
     target: that is run.
     edit: as given.
-    tokens: int32[B, T].
-    lengths: int[B], from where negative indices count.
+    rows: the inputs.
 
   Raises:
     InversionViewError: an unknown site or one of more than one vector per position, a position out of range or on padding, a value of
@@ -60,25 +64,43 @@ def resolve_edit(target: "Target", edit: Edit, tokens, lengths) -> SiteEdit:
     raise InversionViewError(
       f"{str(edit.site)!r} can be captured but not edited, being more than one vector per position{instead}"
     )
-  batch, length = tokens.shape
+  batch, length = rows.tokens.shape
   width = target.config.d_model
-  value = jnp.asarray(edit.value, jnp.float32)
+  value = _value(site, edit.value)
   shape: tuple[int, ...] = (batch, length, width) if edit.position is None else (batch, width)
   if value.shape not in (shape, (width,)):
     raise InversionViewError(f"the edit of {site} needs a value of shape {shape} or {(width,)}, got {value.shape}")
   value = jnp.broadcast_to(value, shape)
-  position = None if edit.position is None else _position_per_row(target, site, edit.position, tokens, lengths)
+  position = None if edit.position is None else _position_per_row(target, site, edit.position, rows)
   return SiteEdit(site.kind, jnp.int32(site.layer or 0), jnp.int32(site.head or 0), position, value)
 
 
-def _position_per_row(target: "Target", site: Site, given: Position, tokens, lengths) -> Any:
+def _value(site: Site, given: Any) -> jax.Array:
+  """float32 of any array, also torch's; raises `InversionViewError` for what is none."""
+  given = to_array(given)
+  try:
+    if not is_traced(given) and not isinstance(given, jax.Array) and np.asarray(given).dtype.kind not in "fiubV":
+      raise TypeError  # V: bfloat16
+    return jnp.asarray(given, jnp.float32)
+  except (TypeError, ValueError):
+    raise InversionViewError(f"the edit of {site} needs an array of numbers, got {type(given).__name__}") from None
+
+
+def _position_per_row(target: "Target", site: Site, given: Any, rows: Rows) -> Any:
   """int32[B], not negative."""
+  tokens, lengths = rows.tokens, rows.from_end
   batch, length = tokens.shape
   if isinstance(given, str):
     return label_positions(target, tokens, given)
-  position: Any = given if is_traced(given) else np.asarray(given)
+  given = to_array(given)
+  try:
+    position: Any = given if is_traced(given) else np.asarray(given)
+  except ValueError:  # lists of different lengths
+    position = np.empty(0)
   if position.shape not in ((), (batch,)) or not np.issubdtype(position.dtype, np.integer):
-    raise InversionViewError(f"the edit of {site} needs one position, or one per row ({batch}), got {given!r}")
+    raise InversionViewError(
+      f"the edit of {site} needs one position, or one per row ({batch}), got {given!r}; give an edit for each position"
+    )
   if is_traced(position, tokens, lengths):
     position = jnp.broadcast_to(position, (batch,))
     return jnp.where(position < 0, position + lengths, position).astype(jnp.int32)
@@ -87,8 +109,8 @@ def _position_per_row(target: "Target", site: Site, given: Position, tokens, len
     wrong = np.broadcast_to(position, (batch,))[np.argmax(np.broadcast_to(outside, (batch,)))]
     raise InversionViewError(f"the edit of {site} touches nothing: position {wrong} is outside 0 to {length - 1}")
   position = np.where(position < 0, position + lengths, position).astype(np.int32)
-  padding = target.tokenizer is not None and target.tokenizer.padding(tokens)[np.arange(batch), position]
-  if np.any(padding):
+  padding = np.zeros(batch, bool) if rows.padding is None else rows.padding[np.arange(batch), position]
+  if padding.any():
     row = int(np.argmax(padding))
     raise InversionViewError(
       f"the edit of {site} touches nothing in row {row}: position {int(position[row])} is padding"
@@ -105,7 +127,7 @@ def refuse_overlap(what: str, addresses: Sequence[tuple[str, Site, np.ndarray | 
   """
   for i, (name, site, at) in enumerate(addresses):
     for other_name, other_site, other_at in addresses[:i]:
-      if _stream(site) != _stream(other_site) or is_traced(at, other_at):
+      if residual(site) != residual(other_site) or is_traced(at, other_at):
         continue
       if at is None or other_at is None or (np.asarray(at) == np.asarray(other_at)).any():
         names = " and ".join(dict.fromkeys((other_name, name)))
@@ -114,6 +136,12 @@ def refuse_overlap(what: str, addresses: Sequence[tuple[str, Site, np.ndarray | 
         )
 
 
-def _stream(site: Site) -> Hashable:
-  """The residual stream before a layer is that after the layer before it."""
-  return Site("post", site.layer - 1) if site.kind == "pre" and site.layer else site
+def refuse_overwritten_edits(target: "Target", edits: Sequence[Edit], resolved: Sequence[SiteEdit], rows: Rows) -> None:
+  """Raises `InversionViewError` if an edit has no effect because another replaces all that it reaches; traced positions are not looked at."""
+  if len(edits) < 2 or rows.padding is None or is_traced(*(edit.position for edit in resolved)):
+    return
+  addresses = [
+    (target.site(edit.site).short, target.site(edit.site), None if made.position is None else np.asarray(made.position))
+    for edit, made in zip(edits, resolved, strict=True)
+  ]
+  refuse_overwritten("edits", addresses, np.ones((1, len(addresses)), bool), ~rows.padding, target.config)

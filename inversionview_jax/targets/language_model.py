@@ -10,7 +10,7 @@ from inversionview_jax import pretrained, tasks
 from inversionview_jax import sites as site_names
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.transformer import TransformerConfig
-from inversionview_jax.targets.loading import load_target
+from inversionview_jax.targets.loading import load_checkpoint
 from inversionview_jax.targets.target import Target
 
 
@@ -56,7 +56,7 @@ def load_language_target(
   layers = None
   if sites is not None:
     layers = layers_needed(sites or language_task.default_sites(config.n_layers, config.n_heads), config)
-  target = load_target(path, convention, base, dtype, layers, mesh, family)
+  target = load_checkpoint(path, convention, base, dtype, layers, mesh, family, own_tokenizer=True)
   return language_task, target.for_task(language_task)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.resources
 import os
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def _shipped() -> pathlib.Path:
 def load_target(
   name: str | os.PathLike,
   convention: str | None = None,
-  tokenizer: tokenizers.Tokenizer | str | None = None,
+  tokenizer: Any = None,
   dtype: str | None = None,
   layers: int | None = None,
   mesh: jax.sharding.Mesh | None = None,
@@ -50,7 +51,8 @@ def load_target(
       safetensors, whole or in shards) of GPT-2, Llama, Mistral, Qwen2, Qwen3, SmolLM, Gemma or Gemma 2, or a GGUF file of one.
     convention: "centered" (what published distances are measured on; models with LayerNorm only) or "raw"; see `pretrained.conventions`.
       None takes "centered" for LayerNorm and "raw" for RMSNorm.
-    tokenizer: in place of the checkpoint's own, or where it has none: a tokenizer, or the name of a task, for its tokenizer.
+    tokenizer: in place of the checkpoint's own, or where it has none: a tokenizer of `transformers` or `tokenizers`, one of this package, the
+      path of a folder or tokenizer.json, or the name of a task, for its tokenizer.
     dtype: of parameters on the device and of what is computed with them: "float32" (what None means for checkpoints) or "bfloat16".
     layers: load and run the first so many only, which is all that reading their activations takes; there are no logits then.
     mesh: as for `Target.from_raw`.
@@ -62,13 +64,13 @@ def load_target(
   """
   parallel.use_compilation_cache()
   task = ""
-  if isinstance(tokenizer, str):
+  if isinstance(tokenizer, str) and not _is_path(tokenizer):
     task, tokenizer = tokenizer, tasks.get(tokenizer).tokenizer
   folder = pathlib.Path(name)
   if (shipped := shipped_folder(str(name))) and not folder.is_dir():
     folder = shipped
   if folder.is_file():
-    return _from_checkpoint(folder, convention, tokenizer, dtype, layers, task, mesh, family)
+    return load_checkpoint(folder, convention, tokenizer, dtype, layers, mesh, family, task)
   if not folder.is_dir():
     raise InversionViewError(
       f"no target {str(name)!r}: not a folder or a .gguf file, and shipped are only: {', '.join(shipped_names())}"
@@ -76,13 +78,22 @@ def load_target(
   if (folder / "target" / "model.json").exists():
     folder = folder / "target"
   if not (folder / "model.json").exists():
-    return _from_checkpoint(folder, convention, tokenizer, dtype, layers, task, mesh, family)
+    return load_checkpoint(folder, convention, tokenizer, dtype, layers, mesh, family, task)
   params, description = storage.load_model(folder, _expected_shapes)
-  tokenizer = tokenizers.from_description(description["tokenizer"]) if description["tokenizer"] else tokenizer
   params, config = _first_layers(params, TransformerConfig.from_dict(description["config"]), layers)
+  own = bool(description["tokenizer"])
+  if own:
+    tokenizer = tokenizers.from_description(description["tokenizer"])
+  elif tokenizer is not None:
+    tokenizer = pretrained.tokenizer_from(tokenizer, {"vocab_size": config.vocab_size})
   named = description["name"], description["task"]
   compute = Compute(dtype=description["config"].get("dtype", "float32"))  # of a model that version 0.1 trained
-  return Target.from_raw(params, config, tokenizer, convention, *named, dtype, mesh, compute=compute)
+  return Target.from_raw(params, config, tokenizer, convention, *named, dtype, mesh, compute=compute, own_tokenizer=own)
+
+
+def _is_path(tokenizer: str) -> bool:
+  """Whether a string means files of a tokenizer, and not a task."""
+  return tokenizer not in tasks.names() and pathlib.Path(tokenizer).expanduser().exists()
 
 
 def check_tokenizer(target: Target, task: tasks.Task, source: str | os.PathLike) -> None:
@@ -95,20 +106,31 @@ def check_tokenizer(target: Target, task: tasks.Task, source: str | os.PathLike)
     )
 
 
-def _from_checkpoint(
+def load_checkpoint(
   path: pathlib.Path,
-  convention: str | None,
-  tokenizer,
-  dtype: str | None,
-  layers: int | None,
-  task: str = "",
-  mesh=None,
+  convention: str | None = None,
+  tokenizer: Any = None,
+  dtype: str | None = None,
+  layers: int | None = None,
+  mesh: jax.sharding.Mesh | None = None,
   family: str | None = None,
+  task: str = "",
+  own_tokenizer: bool = False,
 ) -> Target:
+  """A target from a Hugging Face folder or a GGUF file.
+
+  Args:
+    path, convention, tokenizer, dtype, layers, mesh, family: as for `load_target`.
+    task: that it is a target of.
+    own_tokenizer: whether `tokenizer` is the checkpoint's own, read before.
+
+  Raises:
+    InversionViewError: as `load_target`.
+  """
+  parallel.use_compilation_cache()
   checkpoint = pretrained.open_checkpoint(path, family)
-  missing = ""
-  if tokenizer is None:
-    tokenizer, missing = pretrained.tokenizer_of(path, checkpoint)
+  own = own_tokenizer or tokenizer is None
+  tokenizer, missing = pretrained.tokenizer_of(path, checkpoint, tokenizer)
   parts, config = _first_layers(checkpoint.parts, checkpoint.config, layers)
   target = Target.from_raw(
     parts,
@@ -120,6 +142,7 @@ def _from_checkpoint(
     dtype=dtype,
     mesh=mesh,
     missing_tokenizer=missing,
+    own_tokenizer=own,
   )
   return dataclasses.replace(target, family=family or "")
 

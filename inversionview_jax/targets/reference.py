@@ -13,7 +13,7 @@ import jax
 from inversionview_jax import tasks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder, write_whole
-from inversionview_jax.targets.loading import load_target
+from inversionview_jax.targets.loading import load_checkpoint
 from inversionview_jax.targets.target import Target
 from inversionview_jax.tasks.tokenizers import PartTokenizer
 
@@ -82,7 +82,7 @@ def load_reference(
     raise InversionViewError(
       f"the checkpoint this reader reads is not at {source} any more; give its path with --target"
     )
-  target = load_target(
+  target = load_checkpoint(
     source,
     reference["convention"],
     cast(PartTokenizer, task.tokenizer).base,
@@ -90,6 +90,7 @@ def load_reference(
     reference["layers"],
     mesh,
     reference.get("family"),
+    own_tokenizer=True,  # of this checkpoint, by the fingerprint below
   ).for_task(task)
   if target.fingerprint != reference["fingerprint"]:
     raise InversionViewError(

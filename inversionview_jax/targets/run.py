@@ -27,7 +27,8 @@ class Run(ShowsTable):
 
   Attributes:
     tokens: int32[B, T], what was run.
-    lengths: int[B], tokens of each text with BOS, without end-of-sequence and padding: the last token of row b is lengths[b] - 1.
+    lengths: int[B], the index behind the last token of each text, where end-of-sequence and padding begin: the last token of row b is at
+      lengths[b] - 1. Padding in front counts.
     tokenizer: of the target, to show texts; None for a target without one.
   """
 

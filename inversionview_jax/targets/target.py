@@ -19,8 +19,10 @@ from inversionview_jax.models.config import Compute, TransformerConfig
 from inversionview_jax.models.transformer import Transformer
 from inversionview_jax.sites import Site
 from inversionview_jax.tables import ShowsTable, Table
-from inversionview_jax.targets.edits import CAPTURABLE, Edit, refuse_overlap, resolve_edit
-from inversionview_jax.targets.positions import is_traced, text_lengths
+from inversionview_jax.targets.arrays import to_array
+from inversionview_jax.targets.edits import CAPTURABLE, Edit, refuse_overlap, refuse_overwritten_edits, resolve_edit
+from inversionview_jax.targets.inputs import encode, resolve_inputs
+from inversionview_jax.targets.positions import is_traced
 from inversionview_jax.targets.run import NO_LOGITS, Run
 from inversionview_jax.tasks import tokenizers
 
@@ -66,6 +68,7 @@ class Target(ShowsTable):
     mesh: jax.sharding.Mesh | None = None,
     missing_tokenizer: str = "",
     compute: Compute = Compute(),
+    own_tokenizer: bool = False,
   ) -> "Target":
     """A target of raw parameters.
 
@@ -80,6 +83,7 @@ class Target(ShowsTable):
         the parameters float32 and computes as `compute` says.
       mesh: parts go to its devices by `sharding`'s rules, for a target that no single device can hold; None for the first device.
       compute: how the model is computed; a dtype here, other than float32, belongs to the model and its fingerprint.
+      own_tokenizer: whether the tokenizer came with the model, whose embedding may then have many rows more.
 
     Raises:
       InversionViewError: an unknown convention or dtype, or a tokenizer that does not fit the parameters.
@@ -87,7 +91,7 @@ class Target(ShowsTable):
     if dtype not in (None, "float32", "bfloat16"):
       raise one_of("dtype", dtype, ("float32", "bfloat16"))
     if tokenizer is not None:
-      tokenizers.check_fits(tokenizer, config.vocab_size)
+      tokenizers.check_fits(tokenizer, config.vocab_size, own=own_tokenizer)
     convention = pretrained.resolve(convention, config)
     params, converted_config = {}, pretrained.converted(config, convention)
     stored_dtype = {} if compute.dtype == "float32" else {"dtype": compute.dtype}
@@ -153,7 +157,12 @@ class Target(ShowsTable):
         f"the tokenizer is not a part of that of the target {self.name} ({tokenizers.brief(self.tokenizer.describe())}) but of "
         f"{tokenizers.brief(tokenizer.base.describe())}"
       )
-    tokenizers.check_fits(tokenizer.base, self.config.vocab_size)
+    tokenizers.check_fits(tokenizer.base, self.config.vocab_size, own=self.tokenizer is not None)
+    if tokenizer.base_ids.max() >= self.config.vocab_size:
+      raise InversionViewError(
+        f"the tokenizer has tokens for which the target {self.name} has no embedding (it has {self.config.vocab_size} rows); "
+        "give a task that keeps some tokens only, or the tokenizer that the model was trained with"
+      )
     kept, embed = tokenizer.base_ids, self.params["embed"]
     config = dataclasses.replace(self.config, vocab_size=tokenizer.vocab_size)
     params = {**self.params, "embed": jnp.concatenate([embed[kept], jnp.zeros((2, embed.shape[1]), embed.dtype)])}
@@ -179,9 +188,10 @@ class Target(ShowsTable):
 
   def run(
     self,
-    inputs: str | Sequence[str] | np.ndarray | jax.Array,
+    inputs: str | Sequence[str] | Sequence[Sequence[int]] | np.ndarray | jax.Array,
     capture: Sequence[str | Site] = (),
     edits: Sequence[Edit] = (),
+    mask: np.ndarray | jax.Array | None = None,
   ) -> Run:
     """Runs the model on texts or token ids.
 
@@ -189,25 +199,24 @@ class Target(ShowsTable):
     token ids may be traced. What is static is checked; traced values are not.
 
     Args:
-      inputs: B texts (or one), which are encoded with BOS and without EOS, so that ``run.last_logits`` predicts what follows them; or
-        int[B, T], padding on the right.
+      inputs: B texts (or one), which are encoded with one BOS and without EOS, so that ``run.last_logits`` predicts what follows them; or
+        int[B, T], padding behind the texts unless there is a mask; or a list of B lists of ids, which may differ in length.
       capture: sites to return, in either notation; also "a0" (all heads, [B, T, H, D]) and "p0" (pattern, [B, H, T, T]).
       edits: activations to replace on the way. Captures see the edited values.
+      mask: [B, T] of token ids, 1 (or True) for the tokens that are attended to, as Hugging Face's attention masks; positions are counted over
+        them. What comes out at the others has no meaning.
 
     Returns:
       Logits float32[B, T, V] (of a whole model) and the captured activations, float[B, T, D] each.
 
     Raises:
       InversionViewError: a text that the tokenizer does not know, tokens outside the vocabulary or longer than the context, an unknown
-        site (lists the closest), an edit that would touch nothing (position out of range or on padding) or does not fit, or two edits of
-        the same activation.
+        site (lists the closest), an edit that would touch nothing (position out of range or on padding) or does not fit, two edits of
+        the same activation or one that another overwrites, or padding in front of a text without a mask.
     """
-    texts = is_text(inputs)
-    tokens = self.encode(cast(Sequence[str], inputs)) if texts else self.check_tokens(cast(np.ndarray, inputs))
-    lengths = text_lengths(self.tokenizer, tokens)
+    rows = resolve_inputs(self, inputs, mask)
     captured = tuple(self.site(name, CAPTURABLE) for name in capture)
-    from_end = lengths if texts else np.full(len(tokens), tokens.shape[1])
-    resolved = tuple(resolve_edit(self, edit, tokens, from_end) for edit in edits)
+    resolved = tuple(resolve_edit(self, edit, rows) for edit in edits)
     refuse_overlap(
       "edits",
       [
@@ -215,23 +224,25 @@ class Target(ShowsTable):
         for edit, site_edit in zip(edits, resolved, strict=True)
       ],
     )
-    out = _run(self.module, self.params, tokens, captured, resolved, self.has_logits)
+    refuse_overwritten_edits(self, edits, resolved, rows)
+    out = _run(self.module, self.params, rows.tokens, captured, resolved, self.has_logits, rows.mask)
     activations = {site: out[site] for site in dict.fromkeys(captured)}
-    return Run(tokens, lengths, out.logits, activations, self.tokenizer)
+    return Run(rows.tokens, rows.lengths, out.logits, activations, self.tokenizer)
 
   def encode(self, texts: str | Sequence[str]) -> np.ndarray:
-    """One text or B of them -> int32[B, T] with BOS and without EOS, checked against the context.
+    """One text or B of them -> int32[B, T] with one BOS and without EOS, checked against the context.
 
     Raises:
       InversionViewError: a target without a tokenizer, or a text that it cannot encode.
     """
-    if self.tokenizer is None:
-      raise InversionViewError("this target came without a tokenizer: give token ids, int[N, T]")
-    return self.check_tokens(self.tokenizer.encode_batch([texts] if isinstance(texts, str) else list(texts)))
+    return encode(self, texts)
 
   def check_tokens(self, tokens: np.ndarray | jax.Array) -> np.ndarray:
     """int[B, T] -> int32[B, T]; raises `InversionViewError` for another shape or type, ids outside the vocabulary, or too many of them."""
-    ids: Any = tokens if is_traced(tokens) else np.asarray(tokens)
+    try:
+      ids: Any = tokens if is_traced(tokens) else np.asarray(to_array(tokens))
+    except ValueError:
+      raise InversionViewError("tokens must be integers of shape [B, T], got rows of different lengths") from None
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
       raise InversionViewError(f"tokens must be integers of shape [B, T], got {ids.dtype}{list(ids.shape)}")
     if ids.shape[1] > self.config.n_ctx:
@@ -281,18 +292,9 @@ class Target(ShowsTable):
     return Table(f"Target {self.name!r}", rows=tuple(rows))
 
 
-def is_text(inputs: object) -> bool:
-  """Whether these are texts: a string, or a list or array of strings."""
-  if isinstance(inputs, str):
-    return True
-  if isinstance(inputs, np.ndarray):
-    return inputs.dtype.kind in "UT" or (inputs.dtype == object and all(isinstance(x, str) for x in inputs.flat))
-  return isinstance(inputs, Sequence) and len(inputs) > 0 and all(isinstance(text, str) for text in inputs)
-
-
 @functools.partial(parallel.jit, static_argnums=(0, 3, 5))
-def _run(module: Transformer, params, tokens, capture, edits, logits) -> Output:
-  out = module.apply({"params": params}, tokens, capture=capture, edits=edits, logits=logits, exact=True)
+def _run(module: Transformer, params, tokens, capture, edits, logits, mask) -> Output:
+  out = module.apply({"params": params}, tokens, mask=mask, capture=capture, edits=edits, logits=logits, exact=True)
   return cast(Output, out)
 
 

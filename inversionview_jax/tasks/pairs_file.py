@@ -12,6 +12,7 @@ import numpy as np
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.tasks import sources
+from inversionview_jax.tasks.tokenizer_base import encode_with_bos, pad_rows
 
 FIELDS = ("clean", "corrupted", "answer", "foil")
 
@@ -62,11 +63,11 @@ def read(path: str, target: Any, most: int) -> TextPairs:
     if len(pairs) == most:
       break
     values = [_text(record, name, where) for name in FIELDS]
-    ids = [t.encode(value) for value in (*values[:2], *(f" {value.strip()}" for value in values[2:]))]
+    ids = [encode_with_bos(t, value) for value in values[:2]] + [t.encode(f" {value.strip()}") for value in values[2:]]
     for name, one in zip(FIELDS[:2], ids, strict=False):
-      if len(one) + 1 > target.config.n_ctx:
+      if len(one) > target.config.n_ctx:
         raise InversionViewError(
-          f"{where}: {name} has {len(one)} tokens; the context of {target.name} takes {target.config.n_ctx - 1}"
+          f"{where}: {name} has {len(one) - 1} tokens; the context of {target.name} takes {target.config.n_ctx - 1}"
         )
     if ids[2][0] == ids[3][0]:
       raise InversionViewError(
@@ -76,13 +77,11 @@ def read(path: str, target: Any, most: int) -> TextPairs:
   if not pairs:
     raise InversionViewError(f"{path} has no pairs")
   lines, clean_ids, corrupted_ids, answer_ids, foil_ids = zip(*pairs, strict=True)
-  length = 1 + max(len(ids) for ids in (*clean_ids, *corrupted_ids))
+  length = max(len(ids) for ids in (*clean_ids, *corrupted_ids))
 
   def rows(texts):
-    out = np.full((len(texts), length), t.pad_id, np.int32)
-    for row, ids in zip(out, texts, strict=True):
-      row[: len(ids) + 1] = [t.bos_id, *ids]
-    return out, np.array([len(ids) for ids in texts], np.int32)
+    out, lengths = pad_rows(texts, t.pad_id, length)
+    return out, (lengths - 1).astype(np.int32)
 
   (clean, clean_at), (corrupted, corrupted_at) = rows(clean_ids), rows(corrupted_ids)
   answer, foil = (np.array([ids[0] for ids in texts], np.int32) for texts in (answer_ids, foil_ids))

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import read_lines
 
 TFDS = "tfds:"
 
@@ -94,30 +95,20 @@ def _of_path(path: pathlib.Path, split: str, empty: str):
 
 
 def _lines(path: pathlib.Path, empty: str) -> Iterator[tuple[str, str]]:
-  try:
-    with open(path, "rb") as file:
-      number = 0
-      for number, raw in enumerate(file, start=1):
-        try:
-          line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-          raise InversionViewError(
-            f"{path}:{number} is not UTF-8 (byte {raw[error.start]:#04x} at {error.start}); convert the file, as with iconv"
-          ) from None
-        if line.strip():
-          yield f"{path}:{number}", line
-        elif empty != "skip":
-          raise InversionViewError(f"{path}:{number} is empty; remove the line, or set inputs.empty to skip")
-      if not number:
-        raise InversionViewError(f"{path} is empty")
-  except OSError as error:
-    raise InversionViewError(f"cannot read {path}: {error.strerror}") from None
+  number = 0
+  for number, line in read_lines(path):
+    if line.strip():
+      yield f"{path}:{number}", line
+    elif empty != "skip":
+      raise InversionViewError(f"{path}:{number} is empty; remove the line, or set inputs.empty to skip")
+  if not number:
+    raise InversionViewError(f"{path} is empty")
 
 
 def read_json(path: str | os.PathLike, content: bytes, where: str) -> Any:
   """The value of a JSON file or line; raises `InversionViewError` naming `where`."""
   try:
-    return json.loads(content.decode())
+    return json.loads(content.decode("utf-8-sig"))  # without a byte order mark
   except UnicodeDecodeError as error:
     raise InversionViewError(f"{path} is not UTF-8 (at byte {error.start}); convert the file, as with iconv") from None
   except ValueError as error:

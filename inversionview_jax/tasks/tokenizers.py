@@ -8,103 +8,20 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.tasks.tokenizer_base import BOS, EOS, PAD, Batches, Tokenizer
 
-BOS, EOS, PAD = "<BOS>", "<EOS>", "<PAD>"
-# Embeddings are padded to a round number of rows: the largest surplus of a published model is Phi-2's, 1.8 %.
-_UNUSED_ROWS = 0.02
-
-
-class Tokenizer(Protocol):
-  """The interface of the tokenizers; the ids of BOS, EOS and PAD may be the same."""
-
-  @property
-  def vocab_size(self) -> int: ...
-
-  @property
-  def bos_id(self) -> int: ...
-
-  @property
-  def eos_id(self) -> int: ...
-
-  @property
-  def pad_id(self) -> int: ...
-
-  def encode(self, text: str) -> list[int]:
-    """Token ids of `text` without BOS and EOS; raises `InversionViewError` for a character or token outside the vocabulary."""
-    ...
-
-  def encode_batch(self, texts: Sequence[str], length: int | None = None, eos: bool = False) -> np.ndarray:
-    """Token ids of texts, int32[B, T]; see `_Batches.encode_batch`."""
-    ...
-
-  def padding(self, tokens: npt.ArrayLike) -> np.ndarray:
-    """int[B, T] -> bool[B, T]: which tokens are padding."""
-    ...
-
-  def strings(self, ids: Sequence[int]) -> list[str]:
-    """The text of each token by itself, specials as "<BOS>", "<EOS>", "<PAD>"."""
-    ...
-
-  def text(self, ids: Sequence[int]) -> str:
-    """The text of `ids`, without BOS, EOS and PAD."""
-    ...
-
-  def describe(self) -> dict:
-    """Plain data from which `from_description` makes the same tokenizer; two tokenizers are the same iff these are equal."""
-    ...
-
-
-class _Batches:
-  """The methods that are the same for all tokenizers."""
-
-  def encode_batch(self: Tokenizer, texts: Sequence[str], length: int | None = None, eos: bool = False) -> np.ndarray:
-    """Token ids int32[B, T] of texts, with BOS in front and PAD up to `length`.
-
-    Args:
-      texts: B of them.
-      length: T; by default the longest text's.
-      eos: whether EOS follows each text, as in a task's inputs; without it the logits at the last token predict what follows.
-
-    Raises:
-      InversionViewError: a character outside the vocabulary, or a text that does not fit into `length`.
-    """
-    if isinstance(texts, str):
-      raise InversionViewError(f"encode_batch takes a list of texts, not one text: write [{texts!r}]")
-    rows = [[self.bos_id, *self.encode(text), *([self.eos_id] if eos else [])] for text in texts]
-    longest = max(map(len, rows), default=0)
-    length = longest if length is None else length
-    if longest > length:
-      text, extra = texts[max(range(len(rows)), key=lambda i: len(rows[i]))], 1 + eos
-      raise InversionViewError(
-        f"text {text!r} has {longest - extra} tokens; the model takes at most {length - extra} "
-        f"(besides BOS{' and EOS' if eos else ''})"
-      )
-    out = np.full((len(rows), length), self.pad_id, np.int32)
-    for i, row in enumerate(rows):
-      out[i, : len(row)] = row
-    return out
-
-  def padding(self: Tokenizer, tokens: npt.ArrayLike) -> np.ndarray:
-    """int[B, T] -> bool[B, T]: which tokens are padding.
-
-    Where PAD is a token of its own, every PAD. Where its id is that of EOS, every EOS at the end of a row but the first.
-    """
-    tokens = np.asarray(tokens)
-    pad = tokens == self.pad_id
-    if self.pad_id not in (self.eos_id, self.bos_id):
-      return pad
-    trailing = np.cumprod(pad[:, ::-1], axis=1)[:, ::-1].astype(bool)
-    return trailing & np.pad(trailing, ((0, 0), (1, 0)))[:, :-1]
+# Embeddings are padded to a round number of rows, by less than this many (Phi-2's by 905).
+_UNUSED_ROWS, _ROUND = 1024, 64
 
 
 @dataclasses.dataclass(frozen=True)
-class CharTokenizer(_Batches):
+class CharTokenizer(Batches):
   """One token per character, with BOS, EOS and PAD at the ids the vocabulary gives them.
 
   Attributes:
@@ -162,37 +79,38 @@ class CharTokenizer(_Batches):
 
 
 @dataclasses.dataclass(frozen=True)
-class HuggingFaceTokenizer(_Batches):
+class HuggingFaceTokenizer(Batches):
   """A tokenizer of the `tokenizers` library, with the ids that stand for BOS, EOS and PAD.
 
   Attributes:
     content: of its tokenizer.json.
     bos_id, eos_id, pad_id: may be the same id: GPT-2 has one special token for all three.
+    split_special_tokens: whether special tokens that are spelled out in a text are taken apart like any other text.
+    original: the tokenizer of `transformers` that it was made of, with its chat template; None where it was read from elsewhere.
 
   Raises:
-    InversionViewError: the content is no tokenizer, or the library is missing.
+    InversionViewError: the content is no tokenizer.
   """
 
   content: str = dataclasses.field(repr=False)
   bos_id: int
   eos_id: int
   pad_id: int
+  split_special_tokens: bool = False
+  original: Any = dataclasses.field(default=None, repr=False, compare=False)
   _library: Any = dataclasses.field(init=False, repr=False, compare=False)
   _size: int = dataclasses.field(init=False, repr=False, compare=False)
 
   def __post_init__(self):
-    try:
-      import tokenizers
-    except ImportError:
-      raise InversionViewError(
-        "this model's tokenizer needs the tokenizers package; install it with: pip install 'inversionview-jax[hf]'"
-      ) from None
+    import tokenizers
+
     try:
       library = tokenizers.Tokenizer.from_str(self.content)
     except Exception as error:  # the library raises plain Exception
       raise InversionViewError(f"the tokenizer is damaged: {next(iter(str(error).splitlines()), '')}") from None
     library.no_truncation()  # a text that is too long is an error here, and never truncated
     library.no_padding()
+    library.encode_special_tokens = self.split_special_tokens
     object.__setattr__(self, "_library", library)
     object.__setattr__(self, "_size", 1 + max(library.get_vocab(with_added_tokens=True).values(), default=-1))
     for name, token in ((BOS, self.bos_id), (EOS, self.eos_id), (PAD, self.pad_id)):
@@ -202,6 +120,19 @@ class HuggingFaceTokenizer(_Batches):
   @property
   def vocab_size(self) -> int:
     return self._size
+
+  @functools.cached_property
+  def model_size(self) -> int:
+    """Tokens without those that were added behind the vocabulary, for which a model may have no embedding."""
+    return 1 + max(self._library.get_vocab(with_added_tokens=False).values(), default=-1)
+
+  def is_byte(self, token: int) -> bool:
+    """Whether a token stands for a byte that no other token covers ("<0x0A>")."""
+    return not self._is_byte_level and _is_byte(self._library.id_to_token(token) or "")
+
+  def spelled(self) -> dict[int, str]:
+    """How the added tokens, special ones among them, are spelled: id -> text."""
+    return {token: str(added.content) for token, added in self._library.get_added_tokens_decoder().items()}
 
   def encode(self, text: str) -> list[int]:
     """Token ids of `text` without BOS and EOS; a special token spelled out in it becomes that token."""
@@ -249,9 +180,15 @@ class HuggingFaceTokenizer(_Batches):
       return f"<unused {token}>"
     if self._is_byte_level and token not in self._added:
       return self._library.decoder.decode([piece])
-    if piece.startswith("<0x") and piece.endswith(">") and len(piece) == 6:
+    if _is_byte(piece):
       return bytes([int(piece[3:5], 16)]).decode(errors="replace")
     return piece if self._is_byte_level else piece.replace("▁", " ")  # the library's decoder drops the space in front
+
+  @functools.cached_property
+  def special_ids(self) -> frozenset[int]:
+    """Ids that no ordinary text has: BOS, EOS, PAD, and the tokens that the library calls special."""
+    added = self._library.get_added_tokens_decoder().items()
+    return frozenset({self.bos_id, self.eos_id, self.pad_id} | {number for number, token in added if token.special})
 
   @functools.cached_property
   def _added(self) -> frozenset[int]:
@@ -263,11 +200,16 @@ class HuggingFaceTokenizer(_Batches):
 
   def describe(self) -> dict:
     """Plain data that names this tokenizer in a model's JSON; two tokenizers are the same iff these are equal."""
-    return {"kind": "huggingface", "bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id, "content": self.content}
+    ids = {"kind": "huggingface", "bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
+    return ids | ({"split_special_tokens": True} if self.split_special_tokens else {}) | {"content": self.content}
+
+
+def _is_byte(piece: str) -> bool:
+  return piece.startswith("<0x") and piece.endswith(">") and len(piece) == 6
 
 
 @dataclasses.dataclass(frozen=True)
-class PartTokenizer(_Batches):
+class PartTokenizer(Batches):
   """Some tokens of a model's tokenizer, renumbered from 0, with an EOS and a PAD of their own after them.
 
   The vocabulary of decoders for language models: a task whose texts need 200 tokens does not pay for 50,000, and texts can end and be
@@ -340,6 +282,12 @@ class PartTokenizer(_Batches):
       )
     return self._numbers[base_id]
 
+  @functools.cached_property
+  def special_ids(self) -> frozenset[int]:
+    """Ids here that no ordinary text has: EOS, PAD, and the special ones of `base`."""
+    kept = {self._numbers[number] for number in self.base.special_ids if number in self._numbers}
+    return frozenset(kept | {self.eos_id, self.pad_id})
+
   def to_base(self, ids: npt.ArrayLike) -> np.ndarray:
     """int[...] here -> int64[...] in `base`; EOS and PAD become its EOS."""
     return np.append(self.base_ids, [self.base.eos_id, self.base.eos_id])[np.asarray(ids)]
@@ -367,7 +315,8 @@ def from_description(description: dict) -> Tokenizer:
   if kind == "huggingface":
     if missing := {"content", "bos", "eos", "pad"} - set(description):
       raise InversionViewError(f"the description of the tokenizer is damaged: {sorted(missing)[0]} is missing")
-    return HuggingFaceTokenizer(description["content"], description["bos"], description["eos"], description["pad"])
+    ids = description["bos"], description["eos"], description["pad"]
+    return HuggingFaceTokenizer(description["content"], *ids, description.get("split_special_tokens", False))
   if kind == "part":
     if missing := {"base", "kept"} - set(description):
       raise InversionViewError(f"the description of the tokenizer is damaged: {sorted(missing)[0]} is missing")
@@ -375,18 +324,34 @@ def from_description(description: dict) -> Tokenizer:
     if not isinstance(base, HuggingFaceTokenizer):
       raise InversionViewError("the description of the tokenizer is damaged: only a Hugging Face tokenizer has parts")
     return PartTokenizer(base, description["kept"])
+  if kind == "python":  # of transformers, written in Python
+    raise InversionViewError(
+      f"the tokenizer {description.get('class')} cannot be stored; load the checkpoint with tokenizer=..."
+    )
   raise InversionViewError(f"unknown kind of tokenizer {kind!r}; this version knows: characters, huggingface, part")
 
 
-def check_fits(tokenizer: Tokenizer, rows: int) -> None:
+def check_fits(tokenizer: Tokenizer, rows: int, own: bool = False) -> None:
   """Raises `InversionViewError` if the size of a tokenizer's vocabulary is not that of a model's embedding, in rows.
 
-  With a Hugging Face tokenizer, a model may have a few rows more: embeddings are padded to a round number of rows.
+  A language model may have rows without a token, since embeddings are padded to a round number, and added tokens without a row.
+
+  Args:
+    tokenizer: to be used with the model.
+    rows: of the model's embedding.
+    own: whether it came with the model: then up to half of the rows may be left over. Otherwise 2 %. In either case as many as padding to a
+      multiple of 64 explains.
   """
-  allowed = _UNUSED_ROWS * rows if isinstance(tokenizer, HuggingFaceTokenizer) else 0
-  if not 0 <= rows - tokenizer.vocab_size <= allowed:
+  tokens, surplus = tokenizer.vocab_size, rows - tokenizer.vocab_size
+  fits = surplus == 0
+  if (model_size := getattr(tokenizer, "model_size", None)) is not None:
+    padded = surplus <= (0.5 if own else 0.02) * rows or (surplus < _UNUSED_ROWS and rows % _ROUND == 0)
+    fits = model_size <= rows and padded
+    specials = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
+    fits = fits and max(specials) < rows
+  if not fits:
     raise InversionViewError(
-      f"the tokenizer has {tokenizer.vocab_size} tokens but the model {rows}; give the tokenizer that the model was trained with"
+      f"the tokenizer has {tokens} tokens but the model {rows}; give the tokenizer that the model was trained with"
     )
 
 

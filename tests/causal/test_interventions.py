@@ -122,7 +122,7 @@ def test_the_names_of_steps_name_what_was_patched():
 
 @pytest.mark.parametrize(
   "everything, order",
-  [(["x0.pre", "x1.mid", "x1.post"], "backward"), (["embed", "pos_embed", *HEADS, "m0", "m1"], "together")],
+  [(["x0.pre", "x1.mid", "x1.post"], "each"), (["embed", "pos_embed", *HEADS, "m0", "m1"], "together")],
   ids=["streams", "writes"],
 )
 def test_patching_everything_does_what_the_corrupted_input_does(small_target, everything, order):

@@ -183,7 +183,7 @@ def test_writing_a_captured_value_back_changes_no_bit_where_embedding_and_unembe
   config = dataclasses.replace(CONFIG, tied=True)
   tied = Target.from_raw(random_params(config=config), config, TASK.tokenizer, "raw")
   full = tied.run(TOKENS, capture=["embed", "a1.1", "x1.post"])
-  edits = [Edit(name, PLUS, full[name][:, PLUS]) for name in full.keys()]
+  edits = [Edit(name, PLUS + k, full[name][:, PLUS + k]) for k, name in enumerate(full.keys())]
   assert same(tied.run(TOKENS, edits=edits).logits, full.logits)
 
 
@@ -224,12 +224,12 @@ def test_edited_residual_site_keeps_its_values_at_all_other_positions(raw, full_
 
 def test_captures_see_the_edited_values_of_every_kind_of_site_when_all_are_edited_together(raw, full_raw):
   names = ["embed", "pos_embed", "x0.pre", "a0.1", "a0.2", "x0.mid", "m0", "x0.post", "a1.1", "x1.post"]
-  values = {(name, PLUS): k for k, name in enumerate(names)} | {("a0.1", EQUALS): 20}
+  values = {(name, 3 + k): k for k, name in enumerate(names)} | {("a0.1", 2): 20}
   edits = [Edit(name, position, np.full(D, value)) for (name, position), value in values.items()]
   run = raw.run(TOKENS, capture=names, edits=edits)
   for (name, position), value in values.items():
     assert (np.asarray(run[name])[:, position] == value).all()
-    assert same(run[name][:, :PLUS], full_raw[name][:, :PLUS])
+    assert same(run[name][:, :2], full_raw[name][:, :2])
 
 
 def test_each_row_can_have_its_own_position(target, full, other):

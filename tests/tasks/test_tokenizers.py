@@ -106,7 +106,7 @@ def test_special_tokens_are_those_named_and_where_none_is_named_stand_for_each_o
     return tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id
 
   assert specials() == (1, 2, 2)  # PAD is not named
-  change(folder / "tokenizer_config.json", bos_token="<|endoftext|>", eos_token={"content": "<|end|>"}, pad_token=None)
+  change(folder / "tokenizer_config.json", bos_token="<|endoftext|>", eos_token={"__type": "AddedToken", "content": "<|end|>"}, pad_token=None)
   assert specials() == (0, 2, 2)
   change(folder / "special_tokens_map.json", pad_token="<|start|>")
   assert specials() == (0, 2, 1)

@@ -21,9 +21,11 @@ from inversionview_jax.sampling.sampler import distances
 from inversionview_jax.sites import Site
 from inversionview_jax.targets import Target
 from inversionview_jax.tasks import Task
+from inversionview_jax.tasks.moves import Move
 
 COMPOSED = 3  # moves of one proposal, at most
 REJECTED = 256  # proposals just outside epsilon that are kept
+_DRAWN = 24  # sweeps of one call, at most, for which inputs are drawn
 
 State = dict[
   str, Any
@@ -100,16 +102,16 @@ class TaskSweeps:
     """Builds the program; nothing is compiled before it is called.
 
     Raises:
-      InversionViewError: a task without moves, or without a prior that JAX arrays can go through.
+      InversionViewError: a task without moves or prior, or with one that does not run inside jit.
     """
     self._task, self._nearness, self._moves = task, nearness, task.moves()
-    if type(task).log_prior is Task.log_prior:
-      raise InversionViewError(
-        f"the task {task.name!r} has moves but no log_prior of its own, which Monte Carlo runs on JAX arrays: define Task.log_prior()"
-      )
+    check_moves(task, self._moves)
     self.kinds = tuple(move.name for move in self._moves)
-    weights = np.cumsum([move.weight for move in self._moves])
-    self._cumulative = (weights / weights[-1]).astype(np.float32)
+    self._drawn = np.array([move.drawn for move in self._moves])
+    weights = np.array([move.weight for move in self._moves])
+    # Of the first move of a proposal, and of those after it.
+    each = [np.cumsum(w) for w in (weights, np.where(self._drawn, 0.0, weights))]
+    self._cumulative = [(total / max(total[-1], 1e-30)).astype(np.float32) for total in each]
     platform = parallel.platform(nearness.mesh)
     self._sweep, self._measure = parallel.jit(self._sweeps, platform), parallel.jit(nearness, platform)
     self._params = parallel.replicate(target.params, nearness.mesh)
@@ -168,11 +170,27 @@ class TaskSweeps:
       The state; proposals and accepted ones of each kind, int32[K]; and the number of sweeps. NumPy arrays.
     """
     threshold, epsilon = map(np.float32, limits)
-    wanted, most = np.float32(until[0]), np.int32(until[1])
-    out = self._sweep(self._params, query, basis, key, threshold, epsilon, wanted, most, state)
+    wanted, most, inputs = np.float32(until[0]), np.int32(until[1]), None
+    if self._drawn.any():
+      most = np.minimum(most, np.int32(_DRAWN))
+      inputs = self._inputs(key, int(most), state["tokens"])
+    out = self._sweep(self._params, query, basis, key, threshold, epsilon, wanted, most, inputs, state)
     return jax.tree.map(np.asarray, out)
 
-  def _sweeps(self, params, query: Queries, basis, key, threshold, epsilon, wanted, most, state):
+  def _inputs(self, key, sweeps: int, tokens: np.ndarray) -> np.ndarray:
+    """int32[24, N, T]: for every particle and sweep an input of its own, drawn from the prior."""
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+    drawn = np.zeros((_DRAWN, *tokens.shape), np.int32)
+    index = rng.integers(self._task.num_inputs, size=sweeps * len(tokens))
+    drawn[:sweeps] = self._task.tokens(index).reshape(sweeps, *tokens.shape)
+    return drawn
+
+  def problem(self, tokens: np.ndarray, island: np.ndarray) -> str:
+    """Why particles cannot be relied on though two islands of them, int[N], agree; "" if they can."""
+    del tokens, island
+    return ""
+
+  def _sweeps(self, params, query: Queries, basis, key, threshold, epsilon, wanted, most, inputs, state):
     kinds = jnp.arange(len(self._moves))
     width = 1 + COMPOSED * (1 + max(move.uniforms for move in self._moves))
 
@@ -183,7 +201,8 @@ class TaskSweeps:
       step, state, proposed, accepted = carry
       keys = parallel.fold_in_each(jax.random.fold_in(key, step), jnp.arange(len(state["tokens"])))
       uniforms = jax.vmap(lambda key: jax.random.uniform(key, (1 + width,)))(keys)
-      new, prior, ratio, kind = self._propose(uniforms[:, 1:], state["tokens"], state["prior"])
+      drawn = None if inputs is None else inputs[step]
+      new, prior, ratio, kind = self._propose(uniforms[:, 1:], state["tokens"], state["prior"], drawn)
       far, where = self._nearness(params, query, basis, new)
       accept = jnp.log(uniforms[:, 0]) < prior - state["prior"] + ratio
       moved = accept & (far <= threshold) & (new != state["tokens"]).any(axis=1)
@@ -200,13 +219,16 @@ class TaskSweeps:
     step, state, proposed, accepted = jax.lax.while_loop(going, sweep, (jnp.int32(0), state, zero, zero))
     return state, proposed, accepted, step
 
-  def _propose(self, uniforms, tokens, prior):
+  def _propose(self, uniforms, tokens, prior, drawn):
     """One to three moves in a row; a move to a text that is no input is not made, so that ratios need to hold between inputs only.
+
+    A move with a drawn input is made by itself: of several in a row, the way back would have to draw the same input.
 
     Args:
       uniforms: float32[N, 1 + 3 (1 + U)].
       tokens: int32[N, T], inputs.
       prior: float32[N], their log prior.
+      drawn: int32[N, T], inputs drawn from the prior; None where no move takes one.
 
     Returns:
       int32[N, T]; float32[N], its log prior; float32[N], log q(old | new) - log q(new | old); and int32[N], the kind of the first move.
@@ -214,14 +236,18 @@ class TaskSweeps:
     width = max(move.uniforms for move in self._moves)
     count = 1 + (uniforms[:, 0] * COMPOSED).astype(jnp.int32)
     ratio, kinds = jnp.zeros(len(tokens)), []
-    for i in range(COMPOSED):
+    for i in range(1 if self._drawn.all() else COMPOSED):
       mine = uniforms[:, 1 + i * (1 + width) : 1 + (i + 1) * (1 + width)]
-      kind = jnp.minimum(
-        jnp.searchsorted(jnp.asarray(self._cumulative), mine[:, 0], side="right"), len(self._moves) - 1
-      )
+      kind = jnp.searchsorted(jnp.asarray(self._cumulative[min(i, 1)]), mine[:, 0], side="right")
+      kind = jnp.minimum(kind, len(self._moves) - 1)
+      if i == 0:
+        count = jnp.where(jnp.asarray(self._drawn)[kind], 1, count)
       moved, log_q = tokens, jnp.zeros(len(tokens))
       for k, move in enumerate(self._moves):
-        proposal, move_ratio = move.propose(mine[:, 1 : 1 + move.uniforms], tokens)
+        if move.drawn and i:
+          continue
+        more = (drawn,) if move.drawn else ()
+        proposal, move_ratio = move.propose(mine[:, 1 : 1 + move.uniforms], tokens, *more)
         moved, log_q = jnp.where((kind == k)[:, None], proposal, moved), jnp.where(kind == k, move_ratio, log_q)
       moved_prior = self._task.log_prior(moved).astype(jnp.float32)
       used = (i < count) & jnp.isfinite(moved_prior)
@@ -229,6 +255,34 @@ class TaskSweeps:
       ratio += jnp.where(used, log_q, 0.0)
       kinds.append(kind)
     return tokens, prior, ratio, kinds[0]
+
+
+def check_moves(task: Task, moves: tuple[Move, ...]) -> None:
+  """Raises `InversionViewError` for a prior or a move that JAX cannot trace, or that gives arrays of other shapes, naming it."""
+  rows, width = 2, task.length
+  tokens = jax.ShapeDtypeStruct((rows, width), jnp.int32)
+
+  def check(what, function, arguments, wanted):
+    try:
+      out = jax.eval_shape(function, *arguments)
+    except InversionViewError:
+      raise
+    except Exception as error:  # the function may be the user's: whatever it raises is an error in what was given
+      raise InversionViewError(
+        f"{what} of the task {task.name!r} does not run on JAX arrays inside jit ({type(error).__name__}): use the functions of "
+        "tokens.__array_namespace__(), and no branches on values"
+      ) from error
+    shapes = [getattr(x, "shape", None) for x in (out if isinstance(out, tuple) else (out,))]
+    if shapes != wanted:
+      raise InversionViewError(
+        f"{what} of the task {task.name!r} gives arrays of shapes {shapes} for tokens of shape {(rows, width)}, not {wanted}"
+      )
+
+  check("log_prior", task.log_prior, (tokens,), [(rows,)])
+  for move in moves:
+    uniforms = jax.ShapeDtypeStruct((rows, move.uniforms), jnp.float32)
+    more = (tokens,) if move.drawn else ()
+    check(f"the move {move.name!r}", move.propose, (uniforms, tokens, *more), [(rows, width), (rows,)])
 
 
 def nearest_outside(state: State, tokens: Any, distance: Any, position: Any, outside: Any) -> State:

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens. Functions of tokens accept NumPy or JAX arrays and re
 
 import abc
 import dataclasses
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ import numpy as np
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks.contrast import Pairs
 from inversionview_jax.tasks.extension import is_named, load_named
-from inversionview_jax.tasks.moves import Move
+from inversionview_jax.tasks.listed_inputs import ListedInputs, check_size
+from inversionview_jax.tasks.moves import Move, exchange_moves
 from inversionview_jax.tasks.tokenizers import CharTokenizer, PartTokenizer
 
 RENAMED_MIXTURES = {"wide": "broad"}  # names of version 0.1
@@ -111,28 +113,50 @@ class Task(abc.ABC):
     """The inputs with these indices, int64[B] -> int32[B, T]: BOS, the text, EOS, PAD; a pure function of the index."""
 
   def index(self, tokens: np.ndarray) -> np.ndarray:
-    """The inverse of `tokens` of an enumerable task, int[B, T] -> int64[B]; -1 for a text that is no input."""
-    raise NotImplementedError(f"task {self.name!r} has no index of its texts")
+    """The inverse of `tokens` of an enumerable task, int[B, T] -> int64[B]; -1 for a text that is no input. By default it is looked up."""
+    if not self.enumerable:
+      raise NotImplementedError(f"task {self.name!r} has no index of its texts")
+    return self.listed.index(tokens)
 
-  def log_prior(self, tokens: np.ndarray) -> np.ndarray:
-    """Log probability of texts under the task's distribution, int[B, T] -> float64[B]; -inf for a text that is no input.
+  @functools.cached_property
+  def listed(self) -> ListedInputs:
+    """The inputs of an enumerable task as a list; raises `InversionViewError` where they are too many for one."""
+    check_size(self.num_inputs, self.length, self.name)
+    return ListedInputs(self.tokens(np.arange(self.num_inputs)), self.tokenizer.pad_id)
 
-    Where the inputs are a sample of many more texts, it is the distribution that they were drawn from.
+  def log_prior(self, tokens: Array) -> Array:
+    """Log probability of texts under the task's distribution, int[B, T] -> float[B]; -inf for a text that is no input.
+
+    Where the inputs are a sample of many more texts, it is the distribution that they were drawn from. Monte Carlo runs it on JAX arrays
+    inside jit. By default the inputs of an enumerable task are equally probable; one that has two indices is twice as probable.
+
+    Raises:
+      InversionViewError: a task without any.
     """
     if not self.enumerable:
       raise InversionViewError(
         f"the task {self.name!r} has no log_prior, the probability of its inputs, which bits need; --no-bits measures the rest"
       )
-    return np.where(self.index(tokens) >= 0, -math.log(self.num_inputs), -np.inf)
+    if isinstance(tokens, np.ndarray) and type(self).index is not Task.index:
+      return np.where(self.index(tokens) >= 0, -math.log(self.num_inputs), -np.inf)
+    return self.listed.log_prior(tokens)
 
   def moves(self) -> tuple[Move, ...]:
-    """How Monte Carlo may change an input; see `moves.Move`. `log_prior` must take JAX arrays inside jit then.
+    """How Monte Carlo may change an input; see `moves.Move`.
+
+    By default the inputs of an enumerable task without a `log_prior` of its own are listed, and a move leads to any of them, or to a near one;
+    a task with one redraws an input, or exchanges parts with another (`moves.exchange_moves`). Moves that know the task do better.
 
     Raises:
-      InversionViewError: a task without any.
+      InversionViewError: a task that has neither.
     """
+    if type(self).log_prior is not Task.log_prior:
+      return exchange_moves(self.log_prior)
+    if self.enumerable:
+      return self.listed.moves()
     raise InversionViewError(
-      f"the task {self.name!r} has no moves, which Monte Carlo needs: define Task.moves() and Task.log_prior(), or use method='decoder'"
+      f"the task {self.name!r} has no moves and no log_prior, which Monte Carlo needs: define Task.log_prior() on the array namespace, and "
+      "better moves than the default in Task.moves(), or use method='decoder'"
     )
 
   @abc.abstractmethod

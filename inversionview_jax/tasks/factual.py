@@ -17,6 +17,7 @@ from inversionview_jax.tasks import fact_files, hashing, sources
 from inversionview_jax.tasks.base import Array, Mixture
 from inversionview_jax.tasks.contrast import Pairs, redraw
 from inversionview_jax.tasks.language import LanguageTask, base_of
+from inversionview_jax.tasks.moves import Move
 from inversionview_jax.tasks.text import check_choice, check_length, notice, rows_of
 from inversionview_jax.tasks.tokenizers import PartTokenizer, Tokenizer
 
@@ -54,6 +55,7 @@ class Factual(LanguageTask):
   """
 
   name = "factual"
+  enumerable = True
   epsilon = 0.25
   mixtures = {
     # The paper's: 64 for each of the four cosines, four times; rare tokens that repeat are suppressed.
@@ -208,6 +210,27 @@ class Factual(LanguageTask):
       members[which[key]].append(int(number))
       of[number] = which[key]
     return of, [np.array(group) for group in members]
+
+  def moves(self) -> tuple[Move, ...]:
+    """Those of a list of texts, and from a fact to another one with which it has something in common."""
+    facts = np.flatnonzero(self._read[1][:, 1] >= 0)
+
+    def group(value):
+      """int64[N]: facts of equal value in the same group; -1: a sentence."""
+      of = np.full(self.num_inputs, -1)
+      if len(facts):
+        of[facts] = np.unique([repr(value(fact)) for fact in self.facts], return_inverse=True)[1]
+      return of
+
+    return self.listed.moves(
+      {
+        "another subject": self._groups[0],
+        "another wording": group(lambda fact: (fact["relation"], fact["subject"])),
+        "another relation": group(lambda fact: fact["subject"]),
+        "another fact of the relation": group(lambda fact: fact["relation"]),
+        "another fact with this answer": group(lambda fact: fact["answer"]),
+      }
+    )
 
   def contrast(self, index: np.ndarray, seed: int = 0, *, where: str = "") -> Pairs:  # type: ignore[override]
     """Pairs of facts with the same relation and wording whose answers begin with different tokens; facts without such a pair are left out.

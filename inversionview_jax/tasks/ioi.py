@@ -18,8 +18,10 @@ from inversionview_jax.tasks import hashing
 from inversionview_jax.tasks.base import Array, shift_left
 from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
 from inversionview_jax.tasks.grammar import holds
+from inversionview_jax.tasks.ioi_moves import IOIMoves
 from inversionview_jax.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES
 from inversionview_jax.tasks.language import LanguageTask, base_of
+from inversionview_jax.tasks.moves import Move
 from inversionview_jax.tasks.tokenizers import PartTokenizer, Tokenizer
 
 NUM_INPUTS = 250_000
@@ -95,20 +97,21 @@ class IOI(LanguageTask):
     for form, template in zip(self._forms, pieces, strict=True):
       inner = [t.number(i) if i >= 0 else i for i in template]
       form[: len(inner) + 3] = [t.bos_id, *inner, -6, t.eos_id]
+    self._choices = IOIMoves(self._forms, self._words, t.vocab_size)
 
   def tokens(self, index: np.ndarray) -> np.ndarray:
     return self._written(*self._drawn(np.asarray(index, np.int64)))
 
-  def log_prior(self, tokens: np.ndarray) -> np.ndarray:
-    """Log probability float64[B] under uniform choices of template, order, two different names, place and object."""
-    template, columns, held = self._parsed(tokens)
-    rows, features = np.asarray(tokens), self.features(tokens)
-    ended = (
-      np.take_along_axis(rows, np.minimum(columns[:, 5:] + 1, rows.shape[1] - 1), axis=1)[:, 0] == self.tokenizer.eos_id
-    )
-    right = held[:, 5] == self._words[0][np.maximum(features["IO"], 0)]
-    is_input = (template >= 0) & (features["IO"] >= 0) & (held >= 0).all(axis=1) & right & ended
-    return np.where(is_input, -math.log(self._combinations), -np.inf)
+  def log_prior(self, tokens: Array) -> Array:
+    """Log probability float[B] under uniform choices of template, order, two different names, place and object."""
+    xp, pad = tokens.__array_namespace__(), self.tokenizer.pad_id
+    if (missing := self.length - tokens.shape[1]) > 0:
+      tokens = xp.pad(tokens, ((0, 0), (0, missing)), constant_values=pad)
+    ended = (tokens[:, self.length :] == pad).all(axis=1)
+    return xp.where(ended, self._choices.log_prior(tokens[:, : self.length]), -math.inf)
+
+  def moves(self) -> tuple[Move, ...]:
+    return self._choices.all()
 
   def _drawn(self, index):
     """The parts of the inputs with these indices: template, order (0: ABBA), indirect object, subject, place, object, int64[B] each."""
@@ -129,25 +132,11 @@ class IOI(LanguageTask):
 
   @property
   def _combinations(self):
-    return int(np.prod(self._sizes))
+    return self._choices.inputs
 
-  def _written(self, template, order, io, s, place, thing, giver=None):
+  def _written(self, *parts, giver=None):
     """The texts with these parts, int32[B, T]; `giver` is the name that occurs twice, S by default."""
-    giver = s if giver is None else giver
-    names, places, objects = self._words
-    fill = np.stack(
-      [
-        names[np.where(order == 0, io, s)],
-        names[np.where(order == 0, s, io)],
-        names[giver],
-        places[place],
-        objects[thing],
-        names[np.where(giver == s, io, s)],
-      ],
-      axis=1,
-    )
-    form = self._forms[template]
-    return np.where(form >= 0, form, np.take_along_axis(fill, np.maximum(-1 - form, 0), axis=1)).astype(np.int32)
+    return self._choices.texts(np.stack(parts, axis=1), giver)
 
   def _parsed(self, tokens):
     """Template int64[B] (-1: none), and columns and tokens of its six slots, int64[B, 6] each, of texts or beginnings of texts int[B, T]."""

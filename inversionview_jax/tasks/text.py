@@ -1,4 +1,4 @@
-"""The user's own texts as a task: inputs "BOS text EOS PAD" of a fixed length from files on disk.
+"""The user's own texts as a task: inputs "BOS text EOS PAD" of a fixed length from files on disk, each line equally probable.
 
 Shapes: N texts, B batch, T tokens.
 """
@@ -43,6 +43,7 @@ class Text(LanguageTask):
   """
 
   name = "text"
+  enumerable = True
 
   def __init__(self, tokenizer: Tokenizer | None = None, settings: Mapping | None = None):
     base = base_of(tokenizer, self.name)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from inversionview_jax.tasks import CharTokenizer, Task
+from inversionview_jax.tasks.moves import Move, choice, symmetric
 
 LETTERS = "abcdefgh"
 N = 3  # letters of an input
@@ -35,6 +36,15 @@ class Reversal(Task):
   def labels(self, tokens):
     names = ["", *(f"L{i + 1}" for i in range(N)), "|", *(f"R{i + 1}" for i in range(N)), ""]
     return (names + [""] * len(tokens))[: len(tokens)]
+
+  def moves(self):  # the default ones, to any input or a near one, and one that knows what an input is
+    return (*super().moves(), Move("another letter", 2, self.another_letter, weight=2.0))
+
+  def another_letter(self, uniforms, tokens):  # in both places; as probable backwards. Runs on NumPy and JAX arrays
+    xp = tokens.__array_namespace__()
+    columns, at = xp.arange(tokens.shape[1]), 1 + choice(uniforms[:, :1], N)
+    here = (columns == at) | (columns == 2 * N + 2 - at)
+    return xp.where(here, choice(uniforms[:, 1:], len(LETTERS)), tokens), symmetric(tokens)
 
   def features(self, tokens):
     letter = np.pad(tokens, ((0, 0), (0, N)), constant_values=-1)[:, 1 : N + 1]

@@ -6,11 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+from detailed_balance import assert_balanced, assert_same_in_jit, grid
 from small_models import tokenizer_json
 
-from inversionview_jax import cli, load_reader, load_target, tasks
+from inversionview_jax import cli, load_reader, load_target, preimage, tasks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.pretrained import Family, open_checkpoint
+from inversionview_jax.reading.enumeration import exact_preimage
 from inversionview_jax.tasks import Task
 
 HERE = pathlib.Path(__file__).parent
@@ -31,6 +33,17 @@ def test_a_task_of_another_module_is_named_by_where_it_is():
   assert task.features(task.tokens(np.array([83])))["L2"] == [2]
 
 
+def test_its_own_move_is_in_detailed_balance_and_writes_inputs():
+  task = tasks.get(TASK)
+  rows = task.tokens(np.arange(512))
+  *default, move = task.moves()
+  assert move.name == "another letter" and [m.name for m in default][0] == "redraw"
+  there = assert_balanced(move, grid(3, 8), rows, task.log_prior)
+  letters = rows[:, 1:4]
+  np.testing.assert_array_equal(there > 0, (letters[:, None] != letters[None]).sum(axis=2) <= 1)
+  assert_same_in_jit(move, rows, task.log_prior)
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   """A target and a reader of the task, trained for a few steps by the command line."""
@@ -48,6 +61,17 @@ def test_a_target_and_a_reader_of_it_are_trained_and_loaded_by_its_name(workdir)
   assert reader.task.name == TASK and reader.target.task == TASK
   pre = reader.preimage("abc|cba", site="x1.post", position="|", num_samples=16)
   assert pre.task == TASK and pre.query.label == "|" and len(pre.samples) == 16
+
+
+def test_monte_carlo_reads_it_with_its_own_move(workdir):
+  """Against all 512 inputs: the particles are members, and the bits are those of the exact preimage."""
+  target = load_target(workdir / "target")
+  exact = exact_preimage(target, "abc|cba", "x0.pre", "L2", task=tasks.get(TASK))
+  pre = preimage(target, "abc|cba", "x0.pre", "L2", task=tasks.get(TASK), particles=128)
+  assert pre.converged and pre.rate == 1 and "another letter" in pre.levels[-1]["acceptance"]
+  members = {sample.text for sample in exact.inside}
+  assert {sample.text for sample in pre.inside} <= members
+  assert abs(pre.bits - exact.bits) < 4 * pre.bits_error + 0.3
 
 
 def test_the_command_line_reads_it(workdir, tmp_path, capsys):

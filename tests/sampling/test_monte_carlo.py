@@ -160,18 +160,52 @@ def test_texts_to_begin_with_may_be_few_and_no_inputs(sampler, small_target):
   assert population.bits is None and population.converged and np.isfinite(TASK.log_prior(population.tokens)).all()
 
 
-def test_what_cannot_be_sampled_is_refused_in_one_line(small_target, meshes):
+@pytest.mark.parametrize("default", ["exchanges with drawn inputs", "a list of the inputs"])
+def test_a_task_without_moves_of_its_own_is_sampled_by_the_default_ones(small_target, meshes, every, default):
+  """From texts that all begin with 0, and from the prior: both end where the exact preimage is."""
+
   class Still(Digits):
     moves = tasks.Task.moves
 
-  class Flat(Digits):
+  class Listed(Still):
     log_prior = tasks.Task.log_prior
+
+  task, index = (Listed if default.startswith("a list") else Still)(), 9876
+  query = query_of(small_target, index, 0, 2, 2)  # the embedding of the second digit: 1,600 indices, or so
+  sampler = MonteCarlo(small_target, task, SITES, meshes(1), Settings(particles=N, final_moves=40.0))
+  bits = np.log2(task.num_inputs / (every(query) <= np.float32(1e-3)).sum())
+  population = sampler.run(query, 1e-3)
+  assert population.converged and (population.tokens[:, 2] == 8).all()
+  assert abs(population.bits - bits) < 4 * population.bits_error + 0.05
+  begun = sampler.run(query, 1e-3, start=task.tokens(np.full(N, 876)))
+  for found in (population, begun):
+    share = (found.tokens[:, 1] == 9).mean()  # seven of sixteen
+    assert abs(share - 7 / 16) < 4 * np.sqrt(7 / 16 * 9 / 16 / N)
+
+
+def test_what_cannot_be_sampled_is_refused_in_one_line(small_target, meshes):
+  class NoPrior(Digits):
+    enumerable = False
+    log_prior = tasks.Task.log_prior
+
+  class NeitherPriorNorMoves(NoPrior):
+    moves = tasks.Task.moves
+
+  class OnTheHost(Digits):
+    def log_prior(self, tokens):
+      return np.log(np.array(tokens)[:, 0])
+
+  class OneNumber(Digits):
+    def log_prior(self, tokens):
+      return tokens.sum()
 
   for task, devices, particles, message in (
     (TASK, 8, 24, "24 particles do not divide into two populations on 8 devices: use a multiple of 16"),
     (TASK, 1, 7, "7 particles do not divide into two populations on 1 device: use a multiple of 2"),
-    (Still(), 1, 8, "has no moves, which Monte Carlo needs"),
-    (Flat(), 1, 8, "has moves but no log_prior"),
+    (NoPrior(), 1, 8, "has no log_prior, the probability of its inputs"),
+    (NeitherPriorNorMoves(), 1, 8, "has no moves and no log_prior, which Monte Carlo needs: define Task.log_prior"),
+    (OnTheHost(), 1, 8, "log_prior of the task .*OnTheHost' does not run on JAX arrays inside jit .TracerArray"),
+    (OneNumber(), 1, 8, r"log_prior .* gives arrays of shapes \[\(\)\] for tokens of shape \(2, 6\), not \[\(2,\)\]"),
   ):
     with pytest.raises(InversionViewError, match=message) as caught:
       MonteCarlo(small_target, task, SITES, meshes(devices), Settings(particles=particles))

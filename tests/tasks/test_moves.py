@@ -9,7 +9,6 @@ import pytest
 from scipy import stats
 
 from inversionview_jax import tasks
-from inversionview_jax.errors import InversionViewError
 from inversionview_jax.tasks.counting_moves import CountingMoves
 from inversionview_jax.tasks.moves import choice
 
@@ -159,9 +158,3 @@ def test_a_choice_is_uniform_and_never_out_of_range():
   uniform = np.linspace(0, 1, 12_000, endpoint=False, dtype=np.float32)
   np.testing.assert_array_equal(np.bincount(choice(uniform, 12)), [1000] * 12)
   assert choice(np.nextafter(np.float32([1]), np.float32(0)), 7).tolist() == [6]
-
-
-def test_a_task_without_moves_says_what_it_lacks():
-  with pytest.raises(InversionViewError, match="no moves") as caught:
-    super(type(ADDITION), ADDITION).moves()
-  assert "Task.log_prior" in str(caught.value) and "\n" not in str(caught.value)

@@ -78,8 +78,8 @@ def test_command_lines_are_parsed(words, monkeypatch):
 
 # Commands that need no file or model beyond the package and take seconds; the others are parsed only. They run as they stand, on fewer samples.
 FEWER = {
-  "view": {"--num-samples": "64"},
-  "measure": {"--num-samples": "64", "--inputs": "256", "--draws": "32", "--controls": "2"},
+  "view": {"--particles": "64", "--budget": "2000"},
+  "measure": {"--particles": "64", "--budget": "2000", "--controls": "2"},
   "verify": {"--pairs": "256"},
 }
 
@@ -105,8 +105,6 @@ def test_short_commands_run(words, tmp_path, monkeypatch, capsys, quick_to_compi
   held_out = words[1] == "measure" and words[2].startswith("--")  # no text is given
   fewer = FEWER[words[1]] | ({"--queries": "2"} if held_out else {})
   words = words[1:]
-  if "--method" in words or "--reader" not in words and "--target" in words:
-    fewer = {"--particles": "64", "--budget": "2000"}  # Monte Carlo
   for option, value in fewer.items():
     if option in words:
       at = words.index(option) + 1

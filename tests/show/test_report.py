@@ -142,6 +142,23 @@ def test_encoded_features_are_measured_where_the_task_is_known():
   assert re.search(r'<tr class="iv-encodes"><th scope="row">F1 = <code>6</code></th><td [^>]*>100 %</td>', table)
 
 
+def test_particles_are_shown_with_their_bits_and_what_has_not_converged():
+  level = dict(epsilon=0.1, survivors=0.5, acceptance={"redraw": 0.2}, distinct=9, moved=1.0, sweeps=3)
+  results = dict(method="monte_carlo", target_runs=9_216, bits=3.06, bits_error=0.05, converged=True, levels=[level])
+  particles = dataclasses.replace(real(), **results)
+  stuck = dataclasses.replace(particles, converged=False, problem="<stuck>", bits=None, bits_error=None)
+  page = report.to_report([particles, stuck, real()])
+  index = page[page.index('<table class="rp-index">') : page.index("<main>")]
+  inside = len({s.tokens for s in particles.inside})
+  shown = re.findall(r">([^<>]*)</a>", index)
+  assert shown[:2] == ["3.1 bits", f"{inside}?"] and shown[2].endswith("%") and "? has not converged" in index
+  assert "information by site, mean" in index and ">3.06 bits<" in index and "in-epsilon rate" in index
+  assert page.count("not converged: &lt;stuck&gt;") == 2 and "9,216 target runs" in page
+  captions = re.findall(r"<caption>(What [^<]*)", page)
+  assert captions == ["What it encodes", "What it encodes", "What the decoder's candidates share"]
+  assert page.count("(temperature, noise)") == 1  # of the decoder's alone
+
+
 def test_files_that_cannot_be_read_are_named_and_the_others_shown(inversionview, tmp_path):
   folder = tmp_path / "P" / "below"
   folder.mkdir(parents=True)
@@ -167,8 +184,8 @@ def test_files_that_cannot_be_read_are_named_and_the_others_shown(inversionview,
 @pytest.mark.parametrize(
   "argv, message",
   [
-    (["--out", "r.html"], "give one of the two"),
-    (["P", "--config", "c.py", "--out", "r.html"], "give one of the two"),
+    (["--out", "r.html"], "give one of the three"),
+    (["P", "--config", "c.py", "--out", "r.html"], "give one of the three"),
     (["missing", "--out", "r.html"], "no folder 'missing'"),
     (["empty", "--out", "r.html"], "no preimage in 'empty'"),
     (["P", "--out", "missing/r.html"], "missing"),
@@ -201,7 +218,7 @@ def test_from_a_config_and_again_from_the_saved_preimages(inversionview, tmp_pat
     "from ml_collections import ConfigDict\n"
     "def get_config(_=''):\n"
     "  queries = (('W', '615+861=1476', 'a0.1', '='), ('W', '615+861=1476', 'x0.mid', 'A1'))\n"
-    "  return ConfigDict({'title': 'Small', 'shown': 5, 'num_samples': 40, 'seed': 0, 'queries': queries})\n"
+    "  return ConfigDict({'title': 'Small', 'shown': 5, 'num_samples': 40, 'seed': 0, 'method': 'decoder', 'queries': queries})\n"
   )
   code, out, error = inversionview("report", "--config", "c.py", "--out", "r.html", "--save", "S", "--config.seed=4")
   assert (code, error) == (0, "") and out.startswith("2 preimages")

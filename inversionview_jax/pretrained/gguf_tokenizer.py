@@ -5,8 +5,6 @@ Where a file names no BOS, its EOS is used, and the other way round; where it na
 
 import pathlib
 
-import tokenizers
-
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.pretrained.gguf_file import GgufFile
 from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
@@ -51,6 +49,7 @@ def _sentencepiece(file: GgufFile, tokens: list[str]) -> str:
 
   The file has a score for each piece instead of merges: two pieces are merged if the result is a piece, the best score first.
   """
+  import tokenizers
   from tokenizers import decoders, models, normalizers
 
   scores, kinds = file.value("tokenizer.ggml.scores"), file.value("tokenizer.ggml.token_type")
@@ -104,6 +103,7 @@ def _byte_level(vocabulary: dict, merges: list, split: str | None, special: dict
     raise Unread(
       f"{where}: its tokenizer splits text the {split!r} way, which is not read; known: {', '.join(_SPLITS)}; give a tokenizer"
     )
+  import tokenizers
   from tokenizers import decoders, models, normalizers, pre_tokenizers
 
   try:

@@ -1,12 +1,18 @@
 """Direct logit attribution: the parts sum to the logits, each is its write through the frozen norm; what is refused."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import tokenizer_cases
+from small_models import gpt2_folder
 
 import inversionview_jax as iv
 from inversionview_jax import tasks
-from inversionview_jax.causal import attribution
+from inversionview_jax.causal import addresses, attribution
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
 
 TASK = tasks.get("addition")
 CLEAN = ["615+261=876", "302+140=442", "999+123=1122", "100+100=200", "577+422=999"]
@@ -100,3 +106,53 @@ def test_an_attribution_shows_its_largest_parts(small_target):
 def test_ranks_show_contributions_and_ranks(small_target):
   parts = attribution.ranks(small_target, CLEAN, "=", ["3", "7"])
   assert "a0.0" in repr(parts) and "rank" in repr(parts) and "<table>" in parts._repr_html_()
+
+
+# Tokens.
+
+
+def test_strings_and_ids_may_be_mixed(small_target):
+  expected = iv.attribute(small_target, CLEAN, "=", tokens=[3, 7])
+  for tokens in (["3", 7], ("3", np.int64(7)), [3, "7"], np.array(["3", "7"]), np.array(["3", 7], object)):
+    got = iv.attribute(small_target, CLEAN, "=", tokens=tokens)
+    np.testing.assert_array_equal(got.tokens, expected.tokens)
+  each = iv.attribute(small_target, CLEAN, "=", tokens=[["3", 7]] * N)
+  np.testing.assert_array_equal(each.tokens, expected.tokens)
+  # An id is never the string of its digits: the token of the digit 5 has another id in counting.
+  counting = iv.load_target("counting")
+  five = counting.tokenizer.encode("5")[0]
+  assert five != 5
+  assert iv.attribute(counting, ["aab|a:"], tokens=["5", 5]).tokens.tolist() == [[five, 5]]
+  answers = (["3", 7, "3", 7, "3"], "8")
+  mixed = iv.patch(small_target, CLEAN, CLEAN[::-1], "m0", "=", answers=answers, read_position="=")
+  same = iv.patch(small_target, CLEAN, CLEAN[::-1], "m0", "=", answers=([3, 7, 3, 7, 3], 8), read_position="=")
+  np.testing.assert_array_equal(mixed.values, same.values)
+
+
+@pytest.mark.parametrize(
+  "tokens", [[["3", 7], ["3"]], [3.0], [None], [True], {"3": 1}, "3", [], [["3"], 7], np.array([["a", "b"], ["c", 5]], object)[0]]
+)  # fmt: skip
+def test_what_is_neither_is_refused_in_one_line(small_target, tokens):
+  with pytest.raises(InversionViewError) as caught:
+    attribution.attribute(small_target, CLEAN, "=", tokens=tokens)
+  assert "\n" not in str(caught.value)
+
+
+def test_a_string_of_several_tokens_is_ambiguous(tmp_path):
+  target = iv.load_target(gpt2_folder(tmp_path / "gpt2", texts=["the cat sat, née 漢"] * 9))
+  with pytest.raises(
+    InversionViewError, match=r"'�' is the text of \d+ tokens \(ids \d+, \d+, \d+, \d+, ...\): give an id"
+  ):
+    attribution.attribute(target, ["the cat"], tokens=["\ufffd"])
+  spelled = attribution.attribute(target, ["the cat"], tokens=["<|endoftext|>", "a"])
+  assert spelled.tokens.tolist() == [[0, *target.tokenizer.encode("a")]]
+
+
+def test_the_token_of_a_character_comes_before_that_of_its_byte():
+  tokenizer = HuggingFaceTokenizer(json.dumps(tokenizer_cases.pieces_json()), 1, 2, 2)
+  vocabulary = tokenizer_cases.pieces_json()["model"]["vocab"]
+  target = SimpleNamespace(
+    tokenizer=tokenizer, require_tokenizer=lambda: tokenizer, config=SimpleNamespace(vocab_size=500)
+  )
+  ids = addresses.token_ids(target, ["a", " the", "\n"], 1)
+  assert ids.tolist() == [[vocabulary["a"], vocabulary["▁the"], vocabulary["<0x0A>"]]]

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
   from inversionview_jax.tasks import Task
 
 # The defaults of --method in words: that of `Source.of`, and that of commands which need bits or whose readers are compared.
-DEFAULT_METHOD = "decoder+monte_carlo, or decoder where the task has no moves; without a reader monte_carlo"
+DEFAULT_METHOD = (
+  "decoder+monte_carlo, or decoder where the task has no moves or is of a language model; without a reader monte_carlo"
+)
 METHODS_HELP = """\
 --method decoder: candidates of the reader's decoder, the paper's method. monte_carlo: particles from the task's prior, moved until all lie
 inside epsilon; the decoder is not used, and not needed. decoder+monte_carlo: the same from the decoder's candidates, which is faster and can
@@ -76,7 +78,7 @@ def check(args: argparse.Namespace, default: str | None = None, **uses: tuple[st
     raise InversionViewError(
       "--task has no effect with a reader, which has its task: leave it out, or give --target without --reader"
     )
-  if method is not None and (alone or args.method is not None):
+  if method is not None and (alone or args.method is not None or method == "decoder"):
     flags.check_used(args, method, **uses)
   return method
 
@@ -91,7 +93,8 @@ def source_of(
 ) -> "Source":
   """Loads the reader or the target that the flags name, and checks the method and its settings.
 
-  Where no method is given, Monte Carlo is the default and the task has no moves, the decoder is used; see `note_no_moves`.
+  Where no method is given, Monte Carlo is the default and the task has no moves or is of a language model, the decoder is used; see
+  `note_decoder`.
 
   Args:
     args, default, uses: as for `check`.
@@ -102,25 +105,31 @@ def source_of(
   """
   method = check(args, default, **uses)
   from inversionview_jax.reading import load_reader
-  from inversionview_jax.reading.source import Source, has_moves
+  from inversionview_jax.reading.source import Source, monte_carlo_by_default
 
   if without_reader(args):
     target, task = _target(args)
     return Source.of(target, method, task=task, **settings_of(args))
   reader = load_reader(args.reader or "addition", args.target, mesh=mesh)
-  if args.method is None and method != "decoder" and not has_moves(reader.task):
+  if args.method is None and method != "decoder" and not monte_carlo_by_default(reader.task):
     method = "decoder"
   made = Source.of(reader, method)
   flags.check_used(args, made.method, **uses)
   return made.by(made.method, **settings_of(args))
 
 
-def note_no_moves(args: argparse.Namespace, made: "Source") -> None:
-  """Says in a line on stderr where the decoder is used only because the task has no moves; called once nothing else is refused."""
+def note_decoder(args: argparse.Namespace, made: "Source") -> None:
+  """Says in a line on stderr why the decoder is used where Monte Carlo is the default of other tasks; called once nothing else is refused."""
   if args.method is None and made.method == "decoder":
-    name = made.task.name
+    from inversionview_jax.reading.source import has_moves
+
+    why = (
+      "is of a language model, for which Monte Carlo takes minutes"
+      if has_moves(made.task)
+      else "has no moves, which Monte Carlo needs"
+    )
     print(
-      f"inversionview: the task {name!r} has no moves, which Monte Carlo needs: --method decoder is used",
+      f"inversionview: the task {made.task.name!r} {why}: --method decoder is used",
       file=sys.stderr,
     )
 

@@ -21,14 +21,13 @@ from inversionview_jax.distance import MATCHES, METRICS
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.files import write_whole
 from inversionview_jax.preimage import json_format
-from inversionview_jax.preimage.methods import METHODS
+from inversionview_jax.preimage.methods import METHODS, PART
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage.render import TerminalView
 
 # The share of samples inside epsilon that `shown` aims at; those outside show what the activation does distinguish (paper, appendix on sampling).
 _SHOWN_INSIDE = (0.6, 0.8)
-PART = "only a part"  # the start of `Preimage.problem` where `Preimage.at` went beyond the epsilon of the run
 
 
 @dataclasses.dataclass(frozen=True)

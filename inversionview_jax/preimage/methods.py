@@ -17,3 +17,5 @@ SETTINGS = {
   "decoder+monte_carlo": (*_DECODING, *_SAMPLING),
   "exact": (),
 }
+# The start of `Preimage.problem` where `Preimage.at` went beyond the epsilon of the run.
+PART = "only a part"

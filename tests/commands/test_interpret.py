@@ -146,7 +146,7 @@ def test_an_empty_folder_and_a_newer_file_are_refused(tmp_path, preimages, capsy
   (tmp_path / "P").mkdir()
   assert run(tmp_path / "P", "--model", "m", "--out", tmp_path / "I") == 2
   assert "no preimages in" in capsys.readouterr().err
-  newer = preimages[0].to_json().replace('"format_version":2', '"format_version":99')
+  newer = preimages[0].to_json().replace('"format_version":3', '"format_version":99')
   (tmp_path / "P" / "a.json").write_text(newer)
   assert run(tmp_path / "P", "--model", "m", "--out", tmp_path / "I") == 2
   assert "99 is newer" in capsys.readouterr().err

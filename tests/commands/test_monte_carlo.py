@@ -56,7 +56,7 @@ def test_view_exact_has_every_member_and_the_nearest_outside(inversionview, tmp_
 @pytest.mark.parametrize(
   ("wrong", "named"),
   [
-    (["--method", "montecarlo"], "did you mean monte_carlo?"),
+    (["--method", "montecarlo"], "did you mean monte_carlo"),
     (["--method", "monte_carlo", "--noise", "0.1"], "--noise has no effect with --method monte_carlo"),
     (["--method", "monte_carlo", "--temperature", "1"], "--temperature has no effect"),
     (["--method", "monte_carlo", "--mixture", "paper"], "--mixture has no effect"),
@@ -169,7 +169,7 @@ def test_report_and_interpret_without_a_reader(inversionview, tmp_path, saved_ta
     (["measure", "--inputs", "99"], "--inputs has no effect with --method monte_carlo"),
     (["measure", "--target", "addition", "--method", "decoder"], "needs a reader"),
     (["measure", "--target", "addition", "--site", "a7.0"], "a7.0"),
-    (["measure", "--method", "montecarlo"], "did you mean monte_carlo?"),
+    (["measure", "--method", "montecarlo"], "did you mean monte_carlo"),
     (["report", "--target", "addition", "--text", TEXT, "--out", "r.html", "--site", "a7.0"], "a7.0"),
     (["report", "--text", TEXT, "--out", "r.html", "--method", "exact", "--budget", "9"], "--budget has no effect"),
     (["report", "P", "--out", "r.html", "--method", "decoder"], "--site goes with --text"),
@@ -215,7 +215,7 @@ def test_evaluate_compares_with_exact_preimages(inversionview, tmp_path, save_sm
     assert query["distinct"] <= query["size"] and query["distinct_of_draws"] <= query["size"]
     assert query["method"] == "monte_carlo" or query["bits_error"] is None
     assert query["method"] == "decoder" or query["converged"] == (not query["problem"])
-    assert any(line.split()[:3] == [query["method"], query["site"], "1"] for line in out.splitlines())
+    assert any(line.split()[:2] == [query["site"], "1"] for line in out.splitlines())
   for name in methods:
     assert written["summary"][name]["queries"] == 2
 

@@ -1,5 +1,6 @@
 """What an activation encodes, from its candidates: rates beside base rates, intervals, bits, diversity."""
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -183,8 +184,16 @@ def test_every_base_rate_is_measured_once():
 def test_a_reading_shows_itself(inputs):
   reading = consistency.activation_reading(inputs, TASK)
   text, html = repr(reading), reading._repr_html_()
-  assert "F1 = 6" in text and "encodes" in text and "900 inside epsilon = 0.1" in text and "\nF2" not in text
+  assert (
+    "F1 = 6" in text
+    and "shared" in text
+    and "encodes" not in text
+    and "900 inside epsilon = 0.1" in text
+    and "\nF2" not in text
+  )
   assert '<td style="text-align:left">F1 = 6</td>' in html
+  particles = consistency.activation_reading(dataclasses.replace(inputs, method="exact"), TASK)
+  assert "encodes" in repr(particles) and particles.rows == reading.rows and max(particles.stability) == 0.1
   nothing = consistency.activation_reading(preimage_of(["722+111=833"], [0.5]), TASK)
   assert "no candidate lies inside epsilon" in repr(nothing)
   assert consistency.activation_reading(inputs) == reading  # the task is found by its name

@@ -64,7 +64,7 @@ def test_particles_count_as_they_are_whatever_they_start_from(reader, monkeypatc
   for preimage, bits, reading in zip(result.preimages, result.information, result.each, strict=True):
     assert (bits.bits, bits.error) == (preimage.bits, preimage.bits_error) and bits.inputs is None
     assert preimage == drawn.preimage(preimage.query)  # the control's and the queries' are found as one alone is
-    row = next(row for row in reading.rows if row.feature == "F2")
+    row = next(row for row in reading.rows if row.feature == "matched token")
     assert row.rate.value == 1 and row.rate.count == 64 and max(reading.stability) <= preimage.epsilon
   monkeypatch.undo()
   result = readings.read(

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from inversionview_jax.distance import MATCHES, METRICS
-from inversionview_jax.preimage.data import PART
-from inversionview_jax.preimage.methods import METHODS
+from inversionview_jax.preimage.methods import METHODS, PART
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage.data import Preimage, Query, Sample

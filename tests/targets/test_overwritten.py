@@ -1,11 +1,18 @@
 """Edits that another edit overwrites are refused: what is refused changes nothing, and what is accepted changes something."""
 
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import inversionview_jax as iv
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.targets import Edit
+from inversionview_jax.targets.edits import refuse_overwritten_edits, resolve_edit
+from inversionview_jax.targets.inputs import resolve_inputs
 
 TEXT = ["615+861="]
 LAST = 8
@@ -50,40 +57,46 @@ EFFECTIVE = [
 ]
 
 
+@functools.cache
+def program(module):
+  return jax.jit(lambda params, tokens, edits: module.apply({"params": params}, tokens, edits=edits).logits)
+
+
+def logits(target, named):
+  """The logits with these edits, overwritten or not. One program for all cases: every site has its edits, which are off (in no layer) or on."""
+  every = []
+  for site in (*VALUES, "x0.mid"):
+    on = (site, next((at for name, at in named if name == site), None))
+    named = [one for one in named if one != on]
+    edit = resolve_edit(target, Edit(site, on[1] or 0, VALUES[site]), resolve_inputs(target, TEXT))
+    every.append(dataclasses.replace(edit, layer=jnp.int32(-1) if on[1] is None else edit.layer))
+  assert not named
+  return np.asarray(program(target.module)(target.params, target.encode(TEXT), every))
+
+
 @pytest.mark.parametrize("named", OVERWRITTEN, ids=str)
 def test_overwritten_edits_are_refused_and_would_change_nothing(small_target, named):
-  made = edits(*named)
   with pytest.raises(InversionViewError, match="two edits of which one has no effect") as caught:
-    small_target.run(TEXT, edits=made)
+    small_target.run(TEXT, edits=edits(*named))
   message = str(caught.value)
   assert "\n" not in message
-  # The one that is named changes nothing where it is made before the others, by hand.
-  site = message.split("no effect: ")[1].split(" is overwritten")[0]
-  lost = next(e for e in made if small_target.site(e.site).short == site)
-  with_it, without = (
-    small_target.module.apply(
-      {"params": small_target.params}, small_target.encode(TEXT), edits=_resolved(small_target, chosen), exact=True
-    ).logits
-    for chosen in (made, [e for e in made if e is not lost])
-  )
-  if [s for s, _ in named] != ["x0.post", "x0.mid"]:  # in the order of the list
-    np.testing.assert_array_equal(with_it, without)
-
-
-def _resolved(target, made):
-  from inversionview_jax.targets.edits import resolve_edit
-  from inversionview_jax.targets.inputs import resolve_inputs
-
-  return [resolve_edit(target, edit, resolve_inputs(target, TEXT)) for edit in made]
+  lost = message.split("no effect: ")[1].split(" is overwritten")[0]
+  if any(at is None for _, at in named):
+    return
+  kept = [one for one in named if small_target.site(one[0]).short != lost]
+  assert len(kept) < len(named)
+  np.testing.assert_array_equal(logits(small_target, named), logits(small_target, kept))
 
 
 @pytest.mark.parametrize("named", EFFECTIVE, ids=str)
 def test_edits_that_all_have_an_effect_are_made(small_target, named):
-  made = edits(*named)
-  whole = np.asarray(small_target.run(TEXT, edits=made).logits)
-  for left_out in made:
-    rest = small_target.run(TEXT, edits=[e for e in made if e is not left_out]).logits
-    assert np.abs(whole - np.asarray(rest)).max() > 1e-4
+  rows, made = resolve_inputs(small_target, TEXT), edits(*named)
+  refuse_overwritten_edits(small_target, made, [resolve_edit(small_target, edit, rows) for edit in made], rows)
+  if any(at is None for _, at in named):
+    return
+  whole = logits(small_target, named)
+  for left_out in named:
+    assert np.abs(whole - logits(small_target, [one for one in named if one != left_out])).max() > 1e-4
 
 
 def test_padding_behind_a_text_is_no_place_to_have_an_effect(small_target):

@@ -27,7 +27,7 @@ from inversionview_jax.training.site_pairs import SitePairs
 from inversionview_jax.training.update import initial_state, make_update, state_shardings, tokens_sharding
 
 
-class _ShapeObjective(DecoderObjective):
+class ShapeObjective(DecoderObjective):
   """A `DecoderObjective` with shapes for the target's parameters: what `init` and `loss` read, and nothing else."""
 
   def __init__(self, task: Task, config: ConfigDict, target: Transformer, shape: DecoderConfig, mesh: Mesh):
@@ -78,7 +78,7 @@ def training_step(
     InversionViewError: a batch that does not divide over the mesh, or a model axis that divides nothing.
   """
   loop.check(config, mesh)
-  objective = _ShapeObjective(task, config, target, shape, mesh)
+  objective = ShapeObjective(task, config, target, shape, mesh)
   optimizer = optimizers.of_training(config, mesh)
   state = jax.eval_shape(functools.partial(initial_state, objective, optimizer, config))
   sharding.check_shardable(state.params, mesh, "decoder")

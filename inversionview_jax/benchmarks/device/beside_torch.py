@@ -10,7 +10,7 @@ from inversionview_jax.benchmarks import bench_torch, jobs, timing
 from inversionview_jax.benchmarks.device import speed
 from inversionview_jax.benchmarks.device.parts import Record, Settings
 
-_CASES = ("train", "train_target", "capture", "query")
+_CASES = ("train", "query", "capture", "train_target")
 
 
 def run(record: Record, settings: Settings) -> None:

@@ -14,8 +14,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from inversionview_jax._version import __version__
@@ -82,10 +83,23 @@ def check(
     raise InversionViewError(f"there are no golden numbers in {golden}")
   out = make_folder(folder).resolve()
   run = _Check(out, small, golden, chosen, budget)
-  with contextlib.closing(run):
+  with _ends_on_sigterm(), contextlib.closing(run):
     run.all()
   print(f"\n{out / 'device.json'}\n{out / 'device.md'}")
   return run.exit_code
+
+
+@contextlib.contextmanager
+def _ends_on_sigterm() -> Iterator[None]:
+  """SIGTERM raises `SystemExit` inside, so that parts are ended too; they are in sessions of their own, which no signal reaches."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def _chosen(only: Sequence[str] | None) -> list[Part]:

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from inversionview_jax import config_blocks, sites
 from inversionview_jax.benchmarks.device import models
@@ -19,11 +18,11 @@ from inversionview_jax.devices import parallel
 from inversionview_jax.distance import METRICS
 from inversionview_jax.models import decoder
 from inversionview_jax.models.decoder import Decoder
+from inversionview_jax.planning.abstract_programs import ShapeObjective
 from inversionview_jax.reading import Reader
 from inversionview_jax.sampling import Queries, exact
 from inversionview_jax.targets import Edit, Run, Target
 from inversionview_jax.tasks import hashing
-from inversionview_jax.training.decoder_objective import DecoderObjective
 
 Arrays = dict[str, np.ndarray]
 KINDS = (*sites.VECTOR_KINDS, "heads", "pattern")
@@ -110,38 +109,30 @@ def _both(module: Decoder, variables: Any, tokens: jax.Array, activation: jax.Ar
   return whole, jnp.moveaxis(steps, 0, 1)
 
 
-def objective(reader: Reader, rows: np.ndarray) -> tuple[DecoderObjective, dict, dict]:
-  """The training objective of a shipped addition decoder: (objective, its parameters, `extra`)."""
-  config = config_blocks.reader("addition")
-  shape = reader.config
-  config.model = ConfigDict(
-    {name: getattr(shape.transformer, name) for name in ("n_layers", "n_heads", "d_model", "d_mlp")}
-  )
-  for name in ("encoder_blocks", "encoder_width", "n_slots", "normalize"):
-    config[name] = getattr(shape, name)
-  config.site_inputs, config.pairs_per_text = shape.site_inputs, 2
-  config.eval_queries = config.final_queries = 1
-  made = DecoderObjective(reader.task, config, reader.target, rows, rows[:1], models.mesh())
-  extra = {"stats": reader.variables["stats"], "site_logits": jnp.zeros(len(shape.sites))}
-  return made, reader.variables["params"], extra
+def objective(reader: Reader) -> tuple[ShapeObjective, dict]:
+  """The training objective of a reader's decoder, for its loss, and the `extra` of that."""
+  config = config_blocks.reader(reader.task.name)
+  config.pairs_per_text = 2
+  made = ShapeObjective(reader.task, config, reader.target.module, reader.config, models.mesh())
+  return made, {"stats": reader.variables["stats"], "site_logits": jnp.zeros(len(reader.config.sites))}
 
 
 def gradients() -> tuple[Arrays, Arrays]:
   """One training step of the shipped addition decoder, the target inside: (loss and gradients, the sites and positions that it drew).
 
-  Of every parameter: the norm of its gradient, and `GRADIENT_ENTRIES` entries of it, evenly spaced.
+  Of every parameter: `GRADIENT_ENTRIES` entries of its gradient, evenly spaced, and the gradient's norm.
   """
   reader = models.reader("addition")
   rows = reader.task.tokens(hashing.uniform(reader.task.num_inputs, 19, np.arange(_GRADIENT_TEXTS)))
-  made, params, extra = objective(reader, rows)
+  made, extra = objective(reader)
   keys = parallel.fold_in_each(jax.random.key(0), jnp.arange(len(rows)))
   step = parallel.jit(jax.value_and_grad(lambda p, *rest: made.loss(p, *rest)[0]))
-  loss, grads = step(params, extra, made.frozen, rows, keys)
+  loss, grads = step(reader.variables["params"], extra, reader.target.params, rows, keys)
   out = {"loss": _array(loss)[None]}
   for path, leaf in jax.tree_util.tree_flatten_with_path(grads)[0]:
     name, flat = "/".join(str(key.key) for key in path), np.asarray(leaf, np.float32).ravel()
     entries = flat[np.linspace(0, flat.size - 1, min(flat.size, GRADIENT_ENTRIES)).astype(int)]
-    out[name] = np.concatenate([[np.linalg.norm(flat.astype(np.float64))], entries]).astype(np.float32)
+    out[name], out[f"{name}/norm"] = entries, _array(np.linalg.norm(flat.astype(np.float64)))[None]
   drawn, _ = made.inspect(extra, rows, keys)
   return out, {name: np.asarray(drawn[name], np.int32) for name in ("site", "position")}
 

@@ -69,16 +69,20 @@ def read(folder: pathlib.Path) -> Trace:
     on_device = plane.name.startswith("/device:")
     if not on_device and not plane.name.startswith("/host:"):
       continue
-    for line in plane.lines:
+    lines = list(plane.lines)
+    # Of a GPU, its streams; the other lines show the same events by program and by operation.
+    streams = [line for line in lines if line.name.startswith("Stream")]
+    for line in streams or lines:
       busy = 0.0
       for event in line.events:
+        if event.name.startswith("$"):  # a Python function
+          continue
         busy += event.duration_ns / 1e9
-        name = event.name.removeprefix("$").rsplit(" ", 1)[-1] if event.name.startswith("$") else event.name
         for category, pattern in _ON_DEVICE if on_device else _ON_HOST:
-          if pattern.search(name):
+          if pattern.search(event.name):
             counts[category] += 1
             seconds[category] += event.duration_ns / 1e9
-            names[category][name] += 1
+            names[category][event.name] += 1
       if on_device:
         busiest = max(busiest, busy)
   return Trace(dict(counts), dict(seconds), {key: dict(value.most_common(8)) for key, value in names.items()}, busiest)

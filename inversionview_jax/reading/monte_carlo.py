@@ -16,7 +16,7 @@ from inversionview_jax import tasks
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preimage import Preimage, Query, Sample
-from inversionview_jax.reading import answers
+from inversionview_jax.reading import answers, text_prior
 from inversionview_jax.reading.directions import Directions
 from inversionview_jax.reading.requests import Request, ResolvedRequest, resolve, whole_number
 from inversionview_jax.sampling.candidates import Candidates, Queries, Rows
@@ -25,7 +25,7 @@ from inversionview_jax.sampling.particles import Level, Population, Settings
 from inversionview_jax.sites import Site
 from inversionview_jax.targets import Target
 from inversionview_jax.targets.loading import check_tokenizer
-from inversionview_jax.tasks import Task
+from inversionview_jax.tasks import LanguageTask, Task
 
 _SAMPLERS = 8  # compiled samplers that are kept
 _SHARED_SITES = 40  # a program serves all default sites of a target with no more of them; of a larger one, the query's
@@ -44,8 +44,11 @@ def preimage(
   metric: str | None = None,
   match: str = "anywhere",
   directions: "str | os.PathLike | np.ndarray | None" = None,
-  particles: int = 1024,
-  budget: int = 200_000,
+  prior: str | None = None,
+  growth: int = 0,
+  start: str = "query",
+  particles: int | None = None,
+  budget: int | None = None,
   seed: int = 0,
   progress: Progress | None = None,
 ) -> Preimage:
@@ -64,10 +67,18 @@ def preimage(
     epsilon, metric: None for the task's.
     match: "anywhere" takes each input's minimum over positions, "position" compares at the query's position only.
     directions: float[K, D], or a .npy or .safetensors file with them: activations are compared by their projections on the span of these.
-    particles: a multiple of twice the number of devices.
-    budget: target runs after which sampling ends, converged or not; at least two for each particle are made.
+    prior: "model" takes the target's own probability of a text as the prior, in place of a task: any language model, any text. The texts have
+      as many tokens as the query, up to `growth`, all lengths equally probable; of these the model's law is p(x_1 ... x_n | BOS), without
+      special tokens, and whether a text ends there plays no part.
+    growth: with `prior`, by how many tokens a text may be longer or shorter than the query.
+    start: with `prior`, "query": copies of the text, changed at any distance and brought back inside epsilon; what lies far from it may be missed.
+      "prior": texts that the model writes, which gives bits, and which seldom come near the query where it is special.
+    particles: a multiple of twice the number of devices; None: 1,024, and 128 with `prior`.
+    budget: target runs after which sampling ends, converged or not; at least two for each particle are made. None: 200,000, and 8,000 with
+      `prior`.
     seed: the particles are a function of it.
     progress: called with (target runs so far, budget), from (0, budget) to (budget, budget). An exception that it raises ends the sampling.
+      Its attribute `level`, if it has one, is called with each `Level` and its number, from 1.
 
   Returns:
     All particles, and the nearest proposals that lie outside epsilon. A second query of the same target, task and number of particles
@@ -76,24 +87,61 @@ def preimage(
   Raises:
     InversionViewError: a text, site, position, direction or number that cannot be used, or a task without moves or prior.
   """
-  resolved_task, pairs = _task_of(target, task), _pairs(site, position)
+  pairs = _pairs(site, position)
   resolved = [target.site(name) for name, _ in pairs]
+  along = None if directions is None else Directions.of(directions, target.config.d_model)
+  common: dict[str, Any] = {"directions": along, "seed": seed, "progress": progress}
+  if prior is not None:
+    if task is not None:
+      raise InversionViewError("the inputs are those of a task, or texts of a prior: give task or prior, not both")
+    texts = text_prior.text_prior(target, text, prior, growth, start)
+    requests = [
+      resolve(Request(text, name, at, epsilon, metric, match), i, texts.task) for i, (name, at) in enumerate(pairs)
+    ]
+    return _sample_texts(target, texts, tuple(resolved), requests, particles, budget, **common)
+  if growth or start != "query":
+    raise InversionViewError("growth and start belong to prior='model': give prior, or leave them out")
+  resolved_task = _task_of(target, task)
   sites = tuple(resolved) if len(pairs) > 1 else _sites(target, resolved_task, resolved[0])
   requests = [
     resolve(Request(text, name, at, epsilon, metric, match), i if len(pairs) > 1 else sites.index(where), resolved_task)
     for i, ((name, at), where) in enumerate(zip(pairs, resolved, strict=True))
   ]
-  along = None if directions is None else Directions.of(directions, target.config.d_model)
   return sample(
     target,
     resolved_task,
     sites,
     requests,
-    directions=along,
+    particles=1024 if particles is None else particles,
+    budget=200_000 if budget is None else budget,
+    **common,
+  )
+
+
+def _sample_texts(
+  target: Target,
+  texts: text_prior.TextPrior,
+  sites: tuple[Site, ...],
+  requests: Sequence[ResolvedRequest],
+  particles: int | None,
+  budget: int | None,
+  **common: Any,
+) -> Preimage:
+  """The preimage of activations of one text, with the target itself as the prior."""
+  particles = text_prior.PARTICLES if particles is None else whole_number("particles", particles, 2)
+  sampler, row = text_prior.sampler(target, texts, sites, parallel.make_mesh(), particles), requests[0].tokens
+  used = row[: int(np.argmax(row == texts.task.tokenizer.eos_id))]  # EOS is no token of the model
+  return sample(
+    target,
+    texts.task,
+    sites,
+    [dataclasses.replace(request, tokens=used) for request in requests],
     particles=particles,
-    budget=budget,
-    seed=seed,
-    progress=progress,
+    budget=text_prior.BUDGET if budget is None else budget,
+    start=None if texts.start == "prior" else lambda _: row[None],
+    method="query+monte_carlo" if texts.start == "query" else "monte_carlo",
+    sampler=sampler,
+    **common,
   )
 
 
@@ -111,6 +159,8 @@ def sample(
   start: Callable[[Queries], np.ndarray] | None = None,
   reader: str = "",
   mesh: Mesh | None = None,
+  method: str = "",
+  sampler: MonteCarlo | None = None,
 ) -> Preimage:
   """The preimage of a valid request, or of several of one text together.
 
@@ -124,11 +174,14 @@ def sample(
       prior.
     reader: shown with the preimage; "": the name of the target.
     mesh: particles are divided over its data axis; all devices by default.
+    method: as `Preimage` names it; "": by whether there is a `start`.
+    sampler: of other texts than the task's; None: that of the task, on `mesh`.
   """
   particles, budget = whole_number("particles", particles, 2), whole_number("budget", budget, 1)
   seed = whole_number("seed", seed, 0, 2**32 - 1)
   joint, first = len(requests) > 1, requests[0]
-  sampler = _sampler(target, task, sites, parallel.make_mesh() if mesh is None else mesh, particles, joint)
+  if sampler is None:
+    sampler = _sampler(target, task, sites, parallel.make_mesh() if mesh is None else mesh, particles, joint)
   activations, queries = _captured(target, task, sites, requests)
   compared = activations if directions is None else directions.project(activations)
   query = Queries.of(
@@ -154,7 +207,7 @@ def sample(
     reader=reader or target.name,
     task=task.name,
     convention=target.convention,
-    method="monte_carlo" if begin is None else "decoder+monte_carlo",
+    method=method or ("monte_carlo" if begin is None else "decoder+monte_carlo"),
     others=tuple(queries[1:]),
     directions="" if directions is None else directions.name,
     target_runs=population.target_runs + (0 if begin is None else len(begin)),
@@ -211,7 +264,12 @@ def _task_of(target: Target, task: Task | str | None) -> Task:
 
 
 def _sites(target: Target, task: Task, site: Site) -> tuple[Site, ...]:
-  """The task's default sites, so that one program serves them all, where there are few and this is one of them; else this one."""
+  """The task's default sites, so that one program serves them all, where there are few and this is one of them; else this one.
+
+  Of a language model this one: its deeper layers are not run then.
+  """
+  if isinstance(task, LanguageTask):
+    return (site,)
   default = tuple(target.site(name) for name in task.default_sites(target.config.n_layers, target.config.n_heads))
   return default if site in default and len(default) <= _SHARED_SITES else (site,)
 
@@ -243,8 +301,12 @@ class _LevelProgress:
 
   def __init__(self, report: Progress, particles: int, budget: int):
     self._report, self._particles, self._budget, self._runs = report, particles, budget, particles
+    self._levels = 0
     report(0, budget)
 
   def __call__(self, level: Level) -> None:
     self._runs += level.sweeps * self._particles
+    self._levels += 1
+    if (note := getattr(self._report, "level", None)) is not None:
+      note(self._levels, level)
     self._report(min(self._runs, self._budget), self._budget)

@@ -21,6 +21,7 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sampling.candidates import Queries
 from inversionview_jax.sampling.particles import ISLANDS, Level, Population, Settings, disagreement
 from inversionview_jax.sampling.sweeps import Nearness, TaskSweeps
+from inversionview_jax.sampling.text_sweeps import TextSweeps
 from inversionview_jax.sites import Site
 from inversionview_jax.targets import Target
 from inversionview_jax.tasks import Task
@@ -46,6 +47,7 @@ class MonteCarlo:
     mesh: Mesh | None = None,
     settings: Settings | None = None,
     joint: bool = False,
+    program: TextSweeps | None = None,
   ):
     """Builds the program; nothing is compiled before `run`.
 
@@ -55,6 +57,7 @@ class MonteCarlo:
       mesh: particles are divided over its data axis; all devices by default.
       settings: how long to sample.
       joint: whether a query has an activation at each of `sites`, and the largest of their distances counts.
+      program: starts and sweeps in place of those by the task's moves and prior; the task then has tokens and positions only.
 
     Raises:
       InversionViewError: a task without moves or prior, or a number of particles that does not divide.
@@ -68,7 +71,8 @@ class MonteCarlo:
         f"use a multiple of {ISLANDS * devices}"
       )
     self._vocabulary = task.tokenizer.vocab_size
-    self._program = TaskSweeps(target, task, Nearness(target, task, self.sites, mesh, joint))
+    nearness = Nearness(target, task, self.sites, mesh, joint)
+    self._program = TaskSweeps(target, task, nearness) if program is None else program
 
   def run(
     self,
@@ -110,7 +114,7 @@ class _Run:
     count, self._from_prior = self._settings.particles, start is None
     self._state = self._program.begin(query, basis, self._rng, start, count)
     self._island = np.arange(count) * ISLANDS // count
-    self._epsilon, self._runs, self._levels = np.float32(np.inf), count, []
+    self._epsilon, self._runs, self._levels = np.float32(np.inf), int(self._state.pop("target_runs", count)), []
     self._log2, self._variance = np.zeros(ISLANDS), np.zeros(ISLANDS)
     self._calls, self._crossed, self.done = 0, False, False
 
@@ -132,6 +136,8 @@ class _Run:
   def _next_epsilon(self) -> np.float32:
     """The quantile of the distances; where so many are tied that it does not fall, the largest distance below the last threshold."""
     distance, above = np.sort(self._state["distance"]), 1 + _ROUNDING
+    if self._runs >= self._settings.cooling * self._budget and distance[0] <= self._goal:
+      return self._goal
     epsilon = distance[int(self._settings.keep * (len(distance) - 1))] * above
     if not epsilon < self._epsilon:
       below = distance[distance * above < self._epsilon / above]
@@ -192,7 +198,7 @@ class _Run:
     ratio = disagreement(self._state["tokens"], self._island, self._vocabulary)
     if ratio > self._settings.disagreement:
       return f"two independent populations disagree, {ratio:.1f} times as much as independent samples would"
-    return ""
+    return self._program.problem(self._state["tokens"], self._island)
 
   def population(self) -> Population:
     """The result so far."""

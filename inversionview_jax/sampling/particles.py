@@ -21,6 +21,7 @@ class Settings:
     final_moves: the same at the final level.
     sweeps: of one call of the program, at most.
     disagreement: of the islands, in units of what two independent samples of their size show, up to which they count as agreeing.
+    cooling: share of the budget after which the threshold falls to epsilon at once, if a particle lies inside.
   """
 
   particles: int = 1024
@@ -29,6 +30,7 @@ class Settings:
   final_moves: float = 6.0
   sweeps: int = 24
   disagreement: float = 1.6
+  cooling: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,19 +89,32 @@ def disagreement(tokens: np.ndarray, island: np.ndarray, vocabulary: int) -> flo
   """Total variation between the token marginals of two islands, over what two independent samples of their size show on average.
 
   Args:
+    tokens, island, vocabulary: as for `variation`.
+
+  Returns:
+    The ratio of the two, each summed over positions; 0 where all particles are equal.
+  """
+  found, expected = variation(tokens, island, vocabulary)
+  return found / expected if expected else 0.0
+
+
+def variation(tokens: np.ndarray, island: np.ndarray, vocabulary: int) -> tuple[float, float]:
+  """Total variation between the token marginals of two islands.
+
+  Args:
     tokens: int32[N, T].
     island: int[N], 0 or 1.
     vocabulary: V.
 
   Returns:
-    The ratio of the two, each summed over positions; 0 where all particles are equal.
+    The mean over positions, and what it is on average for two independent samples of their size.
   """
   counts = [
     np.stack([np.bincount(column, minlength=vocabulary) for column in tokens[island == i].T]) for i in range(ISLANDS)
   ]
   sizes = [count[0].sum() for count in counts]
-  found = 0.5 * np.abs(counts[0] / sizes[0] - counts[1] / sizes[1]).sum()
+  found = 0.5 * np.abs(counts[0] / sizes[0] - counts[1] / sizes[1]).sum(axis=1).mean()
   p = (counts[0] + counts[1]) / sum(sizes)
   # |difference| of two means of a share p: sqrt(2 / pi) times its standard deviation sqrt(p (1 - p) (1 / n + 1 / m)).
-  expected = 0.5 * np.sqrt(2 / np.pi * p * (1 - p) * sum(1 / size for size in sizes)).sum()
-  return float(found / expected) if expected else 0.0
+  expected = 0.5 * np.sqrt(2 / np.pi * p * (1 - p) * sum(1 / size for size in sizes)).sum(axis=1).mean()
+  return float(found), float(expected)

@@ -1,0 +1,125 @@
+"""A language model as the prior of its own preimages: texts that it writes itself, with no task, no files and no reader.
+
+Shapes: N particles, R activations of a query.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+from jax.sharding import Mesh
+
+from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.models.config import TransformerConfig
+from inversionview_jax.reading.requests import whole_number
+from inversionview_jax.sampling.language_prior import LanguagePrior
+from inversionview_jax.sampling.monte_carlo import MonteCarlo
+from inversionview_jax.sampling.particles import Settings
+from inversionview_jax.sampling.text_sweeps import TextSettings, TextSweeps
+from inversionview_jax.sites import Site
+from inversionview_jax.targets import Target
+from inversionview_jax.tasks import CharTokenizer, Text
+
+PARTICLES, BUDGET = 128, 8_000  # defaults
+STARTS = ("query", "prior")
+_PRIORS = ("model",)
+_SAMPLERS = 4  # compiled samplers that are kept
+_CACHE = 4 * 2**30  # bytes of keys and values, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPrior:
+  """The texts of a target that lie near a query: what they may be, and where sampling starts.
+
+  Attributes:
+    task: of these texts, without files.
+    lengths: fewest and most tokens of a text, BOS not counted.
+    start: "query" or "prior".
+  """
+
+  task: Text
+  lengths: tuple[int, int]
+  start: str
+
+
+def text_prior(target: Target, text: str, prior: str, growth: int = 0, start: str = "query") -> TextPrior:
+  """The prior of this name around a text.
+
+  Args:
+    target: a whole language model.
+    text: the query's.
+    prior: "model": the target's own probability of a text.
+    growth: how many tokens fewer or more than the query's a text may have.
+    start: "query": copies of the text, heated and cooled; "prior": texts that the model writes, which gives bits.
+
+  Raises:
+    InversionViewError: another prior or start, a target without logits or without a tokenizer of its own texts, or a text that is empty, too
+      long, or spells out a special token.
+  """
+  if prior not in _PRIORS:
+    raise one_of("prior", prior, _PRIORS)
+  if start not in STARTS:
+    raise one_of("start", start, STARTS)
+  if not target.has_logits:
+    raise InversionViewError(
+      f"prior 'model' needs the probabilities of the whole model, and the target {target.name!r} has no logits: load it without layers="
+    )
+  tokenizer = target.require_tokenizer()
+  if isinstance(tokenizer, CharTokenizer):
+    raise InversionViewError(
+      f"prior 'model' is for language models, and the target {target.name!r} has the characters of a task: leave prior out"
+    )
+  growth, texts = whole_number("growth", growth, 0), Text(tokenizer).tokenizer
+  ids = texts.encode(text)
+  if not ids:
+    raise InversionViewError(f"the text {text!r} has no tokens: give a text of at least one")
+  if wrong := [token for token in ids if token in texts.special_ids]:
+    raise InversionViewError(
+      f"{text!r} spells out the special token {texts.strings(wrong[:1])[0]!r}, which no text of the model's prior has: leave it out"
+    )
+  longest = len(ids) + growth
+  if longest + 1 > target.config.n_ctx:
+    raise InversionViewError(
+      f"a text of {longest} tokens is longer than the model's context of {target.config.n_ctx}, BOS included: shorten it"
+      + (" or lower growth" if growth else "")
+    )
+  return TextPrior(Text(tokenizer, {"length": longest + 2}), (max(1, len(ids) - growth), longest), start)
+
+
+def sampler(
+  target: Target, prior: TextPrior, sites: tuple[Site, ...], mesh: Mesh, particles: int | None = None
+) -> MonteCarlo:
+  """The sampler of queries with activations at these R sites, compiled once for texts of the same lengths.
+
+  Raises:
+    InversionViewError: a number of particles that does not divide, or that needs too much memory.
+  """
+  particles = PARTICLES if particles is None else whole_number("particles", particles, 2)
+  needed = _cache_bytes(target.config, prior.lengths[1] + 1)
+  if needed * particles > _CACHE:
+    raise InversionViewError(
+      f"{particles} texts of {prior.lengths[1]} tokens take {needed * particles / 2**30:.1f} GiB of keys and values, more than "
+      f"{_CACHE / 2**30:.0f}: use at most {_CACHE // needed // 2 * 2} particles, or a shorter text"
+    )
+  return _sampler(target, prior.lengths, tuple(sites), mesh, particles)
+
+
+@functools.lru_cache(_SAMPLERS)
+def _sampler(
+  target: Target, lengths: tuple[int, int], sites: tuple[Site, ...], mesh: Mesh, particles: int
+) -> MonteCarlo:
+  task = Text(target.require_tokenizer(), {"length": lengths[1] + 2})
+  program = TextSweeps(LanguagePrior(target, sites, allowed_tokens(target)), task, mesh, TextSettings(lengths))
+  settings = Settings(particles=particles, moves=0.1, final_moves=2.0, sweeps=12, cooling=0.4)
+  return MonteCarlo(target, task, sites, mesh, settings, program=program)
+
+
+def allowed_tokens(target: Target) -> np.ndarray:
+  """bool[V]: the tokens that a text of this target may have: all of its tokenizer's but special ones."""
+  tokenizer, number = Text(target.require_tokenizer()).tokenizer, np.arange(target.config.vocab_size)
+  return (number < len(tokenizer.base_ids)) & ~np.isin(number, list(tokenizer.special_ids))
+
+
+def _cache_bytes(config: TransformerConfig, length: int) -> int:
+  """Bytes of the keys and values of one text."""
+  return 4 * 2 * config.n_layers * config.kv_heads * config.d_head * length

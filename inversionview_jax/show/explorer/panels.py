@@ -181,7 +181,7 @@ def _figure(p: Preimage) -> str:
   bits = "" if p.bits is None else f"{p.bits:.2f}{'' if p.bits_error is None else f' ± {p.bits_error:.2f}'} bits"
   facts = dict(formatting.facts(p))
   figure = f"<b>{bits or f'{distinct:,}'}</b> <span>{'' if bits else 'different inputs · '}{escape(formatting.counts(p, (), 0)[0])}"
-  text = f"{figure}: {value}, {where} · {f'{distinct:,} different · ' if bits else ''}{escape(facts['method'])}</span>"
+  text = f"{figure} · {value}, {where} · {f'{distinct:,} different · ' if bits else ''}{escape(facts['method'])}</span>"
   warning = formatting.warning(p)
   alarm = f'<p class="ex-warning" role="status">{escape(warning)}</p>\n' if warning else ""
   return f'<p class="ex-figure" aria-live="polite">{text}</p>\n{alarm}'

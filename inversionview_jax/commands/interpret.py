@@ -172,7 +172,7 @@ def _draw(args: argparse.Namespace) -> "list[Preimage]":
   requests = [Request(text, args.site, args.position) for text in texts]
   requests = requests or held_out_requests(drawn_from, args.site, args.position, args.inputs or 8, args.seed or 0)
   drawn_from.check(requests)  # before the work
-  source.note_no_moves(args, drawn_from)
+  source.note_decoder(args, drawn_from)
   with bar_of("preimages") as progress:
     preimages = drawn_from.preimages(requests, effects=False, seed=args.seed or 0, progress=progress)
   folder = make_folder(str(make_folder(args.out) / "preimages"))

@@ -109,7 +109,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   threshold = {"epsilon": args.epsilon, "metric": args.metric, "match": args.match}
   requests = [dataclasses.replace(request, **threshold) for request in requests]
   drawn_from.check(requests)  # before the work
-  source.note_no_moves(args, drawn_from)
+  source.note_decoder(args, drawn_from)
   estimate = {name: value for name in _ESTIMATE if (value := getattr(args, name)) is not None}
   with _ProgressBars() as progress:
     result = readings.read(

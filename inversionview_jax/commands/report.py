@@ -150,7 +150,7 @@ def _of_texts(args: argparse.Namespace) -> list["Preimage"]:
     for position in args.position
   ]
   drawn_from.check(requests)  # before the work
-  source.note_no_moves(args, drawn_from)
+  source.note_decoder(args, drawn_from)
   with bar_of("preimages") as progress:
     return drawn_from.preimages(requests, seed=args.seed or 0, progress=progress)
 
@@ -181,7 +181,7 @@ def _of_config(config: Any, args: argparse.Namespace) -> list["Preimage"]:
     requests = [Request(*queries[k][1:], **threshold) for k in numbers]
     drawn_from.check(requests)  # before the work
     if method is None:
-      source.note_no_moves(args, drawn_from)
+      source.note_decoder(args, drawn_from)
     with bar_of(name) as progress:
       drawn = drawn_from.preimages(requests, seed=config.get("seed", 0), progress=progress)
     preimages |= dict(zip(numbers, drawn, strict=True))

@@ -20,7 +20,7 @@ from inversionview_jax.reading.requests import Request, ResolvedRequest, resolve
 from inversionview_jax.sampling import exact
 from inversionview_jax.targets import Target
 from inversionview_jax.targets.loading import check_tokenizer
-from inversionview_jax.tasks import Task
+from inversionview_jax.tasks import LanguageTask, Task
 
 _AT_ONCE = 8  # queries whose candidates the decoder draws in one program
 
@@ -32,6 +32,12 @@ def has_moves(task: Task) -> bool:
   except InversionViewError:
     return False
   return True
+
+
+def monte_carlo_by_default(task: Task) -> bool:
+  """Whether Monte Carlo is used where no method is given: not for language models, one run of which takes as long as thousands of a small
+  target's."""
+  return not isinstance(task, LanguageTask) and has_moves(task)
 
 
 def methods(task: Task, decoder: bool) -> tuple[str, ...]:
@@ -48,7 +54,10 @@ def methods(task: Task, decoder: bool) -> tuple[str, ...]:
     "decoder": decoder,
     "exact": task.enumerable,
   }
-  return tuple(name for name, there in usable.items() if there)
+  names = [name for name, there in usable.items() if there]
+  if not monte_carlo_by_default(task):
+    names.sort(key=lambda name: name != "decoder")
+  return tuple(names)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +86,7 @@ class Source:
     Args:
       read: a reader, or a target alone.
       method: "decoder", "monte_carlo", "decoder+monte_carlo" or "exact". None: of a reader "decoder+monte_carlo", or "decoder" where its task
-        has no moves; of a target alone "monte_carlo".
+        has no moves or is of a language model; of a target alone "monte_carlo".
       task: of a target alone; None: its own.
       **settings: of the method: "temperatures", "noise", "num_samples", "mixture", "particles", "budget"; those that are None are left out.
 

@@ -125,9 +125,10 @@ def test_bad_input_is_one_line_that_names_it(of_target, reader, small_target):
   assert "belongs to no task" in refusal(iv.preimage, orphan, TEXT, "a0.1", "=")
 
   class Still(type(tasks.get("addition"))):
-    moves = tasks.Task.moves
+    enumerable = False
+    moves, log_prior = tasks.Task.moves, tasks.Task.log_prior
 
-  assert "has no moves" in refusal(of_target, task=Still())
+  assert "has no moves and no log_prior" in refusal(of_target, task=Still())
 
 
 def test_few_sites_share_a_program_and_others_have_their_own(small_target):

@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
   parser.add_argument("text", nargs="*", help="inputs of the task (default: held-out ones)")
   flags.add(parser, "texts")
   parser.add_argument("--queries", type=int, help="so many held-out inputs (default: 20)")
-  source.add_flags(parser, default="monte_carlo, or decoder where the task has no moves")
+  source.add_flags(parser, default="monte_carlo, or decoder where the task has no moves or is of a language model")
   flags.add(parser, "site", required=True)
   flags.add(parser, "position", required=True)
   flags.add(parser, "epsilon")

@@ -57,8 +57,8 @@ def head_shares(
     raise InversionViewError(
       f"the target {target.name} has a norm behind attention: its residual stream is not the sum of what its heads write"
     )
-  inputs = encode_inputs(target, inputs)
-  tokens, at = inputs.tokens, resolve_positions(target, inputs, position)
+  texts = encode_inputs(target, inputs)
+  tokens, at = texts.tokens, resolve_positions(target, texts, position)
 
   def program(rows):
     return _shares(target.module, target.has_logits, target.params, *rows)

@@ -165,7 +165,8 @@ class Renamed:
   """
 
   def __init__(self, weights: Weights, rename: Callable[[str], str], where: object):
-    self._weights, self._original = weights, {}
+    self._weights = weights
+    self._original: dict[str, str] = {}
     for name in sorted(weights.names):
       if (other := self._original.setdefault(rename(name), name)) != name:
         raise InversionViewError(

@@ -66,7 +66,7 @@ def from_folder(folder: pathlib.Path, attributes: Mapping) -> Tokenizer | None:
         "(pip install 'inversionview-jax[hf]' has sentencepiece), write a tokenizer.json with transformers' "
         "AutoTokenizer.from_pretrained(...).save_pretrained(...), or give a tokenizer"
       ) from None
-    named = {}
+    named: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
       if (folder / name).exists():
         named |= {key: value for key, value in _json(folder / name).items() if value is not None}

@@ -16,6 +16,12 @@ def to_array(value: Any) -> Any:
   return tensor.numpy()
 
 
+def one_line(value: object) -> str:
+  """The repr of a value in one line, and short, for an error message."""
+  text = " ".join(repr(value).split())
+  return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def is_ragged(value: object) -> bool:
   """Whether this is a list of lists or arrays of one dimension that are not all of one length."""
   if not isinstance(value, list | tuple) or not value:

@@ -15,7 +15,7 @@ from inversionview_jax import sites
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.capture import SiteEdit
 from inversionview_jax.sites import Site
-from inversionview_jax.targets.arrays import to_array
+from inversionview_jax.targets.arrays import one_line, to_array
 from inversionview_jax.targets.inputs import Rows
 from inversionview_jax.targets.overwritten import refuse_overwritten, residual
 from inversionview_jax.targets.positions import Position, is_traced, label_positions
@@ -79,7 +79,8 @@ def _value(site: Site, given: Any) -> jax.Array:
   """float32 of any array, also torch's; raises `InversionViewError` for what is none."""
   given = to_array(given)
   try:
-    if not is_traced(given) and not isinstance(given, jax.Array) and np.asarray(given).dtype.kind not in "fiubV":
+    known = not is_traced(*jax.tree.leaves(given)) and not isinstance(given, jax.Array)
+    if known and np.asarray(given).dtype.kind not in "fiubV":
       raise TypeError  # V: bfloat16
     return jnp.asarray(given, jnp.float32)
   except (TypeError, ValueError):
@@ -99,7 +100,7 @@ def _position_per_row(target: "Target", site: Site, given: Any, rows: Rows) -> A
     position = np.empty(0)
   if position.shape not in ((), (batch,)) or not np.issubdtype(position.dtype, np.integer):
     raise InversionViewError(
-      f"the edit of {site} needs one position, or one per row ({batch}), got {given!r}; give an edit for each position"
+      f"the edit of {site} needs one position, or one per row ({batch}), got {one_line(given)}; give an edit for each position"
     )
   if is_traced(position, tokens, lengths):
     position = jnp.broadcast_to(position, (batch,))

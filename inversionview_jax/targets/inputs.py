@@ -1,7 +1,7 @@
 """The inputs of a run as arrays: token ids, where each text ends, what is padding, and an attention mask where one is needed.
 
-What is padding is known where texts are encoded or an attention mask is given. In token ids without a mask it is told by position: PAD at the
-end of a row. PAD in front of a text, which would move its positions, is refused.
+What is padding is known where texts are encoded, lists of ids differ in length, or an attention mask is given. In an array of token ids without
+a mask it is told by position: PAD at the end of a row. PAD in front of a text, which would move its positions, is refused.
 
 Shapes: B rows, T tokens.
 """
@@ -33,11 +33,11 @@ class Rows:
     tokens: int32[B, T].
     lengths: int[B], the index behind the last token of each text, where end-of-sequence and padding begin.
     padding: bool[B, T], tokens that are padding; None where tokens are traced.
-    from_end: int[B], from where a negative index of an edit counts: the end of each text, or of the row where ids are given without a mask.
+    from_end: int[B], from where a negative index of an edit counts: the end of each text, or of the row where an array of ids has no mask.
     mask: bool[B, T], the tokens that are attended to, where some padding is in front of a text or inside it; None elsewhere.
   """
 
-  tokens: Array
+  tokens: Any  # an array of NumPy; of JAX where it is traced
   lengths: Array
   padding: np.ndarray | None
   from_end: Array
@@ -65,27 +65,19 @@ def resolve_inputs(target: "Target", inputs: Any, mask: Any = None) -> Rows:
     if mask is not None:
       raise InversionViewError("mask= belongs to token ids; texts are encoded without padding in front of them")
     return _of_texts(target, [inputs] if isinstance(inputs, str) else list(inputs))
-  known = None
   if is_ragged(inputs):
     if mask is not None:
       raise InversionViewError("mask= belongs to token ids of one length, [B, T]; leave it out, or pad the rows")
-    inputs, known = _padded(target.tokenizer, inputs)
+    return _of_lists(target, inputs)
   tokens = target.check_tokens(inputs)
   if mask is not None:
     return _of_mask(tokens, mask)
+  from_end = np.full(len(tokens), tokens.shape[1])
   if is_traced(tokens):
-    lengths = text_lengths(target.tokenizer, tokens)
-    return Rows(tokens, lengths, None, np.full(len(tokens), tokens.shape[1]))
+    return Rows(tokens, text_lengths(target.tokenizer, tokens), None, from_end)
   refuse_left_padding(target.tokenizer, tokens)
-  lengths = text_lengths(target.tokenizer, tokens)
-  if target.tokenizer is None:
-    padding = np.zeros(tokens.shape, bool)
-  else:
-    padding = target.tokenizer.padding(tokens)
-  if known is None:
-    return Rows(tokens, lengths, padding, np.full(len(tokens), tokens.shape[1]))
-  behind = np.arange(tokens.shape[1]) >= known[:, None]
-  return Rows(tokens, np.minimum(lengths, known), padding | behind, known)
+  padding = np.zeros(tokens.shape, bool) if target.tokenizer is None else target.tokenizer.padding(tokens)
+  return Rows(tokens, text_lengths(target.tokenizer, tokens), padding, from_end)
 
 
 def _of_texts(target: "Target", texts: list[str]) -> Rows:
@@ -97,15 +89,18 @@ def _of_texts(target: "Target", texts: list[str]) -> Rows:
   return Rows(tokens, lengths, np.arange(tokens.shape[1]) >= lengths[:, None], lengths)
 
 
-def _padded(tokenizer: Tokenizer | None, rows: Any) -> tuple[np.ndarray, np.ndarray]:
-  """Rows of different lengths -> int32[B, T] with PAD behind them (0 without a tokenizer), and their lengths int[B]."""
+def _of_lists(target: "Target", rows: Any) -> Rows:
+  """Of lists of ids of different lengths, all of which are tokens of a text; padded behind with PAD, or 0 without a tokenizer."""
   arrays = [np.asarray(to_array(row)) for row in rows]
   for number, row in enumerate(arrays):
     if not row.size or not np.issubdtype(row.dtype, np.integer):
       raise InversionViewError(
         f"row {number} of the token ids is empty or holds something else than whole numbers: {row.dtype}{list(row.shape)}"
       )
-  return pad_rows([row.tolist() for row in arrays], 0 if tokenizer is None else tokenizer.pad_id, dtype=np.int64)
+  pad_id = 0 if target.tokenizer is None else target.tokenizer.pad_id
+  tokens, lengths = pad_rows([row.tolist() for row in arrays], pad_id, dtype=np.int64)
+  tokens = target.check_tokens(tokens)
+  return Rows(tokens, lengths, np.arange(tokens.shape[1]) >= lengths[:, None], lengths)
 
 
 def _of_mask(tokens: Array, given: Any) -> Rows:

@@ -38,7 +38,7 @@ def refuse_overwritten(
     lost = alone & ~_reaching(addresses, on, rows, read, config) & on[:, None]
     if lost.any():
       first = int(np.argmax(lost.any(axis=1)))
-      others = [m for m in np.flatnonzero(on) if m != first]
+      others = [int(m) for m in np.flatnonzero(on) if m != first]
       single = [
         m
         for m in others
@@ -74,34 +74,29 @@ def _reaching(
   addresses: Addresses, on: np.ndarray, rows: list[np.ndarray | None], read: np.ndarray, config: TransformerConfig
 ) -> np.ndarray:
   """bool[M, B]: which of the edits that are made change something on the way to a prediction. Walks the model from its end to its beginning."""
-  at: dict[Site, np.ndarray] = {}  # where a site is replaced, [B, T]
-  for (_, site, _), positions, made in zip(addresses, rows, on, strict=True):
+  where = [np.ones(read.shape, bool) if at is None else np.arange(read.shape[1]) == at[:, None] for at in rows]
+  replaced: dict[Site, np.ndarray] = {}  # site -> where it is replaced, [B, T]
+  for (_, site, _), cells, made in zip(addresses, where, on, strict=True):
     if made:
-      cells = np.ones(read.shape, bool) if positions is None else np.arange(read.shape[1]) == positions[:, None]
-      site = residual(site)
-      at[site] = at.get(site, np.zeros(read.shape, bool)) | cells
-  reaches: dict[Site, np.ndarray] = {}
-  nowhere, live = np.zeros(read.shape, bool), read  # live: where the residual stream matters for what is read
-
-  def note(site):
-    reaches[site] = (at.get(site, nowhere) & live).any(axis=1)
+      replaced[residual(site)] = replaced.get(residual(site), np.zeros(read.shape, bool)) | cells
+  matters: dict[Site, np.ndarray] = {}  # site -> where a change of it would matter for what is read, [B, T]
+  live = read  # the same of the residual stream, from its end to its beginning
 
   def through(site):
-    note(site)
-    return live & ~at.get(site, nowhere)
+    matters[site] = live
+    return live & ~replaced[site] if site in replaced else live
 
   for layer in reversed(range(config.n_layers)):
     live = through(Site("post", layer))
-    note(Site("mlp", layer))
+    matters[Site("mlp", layer)] = live
     live = through(Site("mid", layer))
-    for head in range(config.n_heads):
-      note(Site("head", layer, head))
+    matters |= {Site("head", layer, head): live for head in range(config.n_heads)}
     # By attention to every later position, also where heads are replaced: published experiments replace every writer, one after the other.
     live = np.logical_or.accumulate(live[:, ::-1], axis=1)[:, ::-1]
   live = through(Site("pre", 0))
-  note(Site("embed"))
-  note(Site("pos_embed"))
-  return np.stack([reaches[residual(site)] for _, site, _ in addresses])
+  matters |= {Site("embed"): live, Site("pos_embed"): live}
+  reached = [cells & matters[residual(site)] for (_, site, _), cells in zip(addresses, where, strict=True)]
+  return np.stack([cells.any(axis=1) for cells in reached]) & on[:, None]
 
 
 def residual(site: Site) -> Site:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.targets.arrays import to_array
+from inversionview_jax.targets.arrays import one_line, to_array
 from inversionview_jax.tasks.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -60,11 +60,15 @@ def resolve_positions(target: "Target", rows: "Rows", position: Any) -> np.ndarr
   position = to_array(position)
   is_index = not isinstance(position, bool) and hasattr(position, "__index__") and np.ndim(position) == 0
   if not is_index and not isinstance(position, np.ndarray | jax.Array | list | tuple):
-    raise InversionViewError(f"position {position!r} is neither an index, a label, nor an array of an index per input")
+    raise InversionViewError(
+      f"position {one_line(position)} is neither an index, a label, nor an array of an index per input"
+    )
   try:
     at = np.asarray(operator.index(position) if is_index else position)
   except (TypeError, ValueError):
-    raise InversionViewError(f"positions must be one index or one per input ({count}), got {position!r}") from None
+    raise InversionViewError(
+      f"positions must be one index or one per input ({count}), got {one_line(position)}"
+    ) from None
   if at.shape not in ((), (count,)) or not np.issubdtype(at.dtype, np.integer):
     raise InversionViewError(f"positions must be one index or one per input ({count}), got {at.dtype}{list(at.shape)}")
   at = np.broadcast_to(at, count)

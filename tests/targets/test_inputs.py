@@ -13,12 +13,15 @@ from small_models import gpt2_folder
 
 import inversionview_jax as iv
 from inversionview_jax.causal import attribution, head_importance
+from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.targets import Edit, load_target
 from inversionview_jax.targets.inputs import resolve_inputs
+from inversionview_jax.targets.positions import resolve_positions
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 GPT2 = "<|endoftext|>"
+ONE = parallel.make_mesh(devices=jax.devices()[:1])
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -52,41 +55,33 @@ def refusal(function, *args, **kwargs):
 
 def test_the_empty_text_ends_at_bos(target):
   alone = target.run(np.array([[0]])).logits[0, 0]
-  for texts in ([""], ["", "the cat sat on"]):
-    run = target.run(texts)
-    assert run.lengths[0] == 1
-    assert_close(run.last_logits[0], alone)
-    assert_close(attribution.attribute(target, texts).logits[0], alone)
-    assert_close(
-      attribution.ranks(target, texts, -1, [[5]] * len(texts)).values[0],
-      attribution.ranks(target, [""], -1, [5]).values[0],
-    )
-    one, whole = (head_importance.head_shares(target, each, -1)[0][0] for each in ([""], texts))
-    assert_close(one, whole)
+  texts = ["", "the cat sat on"]
+  run = target.run(texts)
+  assert run.lengths[0] == target.run([""]).lengths[0] == 1
+  assert_close(run.last_logits[0], alone)
+  for each in (texts, [""]):
+    assert_close(attribution.attribute(target, each).logits[0], alone)
   # As token ids too, padded with the id that BOS has.
-  rows = target.tokenizer.encode_batch(["", "the cat sat on"])
+  rows = target.tokenizer.encode_batch(texts)
   assert (rows[0] == 0).all() and target.run(rows).lengths.tolist() == [1, rows.shape[1]]
-  by_ids = iv.ablate(target, rows, "m0", 0, "zero")
-  by_text = iv.ablate(target, [""], "m0", 0, "zero")
-  assert by_text.values[0, 0] > 1e-3
-  assert_close(by_ids.values[0, 0], by_text.values[0, 0])
-  patched = iv.patch(target, ["", "the cat"], ["the", "cat sat"], "x0.post", 0, "kl")
-  assert_close(patched.values[0, 0], iv.patch(target, [""], ["the"], "x0.post", 0, "kl").values[0, 0])
+  by_ids, by_text = (iv.ablate(target, each, "m0", 0, "zero", mesh=ONE).values[0, 0] for each in (rows, [""]))
+  assert by_text > 1e-3
+  assert_close(by_ids, by_text)
 
 
 def test_a_spelled_out_special_token_at_the_end_of_a_text_is_its_last_token(target):
-  text = "the cat" + GPT2
-  run = target.run([text, "the cat sat on the mat"], capture=["x1.post"], edits=[Edit("a0.1", -1, np.ones(16))])
-  ids = [0, *target.tokenizer.encode("the cat"), 0]
-  assert run.lengths[0] == len(ids)
-  expected = target.run(np.array([ids]), capture=["x1.post"], edits=[Edit("a0.1", len(ids) - 1, np.ones(16))])
+  text, other = "the cat" + GPT2, "the mat" + GPT2
+  ids = np.array([[0, *target.tokenizer.encode("the cat"), 0]])
+  run = target.run([text], capture=["x1.post"], edits=[Edit("a0.1", -1, np.ones(16))])
+  expected = target.run(ids, capture=["x1.post"], edits=[Edit("a0.1", ids.shape[1] - 1, np.ones(16))])
+  assert run.lengths[0] == ids.shape[1]
   assert_close(run.last("x1.post")[0], expected["x1.post"][0, -1])
-  whole = attribution.attribute(target, [text]).logits[0]
-  assert_close(whole, target.run(np.array([ids])).logits[0, -1])
-  shares = head_importance.head_shares(target, [text], -1)[0]
-  assert_close(shares, head_importance.head_shares(target, np.array([[*ids, 5]]), len(ids) - 1)[0])
-  patched = iv.patch(target, [text], ["the mat" + GPT2], "x0.pre", -1, "kl").values
-  assert_close(patched, 0)  # the same token at the same position: without it, "cat" and "mat" differ
+  assert_close(run.last_logits[0], expected.logits[0, -1])
+  assert_close(attribution.attribute(target, [text, "the"]).logits[0], target.run(ids).logits[0, -1])
+  # Every function that takes a position asks this one.
+  assert resolve_positions(target, resolve_inputs(target, [text, "the", ""]), -1).tolist() == [ids.shape[1] - 1, 1, 0]
+  patched = iv.patch(target, [text], [other], "x0.pre", -1, "kl", mesh=ONE).values
+  assert_close(patched, 0)  # the same token at the same position; "cat" and "mat" before it differ
 
 
 def test_one_bos_where_a_text_begins_with_it(target):
@@ -112,9 +107,9 @@ def test_edits_of_the_padding_behind_a_text_are_refused(target):
 
 
 def test_lists_of_ids_may_differ_in_length(target):
-  ids = [[0, 5, 7, 9, 11], [0, 5], [0, 8, 6]]
+  ids = [[0, 5, 7, 9, 11], [0, 5], [0, 8]]
   run = target.run(ids, capture=["m1"], edits=[Edit("x0.mid", -1, np.ones(16))])
-  assert run.lengths.tolist() == [5, 2, 3]
+  assert run.lengths.tolist() == [5, 2, 2]
   for row, one in enumerate(ids):
     alone = target.run(np.array([one]), capture=["m1"], edits=[Edit("x0.mid", -1, np.ones(16))])
     assert_close(run.last("m1")[row], alone["m1"][0, -1])
@@ -122,6 +117,8 @@ def test_lists_of_ids_may_differ_in_length(target):
   assert_close(target.run(arrays).last_logits, target.run(tuple(map(tuple, ids))).last_logits)
   assert "is padding" in refusal(target.run, ids, edits=[Edit("m0", 3, np.ones(16))])
   assert_close(attribution.attribute(target, ids).logits, target.run(ids).last_logits)
+  # Nothing in them is padding, so that what the ids are does not matter.
+  assert target.run([[0, 0, 5, 0], [7, 5]]).lengths.tolist() == [4, 2]
   for wrong in (
     [[0, 5], []],
     [[0, 5.5, 3], [0]],
@@ -154,7 +151,7 @@ def test_positions_may_be_a_list_with_one_for_each_input(target):
     edited = target.run(texts, edits=[Edit("x0.mid", at, np.ones(16))], capture=["x0.mid"])
     assert (np.asarray(edited["x0.mid"])[[0, 1], [1, 2]] == 1).all()
     assert_close(attribution.attribute(target, texts, at).logits, target.run(texts).logits[np.arange(2), [1, 2]])
-  patched = iv.patch(target, texts, texts[::-1], ["a0.0", "a0.1"], [[1, 2], [1, 2]], "kl", order="each")
+  patched = iv.patch(target, texts, texts[::-1], ["a0.0", "a0.1"], [[1, 2], [1, 2]], "kl", order="each", mesh=ONE)
   assert patched.steps == ("a0.0@...", "a0.1@...")
 
 
@@ -202,11 +199,9 @@ MASKED = (
   "default",
   "llama3",
   "mistral",
-  "qwen2",
-  "qwen3",
   "smollm3",
   "gemma2",
-)  # learned positions, rotary scalings, windows, layers without
+)  # learned positions, rotary ones, windows, layers without positions
 
 
 @pytest.mark.parametrize("name", MASKED)
@@ -265,8 +260,8 @@ def test_edits_with_a_mask_count_from_the_last_token_and_refuse_padding(target):
 def test_masks_may_be_traced(target):
   tokens, mask = np.array([[0, 0, 0, 5, 7], [0, 5, 7, 9, 11]]), np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
   expected = target.run(tokens, mask=mask).last_logits
-  assert_close(jax.jit(lambda m: target.run(tokens, mask=m).last_logits)(mask), expected)
-  assert_close(jax.vmap(lambda t, m: target.run(t[None], mask=m[None]).last_logits[0])(tokens, mask), expected)
+  together = jax.jit(jax.vmap(lambda t, m: target.run(t[None], mask=m[None]).last_logits[0]))
+  assert_close(together(tokens, mask), expected)
 
 
 def test_padding_in_front_without_a_mask_is_refused(target, small_target):

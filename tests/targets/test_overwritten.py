@@ -43,6 +43,7 @@ OVERWRITTEN = [
   [("embed", None), ("x1.mid", None)],
   [("a1.1", 4), ("m0", 4), ("x1.post", 4)],
   [("x0.pre", 7), ("x0.mid", 7), ("x0.mid", LAST)],
+  [("a0.1", 4), ("a0.1", 5), ("x0.mid", 4)],  # one of two edits of a head
 ]
 EFFECTIVE = [
   [("a0.1", 4), ("x0.mid", 5)],
@@ -65,7 +66,7 @@ def program(module):
 def logits(target, named):
   """The logits with these edits, overwritten or not. One program for all cases: every site has its edits, which are off (in no layer) or on."""
   every = []
-  for site in (*VALUES, "x0.mid"):
+  for site in (*VALUES, "x0.mid", "a0.1"):
     on = (site, next((at for name, at in named if name == site), None))
     named = [one for one in named if one != on]
     edit = resolve_edit(target, Edit(site, on[1] or 0, VALUES[site]), resolve_inputs(target, TEXT))
@@ -83,7 +84,8 @@ def test_overwritten_edits_are_refused_and_would_change_nothing(small_target, na
   lost = message.split("no effect: ")[1].split(" is overwritten")[0]
   if any(at is None for _, at in named):
     return
-  kept = [one for one in named if small_target.site(one[0]).short != lost]
+  gone = next(one for one in named if small_target.site(one[0]).short == lost)
+  kept = [one for one in named if one != gone]
   assert len(kept) < len(named)
   np.testing.assert_array_equal(logits(small_target, named), logits(small_target, kept))
 

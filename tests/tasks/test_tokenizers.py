@@ -7,16 +7,13 @@ import shutil
 
 import numpy as np
 import pytest
+import tokenizers as library
 
 from inversionview_jax import pretrained, tasks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.pretrained import tokenizer_files
 from inversionview_jax.targets import Edit, Target, load_target
 from inversionview_jax.tasks import tokenizers
-
-library = pytest.importorskip(
-  "tokenizers", reason="the tokenizers package is not installed: pip install 'inversionview-jax[hf]'"
-)
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 TEXTS = ["the cat sat on the mat", "The  cat's 1234 mats\n\n\tare naïve, 漢字 😀!", " leading and trailing ", ""]
@@ -106,7 +103,12 @@ def test_special_tokens_are_those_named_and_where_none_is_named_stand_for_each_o
     return tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id
 
   assert specials() == (1, 2, 2)  # PAD is not named
-  change(folder / "tokenizer_config.json", bos_token="<|endoftext|>", eos_token={"__type": "AddedToken", "content": "<|end|>"}, pad_token=None)
+  change(
+    folder / "tokenizer_config.json",
+    bos_token="<|endoftext|>",
+    eos_token={"__type": "AddedToken", "content": "<|end|>"},
+    pad_token=None,
+  )
   assert specials() == (0, 2, 2)
   change(folder / "special_tokens_map.json", pad_token="<|start|>")
   assert specials() == (0, 2, 1)

@@ -90,7 +90,8 @@ def short_commands() -> list:
   for param in listed("inversionview"):
     (words,) = param.values
     reader = words[words.index("--reader") + 1] if "--reader" in words else "addition"
-    if words[1] in FEWER and reader in iv.shipped_readers() and "exact" not in words:
+    target = words[words.index("--target") + 1] if "--target" in words else reader
+    if words[1] in FEWER and {reader, target} <= set(iv.shipped_readers()) and "exact" not in words:
       options = frozenset(word for word in words if word.startswith("--")) - {"--reader", "--shown"}
       if words[1] == "measure":  # the longest of them: once with a text, once with held-out inputs
         options = frozenset({words[2].startswith("--")})
@@ -105,6 +106,8 @@ def test_short_commands_run(words, tmp_path, monkeypatch, capsys, quick_to_compi
   held_out = words[1] == "measure" and words[2].startswith("--")  # no text is given
   fewer = FEWER[words[1]] | ({"--queries": "2"} if held_out else {})
   words = words[1:]
+  if words[0] == "view" and "decoder" in words:
+    fewer = {"--num-samples": "64"}
   for option, value in fewer.items():
     if option in words:
       at = words.index(option) + 1

@@ -28,9 +28,7 @@ def add_parser(commands: Any) -> None:
   """Adds `explore` to the commands."""
   parser = flags.add_command(commands, "explore", run, "an interactive page, in a browser", _DESCRIPTION)
   flags.add(parser, "reader", repeated=True, unset="all shipped ones, unless a target is given")
-  parser.add_argument(
-    "--target", action="append", help="a target that is read without a reader; as for other commands (may be repeated)"
-  )
+  flags.add(parser, "target", repeated=True, unset="none; it is read without a reader")
   flags.add(parser, "task", unset="the targets' own")
   flags.add(parser, "method", unset="see above; the page opens with it")
   parser.add_argument(

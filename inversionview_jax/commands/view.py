@@ -35,7 +35,10 @@ def add_parser(commands: Any) -> None:
   parser.add_argument("text", help="an input of the task, or the beginning of one")
   source.add_flags(parser)
   parser.add_argument(
-    "--texts", dest="task_texts", metavar="FILE", help="without a reader: the inputs are the lines of this file"
+    "--texts",
+    dest="task_texts",
+    metavar="FILE",
+    help="a file of inputs, one on each line (without a reader: what Monte Carlo on a language model draws from)",
   )
   flags.add(parser, "site", required=True, repeated=True)
   flags.add(parser, "position", required=True, repeated=True)

@@ -58,7 +58,7 @@ def add_parser(commands: Any) -> None:
   parser.add_argument(
     "--exact",
     type=int,
-    help="queries in all that are compared with exact preimages (default: 50 where the task can enumerate, else 0)",
+    help="queries in all that are compared with exact preimages (default: 50 where the task can enumerate, 0 of a language model)",
   )
   flags.add(parser, "mixture")
   flags.add(parser, "num-samples")
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   evaluation = evaluate(
     reader,
     queries=200 if args.queries is None else args.queries,
-    exact_queries=(50 if task.enumerable else 0) if args.exact is None else args.exact,
+    exact_queries=_default_exact(task) if args.exact is None else args.exact,
     mixture=mixture,
     seed=args.seed,
   )
@@ -128,6 +128,13 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     written += _completeness(reader, args, folder)
   print(f"written to {folder}: {', '.join(written)}")
   return 0
+
+
+def _default_exact(task: "Task") -> int:
+  """Queries per site for exact preimages: none of a language model, where the enumeration of a list of texts takes hours."""
+  from inversionview_jax.tasks import LanguageTask
+
+  return 50 if task.enumerable and not isinstance(task, LanguageTask) else 0
 
 
 def _methods(args: argparse.Namespace) -> int:
@@ -264,6 +271,7 @@ def _print_methods(comparison: "MethodComparison") -> None:
   from rich.console import Console
 
   from inversionview_jax.measures.methods import COLUMNS
+  from inversionview_jax.preimage.data import METHODS
 
   console = Console(highlight=False)
   source = f"reader {comparison.reader}, target" if comparison.reader else "target"
@@ -272,14 +280,17 @@ def _print_methods(comparison: "MethodComparison") -> None:
     f"{comparison.particles:,} particles, at most {comparison.budget:,} target runs; held-out queries\n",
     markup=False,
   )
-  table = make_table(*COLUMNS, left=("method", *_NAMES), no_wrap=True)
-  for row in comparison.table_rows():
-    table.add_row(*row)
-  console.print(table)
+  for method in comparison.methods:
+    console.print(METHODS[method])
+    table = make_table(*COLUMNS, left=_NAMES, no_wrap=True)
+    for row in comparison.table_rows(method):
+      table.add_row(*row)
+    console.print(table)
+    console.print()
   console.print(
     "n: queries; members: of the exact preimage (median); inside: share of the candidates or particles within epsilon; distinct: different ones "
-    "inside, and of as many exact draws; TV: total variation of one token's marginals from the exact ones, and of as many draws from the exact "
-    "preimage; bits: mean absolute error; s: seconds (median); runs: of the target; converged: share of the queries\n"
+    "inside, relative to as many draws from the exact preimage; TV: total variation of one token's marginals from the exact ones, relative to the "
+    "same; bits: mean absolute error; s: seconds (median); runs: of the target; conv.: share of the queries that converged\n"
   )
 
 

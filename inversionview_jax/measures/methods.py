@@ -27,21 +27,7 @@ from inversionview_jax.tasks import Task
 
 FORMAT, FORMAT_VERSION = "inversionview-methods", 1
 METHODS = ("decoder", "decoder+monte_carlo", "monte_carlo")
-COLUMNS = (
-  "method",
-  "site",
-  "n",
-  "members",
-  "inside",
-  "distinct",
-  "draws",
-  "TV",
-  "draws TV",
-  "bits",
-  "s",
-  "runs",
-  "converged",
-)
+COLUMNS = ("site", "n", "members", "inside", "distinct", "TV", "bits", "s", "runs", "conv.")
 _EXACT_DRAWS = 5  # samples from the exact preimage, whose mean deviation is what as many independent draws would show
 
 
@@ -105,12 +91,17 @@ class MethodComparison(ShowsTable):
   queries: tuple[MethodResult, ...]
 
   def summary(self, method: str, site: str | None = None) -> dict:
-    """Means over the queries of a site (None: of all); None for what no query has."""
+    """Means over the queries of a site (None: of all); None for what no query has. Ratios are those of means to the means of exact draws."""
     some = [query for query in self.queries if query.method == method and site in (None, query.site)]
 
     def over(name: str, reduce: Callable[[Sequence[float]], float] = np.mean) -> float | None:
       values = [getattr(query, name) for query in some if getattr(query, name) is not None]
       return float(reduce(values)) if values else None
+
+    def ratio(name: str, of_draws: str) -> float | None:
+      pairs = [(getattr(q, name), getattr(q, of_draws)) for q in some if getattr(q, name) is not None]
+      pairs = [(value, ideal) for value, ideal in pairs if ideal]
+      return float(np.mean([value for value, _ in pairs]) / np.mean([ideal for _, ideal in pairs])) if pairs else None
 
     return {
       "queries": len(some),
@@ -118,6 +109,8 @@ class MethodComparison(ShowsTable):
       "inside": over("inside"),
       "all_inside": float(np.mean([query.inside == 1 for query in some])),
       **{name: over(name) for name in ("distinct", "distinct_of_draws", "marginals", "marginals_of_draws")},
+      "distinct_share": ratio("distinct", "distinct_of_draws"),
+      "marginals_ratio": ratio("marginals", "marginals_of_draws"),
       "bits_error": over("bits_error", lambda values: float(np.mean(np.abs(values)))),
       "bits_error_largest": over("bits_error", lambda values: np.abs(values).max()),
       "seconds_median": over("seconds", np.median),
@@ -136,16 +129,15 @@ class MethodComparison(ShowsTable):
       write_whole(path, text + "\n")
     return text
 
-  def table_rows(self) -> tuple[tuple[str, ...], ...]:
-    """The cells under `COLUMNS`: of each method by site and over all; "" for what was not measured."""
+  def table_rows(self, method: str) -> tuple[tuple[str, ...], ...]:
+    """The cells of one method under `COLUMNS`, by site and over all; "" for what was not measured."""
     sites = [*dict.fromkeys(query.site for query in self.queries), None]
-    return tuple(
-      (method, site or "all", *_cells(self.summary(method, site))) for method in self.methods for site in sites
-    )
+    return tuple((site or "all", *_cells(self.summary(method, site))) for site in sites)
 
   def _table(self) -> Table:
     count = len(self.queries) // len(self.methods)
-    return Table(f"{', '.join(self.methods)} on {count} held-out queries of {self.task!r}", COLUMNS, self.table_rows())
+    rows = tuple((method, *row) for method in self.methods for row in self.table_rows(method))
+    return Table(f"{', '.join(self.methods)} on {count} held-out queries of {self.task!r}", ("method", *COLUMNS), rows)
 
 
 # Key of a summary -> how its cell is written; in the order of `COLUMNS` after "site".
@@ -153,10 +145,8 @@ _FORMS = {
   "queries": "d",
   "size_median": ",.0f",
   "inside": ".3f",
-  "distinct": ",.0f",
-  "distinct_of_draws": ",.0f",
-  "marginals": ".3f",
-  "marginals_of_draws": ".3f",
+  "distinct_share": ".2f",
+  "marginals_ratio": ".2f",
   "bits_error": ".2f",
   "seconds_median": ".2f",
   "target_runs": ",.0f",
@@ -258,14 +248,18 @@ def _finder(
 
 def _against(preimage: Preimage, members: np.ndarray | None, task: Task, rng: np.random.Generator) -> dict:
   """The fields of a `MethodResult` that compare samples with the exact members, int64[M]."""
-  inside = [sample.text for sample in preimage.particles if sample.inside]
+  inside = [(sample.tokens, sample.ended) for sample in preimage.particles if sample.inside]
   fields: dict = {"inside": preimage.rate, "distinct": len(set(inside))}
   compared = ("size", "distinct_of_draws", "marginals", "marginals_of_draws", "bits_error")
   if members is None:
     return fields | dict.fromkeys(compared)
   size, marginals, of_draws, bits_error = len(members), None, None, None
   if inside:
-    tokens = task.tokenizer.encode_batch(inside, length=task.length, eos=True)
+    t = task.tokenizer
+    tokens = np.full((len(inside), task.length), t.pad_id)
+    for row, (text, ended) in zip(tokens, inside, strict=True):
+      whole = (t.bos_id, *text, *([t.eos_id] if ended else []))
+      row[: len(whole)] = whole
     marginals, of_draws = _marginals(tokens, task.tokens(members), task.tokenizer.vocab_size, rng)
   if preimage.bits is not None:
     bits_error = preimage.bits - float(np.log2(len(exact.every_input(task)) / size))

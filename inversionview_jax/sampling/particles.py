@@ -26,8 +26,8 @@ class Settings:
 
   particles: int = 1024
   keep: float = 0.5
-  moves: float = 1.5
-  final_moves: float = 6.0
+  moves: float = 1.0
+  final_moves: float = 4.0
   sweeps: int = 24
   disagreement: float = 1.6
   cooling: float = 1.0

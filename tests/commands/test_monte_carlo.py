@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from small_models import gpt2_folder, prompts
 
 from inversionview_jax import tasks
 from inversionview_jax.preimage import Preimage
@@ -104,6 +105,20 @@ def test_a_task_without_moves_is_read_by_the_decoder_and_says_so(inversionview, 
   assert code == 2 and "--particles has no effect with --method decoder" in error
   code, _, error = inversionview(*view("--target", "addition"))
   assert code == 2 and error.count("\n") == 1
+
+
+def test_the_lines_of_a_file_are_the_inputs_of_a_language_model(inversionview, refused, tmp_path):
+  lines = prompts(60)
+  folder = gpt2_folder(tmp_path / "tiny-gpt2", lines)
+  (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n")
+  argv = ("view", lines[3], "--target", folder, "--site", "a1.0", "--position", "END", "--epsilon", 0.5, *FEW)
+  code, _, error = inversionview(*argv, "--texts", "lines.txt", "--json", "p.json")
+  assert code == 0, error
+  preimage = Preimage.from_json(tmp_path / "p.json")
+  assert preimage.method == "monte_carlo" and preimage.task == "text"
+  assert {sample.text for sample in preimage.particles} <= set(lines)
+  assert "leave out --reader, --task and --prior" in refused(*argv, "--texts", "lines.txt", "--prior", "model")
+  assert "gone.txt" in refused(*argv, "--texts", "gone.txt")
 
 
 # The other commands that draw preimages, of a target alone.

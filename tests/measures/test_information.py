@@ -29,6 +29,7 @@ def shares(reader, queries):
   return [len(result.members(q, 0.1)) / reader.task.num_inputs for q in range(len(queries))]
 
 
+@pytest.mark.slow
 def test_random_inputs_and_the_decoder_together_find_the_share(reader, queries, monkeypatch):
   monkeypatch.setattr(information, "_ENOUGH", 10**9)  # the decoder has its part in each
   for share, result in zip(

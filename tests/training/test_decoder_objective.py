@@ -140,9 +140,8 @@ def test_token_counts_are_learned_by_the_encoder_and_a_run_that_starts_from_it_h
     jnp.zeros_like, params["count_head"]
   )  # every number of times as likely as any other
   texts, keys = jnp.asarray(FEW_ROWS[:6]), jax.random.split(jax.random.key(1), 6)
-  (total, count), grads = jax.value_and_grad(objective.loss, has_aux=True)(
-    params, extra, small_target.params, texts, keys
-  )
+  loss_and_grad = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
+  (total, count), grads = loss_and_grad(params, extra, small_target.params, texts, keys)
   assert count == 6 * 3
   np.testing.assert_allclose(total / count, TASK.tokenizer.vocab_size * np.log(11), rtol=1e-5)
   assert not any(np.any(g) for g in jax.tree.leaves(grads["transformer"]))
@@ -164,7 +163,7 @@ def test_token_counts_are_learned_by_the_encoder_and_a_run_that_starts_from_it_h
   args = extra, small_target.params, texts, keys
   without, _ = run_objective(small_target, init_from=str(tmp_path))
   assert set(without.start) == {"encoder", "transformer"}  # this one has no use for it
-  assert both.loss(start, *args)[0] - without.loss(without.start, *args)[0] > 0
+  assert jax.jit(both.loss)(start, *args)[0] - jax.jit(without.loss)(without.start, *args)[0] > 0
 
 
 def test_finished_decoder_is_given_a_matrix_for_each_site_which_then_learns(small_target, tmp_path):
@@ -177,7 +176,8 @@ def test_finished_decoder_is_given_a_matrix_for_each_site_which_then_learns(smal
     objective, _ = run_objective(small_target, site_inputs=has, **again)
     params, extra = objective.init(jax.random.key(0))
     params = {**params, **jax.tree.map(jnp.asarray, objective.start)}
-    (loss, _), grad = jax.value_and_grad(objective.loss, has_aux=True)(params, extra, small_target.params, texts, keys)
+    loss_and_grad = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
+    (loss, _), grad = loss_and_grad(params, extra, small_target.params, texts, keys)
     losses.append(loss)
     grads.append(grad["encoder"])
   assert losses[0] == losses[1]

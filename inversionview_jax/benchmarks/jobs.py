@@ -77,6 +77,7 @@ class Jobs:
     self.rows = self.task.tokens(rng.integers(self.task.num_inputs, size=8192))
     self.mesh = parallel.make_mesh()
     self.texts = [t.text(row) for row in self.rows[:64]]
+    self._objectives: dict[str, tuple[decoder_objective.DecoderObjective, ConfigDict]] = {}
 
   def reader(self) -> Reader:
     """A reader with the random decoder."""
@@ -107,15 +108,21 @@ class Jobs:
       batch: texts of a step.
       dtype: `compute.dtype`, "" for the default.
     """
-    shape = self.decoder.transformer
-    config = ConfigDict({
-        "model": {"n_layers": 2, "n_heads": 4, "d_model": shape.d_model, "d_mlp": shape.d_mlp},
-        "encoder_blocks": 6, "encoder_width": 0, "n_slots": 1, "normalize": "none", "sites": (), "pairs_per_text": 1, "bos_rate": 0.01,
-        "reweight": 0.0, "noise": 0.0, "optimizer": _OPTIMIZER, "seed": 0, "average": 0.0, "eval_queries": 1, "final_queries": 1,
-        "compute": {"dtype": dtype},
-    })  # fmt: skip
-    objective = decoder_objective.DecoderObjective(self.task, config, self.target, self.rows, self.rows[:8], self.mesh)
-    return TrainingProgram(objective, config, self.rows, batch, self.mesh)
+    return TrainingProgram(*self._decoder_objective(dtype), self.rows, batch, self.mesh)
+
+  def _decoder_objective(self, dtype: str) -> tuple[decoder_objective.DecoderObjective, ConfigDict]:
+    """The objective and its config, made once for each dtype: it runs the target on thousands of texts."""
+    if dtype not in self._objectives:
+      shape = self.decoder.transformer
+      config = ConfigDict({
+          "model": {"n_layers": 2, "n_heads": 4, "d_model": shape.d_model, "d_mlp": shape.d_mlp},
+          "encoder_blocks": 6, "encoder_width": 0, "n_slots": 1, "normalize": "none", "sites": (), "pairs_per_text": 1, "bos_rate": 0.01,
+          "reweight": 0.0, "noise": 0.0, "optimizer": _OPTIMIZER, "seed": 0, "average": 0.0, "eval_queries": 1, "final_queries": 1,
+          "compute": {"dtype": dtype},
+      })  # fmt: skip
+      made = decoder_objective.DecoderObjective(self.task, config, self.target, self.rows, self.rows[:8], self.mesh)
+      self._objectives[dtype] = made, config
+    return self._objectives[dtype]
 
   def target_training(self, batch: int) -> "TrainingProgram":
     """The training of a new target of this one's shape, AdamW, `batch` texts a step."""

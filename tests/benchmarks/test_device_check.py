@@ -195,16 +195,21 @@ def test_tables_hold_what_was_measured():
   assert "RED" in report.part_text("parity", data["parts"]["parity"])
 
 
-def test_trace_counts_waits_and_transfers(tmp_path):
-  double = jax.jit(lambda x: 2 * x)
-  double(jnp.ones(3)).block_until_ready()
-  with traces.traced(tmp_path) as few:
-    np.asarray(double(jnp.ones(3)))
-  with traces.traced(tmp_path) as many:
-    for _ in range(5):
-      np.asarray(double(jnp.ones(3)))
-  assert few.counts["waits"] >= 1 and many.counts["waits"] == 5 * few.counts["waits"]
-  assert many.counts["programs"] >= 5
+def test_trace_counts_waits_and_programs(tmp_path):
+  """As many programs as were run; and waits for those that take a while."""
+  slow = jax.jit(lambda x: jax.lax.fori_loop(0, 20, lambda _, y: y @ x, x))
+  x = jnp.eye(400)
+  slow(x).block_until_ready()
+  counted = []
+  for number in (1, 4):
+    with traces.traced(tmp_path / str(number)) as trace:
+      for _ in range(number):
+        slow(x).block_until_ready()
+    counted.append(trace)
+  one, four = counted
+  assert one.counts["programs"] == 1 and four.counts["programs"] == 4
+  assert 1 <= one.counts["waits"] < four.counts["waits"]
+  assert four.seconds["waits"] > 0 and four.names["waits"]
 
 
 def test_golden_file_is_part_of_the_package():

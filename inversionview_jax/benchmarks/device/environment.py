@@ -1,7 +1,6 @@
 """What this machine is: devices, driver, versions, and what of it this repository's tests ran on."""
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
@@ -43,7 +42,6 @@ def run(record: Record, settings: Settings) -> None:
     versions=_versions(),
     tested=tested(platform.python_version(), jax.__version__),
     package=__version__,
-    compilation_cache=os.environ.get("JAX_COMPILATION_CACHE_DIR", ""),
   )
 
 

@@ -30,9 +30,9 @@ class Part:
     limit: seconds after which it is ended.
     stage: parts of one stage run at the same time where there are enough cores; they take no times then.
     lines: names of the parity lines that it has to bring, each one red if it does not.
-    accelerator: whether it runs on accelerators only.
     simulated: whether a CPU is divided into eight devices for it.
     packages: that it needs; without them it is left out.
+    cold: whether it compiles everything itself; other parts take from one another what is already compiled.
   """
 
   name: str
@@ -41,9 +41,9 @@ class Part:
   limit: int
   stage: int
   lines: tuple[str, ...] = ()
-  accelerator: bool = False
   simulated: bool = False
   packages: tuple[str, ...] = ()
+  cold: bool = False
 
 
 _FORWARD = ("logits", "captures", "edits", "distances", "cached step", "cached step, cross-attention")
@@ -72,8 +72,8 @@ PARTS = (
   ),
   Part("training", "speed of training", "speed:training", 110, 2),
   Part("sampling", "speed of sampling, capture and enumeration", "speed:sampling", 110, 3),
-  Part("loops", "time to the first step; waits and transfers", "loops:run", 100, 4),
-  Part("large", "GPT-2 medium reading GPT-2 XL", "large:run", 170, 5, accelerator=True),
+  Part("loops", "time to the first step; waits and transfers", "loops:run", 100, 4, cold=True),
+  Part("large", "GPT-2 medium reading GPT-2 XL", "large:run", 170, 5),
   Part("torch", "beside PyTorch", "beside_torch:run", 120, 6, packages=("torch", "transformers")),
 )
 

@@ -42,7 +42,7 @@ class Size:
 
 
 FULL = Size(dataclasses.replace(jobs.SIZES["full"], capture_batch=8192), (256, 4096), 512, (1024, 16_384), 8192, 0.5)
-SMALL = Size(jobs.SIZES["small"], (16, 64), 32, (32, 128), 512, 0.05)
+SMALL = Size(jobs.SIZES["small"], (16,), 32, (32, 128), 512, 0.05)
 REPEATS = 5
 
 

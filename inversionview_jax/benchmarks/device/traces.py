@@ -12,19 +12,19 @@ from collections.abc import Iterator
 
 import jax
 
-# Categories of events; the first pattern that matches the name of an event counts. On a device with a plane of its own in the trace, copies
-# are counted there, as they happened; on a CPU there are none, and the calls that would copy are counted on the host.
-_ON_DEVICE = (
-  ("to_device", re.compile(r"memcpy_?(h2d|htod|hosttodevice)", re.IGNORECASE)),
-  ("to_host", re.compile(r"memcpy_?(d2h|dtoh|devicetohost)", re.IGNORECASE)),
-)
-_ON_HOST = (
-  ("waits", re.compile(r"^(np\.asarray\(jax\.Array\)|.*block_until_ready|BlockUntilReady|.*BlockHostUntil(Ready|Done).*)$")),
-  ("driver_waits", re.compile(r"^(cu|hip)\w*Synchronize", re.IGNORECASE)),
-  ("to_device_calls", re.compile(r"(BufferFromHostBuffer|batched_device_put|TransferToDevice|TransferLiteralToDevice)$")),
-  ("to_host_calls", re.compile(r"^(np\.asarray\(jax\.Array\)|.*copy_to_host_async|.*::ToLiteral)$")),
-  ("programs", re.compile(r"^(PjRtCApiLoadedExecutable|CommonPjRtLoadedExecutable|PjRtLoadedExecutable|TfrtCpuExecutable|.*LoadedExecutable)::Execute(Sharded|Portable)?$")),
-)  # fmt: skip
+# Category -> names of events. Copies are those in the streams of a GPU; a CPU copies nothing. Waits and programs are counted on the host, where
+# layers of the runtime have names of their own for the same event: the name with the most of them counts.
+_ON_DEVICE = {
+  "to_device": re.compile(r"memcpy_?(h2d|htod|hosttodevice)", re.IGNORECASE),
+  "to_host": re.compile(r"memcpy_?(d2h|dtoh|devicetohost)", re.IGNORECASE),
+}
+_ON_HOST = {
+  "waits": re.compile(
+    r"^(np\.asarray\(jax\.Array\)|.*Buffer::Await|.*block_until_ready|.*BlockHostUntil(Ready|Done).*|.*BlockUntilReady)$"
+  ),
+  "driver_waits": re.compile(r"^(cu|hip)\w*Synchronize", re.IGNORECASE),
+  "programs": re.compile(r"LoadedExecutable::Execute(Sharded|Portable|Helper\w*)?$"),
+}
 
 
 @dataclasses.dataclass
@@ -61,9 +61,8 @@ def read(folder: pathlib.Path) -> Trace:
   files = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
   if not files:
     raise FileNotFoundError(f"no trace in {folder}")
-  counts: collections.Counter = collections.Counter()
-  seconds: collections.Counter = collections.Counter()
   names: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+  seconds: collections.Counter = collections.Counter()
   busiest = 0.0
   for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
     on_device = plane.name.startswith("/device:")
@@ -78,11 +77,16 @@ def read(folder: pathlib.Path) -> Trace:
         if event.name.startswith("$"):  # a Python function
           continue
         busy += event.duration_ns / 1e9
-        for category, pattern in _ON_DEVICE if on_device else _ON_HOST:
+        for category, pattern in (_ON_DEVICE if on_device else _ON_HOST).items():
           if pattern.search(event.name):
-            counts[category] += 1
-            seconds[category] += event.duration_ns / 1e9
             names[category][event.name] += 1
+            seconds[event.name] += event.duration_ns / 1e9
       if on_device:
         busiest = max(busiest, busy)
-  return Trace(dict(counts), dict(seconds), {key: dict(value.most_common(8)) for key, value in names.items()}, busiest)
+  result = Trace(
+    names={category: dict(found.most_common(8)) for category, found in names.items()}, device_seconds=busiest
+  )
+  for category, found in names.items():
+    name, count = found.most_common(1)[0]
+    result.counts[category], result.seconds[category] = count, seconds[name]
+  return result

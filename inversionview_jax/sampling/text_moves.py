@@ -120,14 +120,15 @@ def log_ratio(plan: Plan, before: jax.Array, length_before: jax.Array, after: ja
   return ratio + jnp.where(plan.other, other, 0.0)
 
 
-def changed(plan: Plan, kind: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
-  """int32[N]: how many tokens the plan changed: those that differ, and one for an inserted or deleted token.
+def changed(plan: Plan, kind: jax.Array, before: jax.Array, length_before: jax.Array, after: jax.Array) -> jax.Array:
+  """int32[N]: how many tokens the plan changed: those that differ, and those by which the text is longer or shorter.
 
   Args:
     plan: of the sweep.
     kind: int32[N].
-    before, after: int32[N, C], the texts.
+    before, length_before, after: int32[N, C], int32[N], int32[N, C], the old texts and the tokens of the new ones.
   """
-  columns = jnp.arange(before.shape[1])[None, :]
-  differ = ((before != after) & (columns < plan.drawn[:, None])).sum(axis=1)
-  return jnp.where((kind == INSERT) | (kind == DELETE), 1, differ)
+  columns, both = jnp.arange(before.shape[1])[None, :], jnp.minimum(plan.drawn, length_before)
+  differ = ((before != after) & (columns < both[:, None])).sum(axis=1)
+  differ = jnp.where((kind == INSERT) | (kind == DELETE), 0, differ)
+  return differ + jnp.abs(plan.length - length_before)

@@ -173,7 +173,7 @@ class TextSweeps:
       plan = text_moves.plan(kind, at, uniforms[:, 2:4], texts.tokens, texts.length, self._lengths)
       new, far, where, other = self._pass(params, query, basis, first, at, plan, uniforms[:, 4:], texts)
       ratio = text_moves.log_ratio(plan, texts.log_p, texts.length, new.log_p, other)
-      tokens, changed = self._rows(new), text_moves.changed(plan, kind, texts.tokens, new.tokens)
+      tokens, changed = self._rows(new), text_moves.changed(plan, kind, texts.tokens, texts.length, new.tokens)
       moved = plan.valid & (jnp.log(uniforms[:, 1]) < ratio) & (far <= threshold)
       moved &= ((changed > 0) | (start >= 0)) & (step < sweeps)
       rejected = nearest_outside(state, tokens, far, where, (far > epsilon) & plan.valid)

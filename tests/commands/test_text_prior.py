@@ -13,7 +13,7 @@ TEXT = "Mary went to the store"
 def test_view_on_the_command_line(inversionview, refused, tmp_path):
   folder = gpt2_folder(tmp_path / "tiny-gpt2", context=24)
   argv = ("view", TEXT, "--target", folder, "--site", "a1.0", "--position", "END", "--epsilon", "0.4")
-  few = ("--particles", 16, "--budget", 160)
+  few = ("--growth", 1, "--particles", 16, "--budget", 160)
   code, out, error = inversionview(*argv, "--prior", "model", *few, "--json", "p.json")
   assert (code, error) == (0, "") and "from the query" in out
   assert Preimage.from_json(tmp_path / "p.json").method == "query+monte_carlo"

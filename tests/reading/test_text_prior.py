@@ -60,26 +60,23 @@ def test_particles_lie_inside_epsilon_as_the_target_itself_confirms(first, targe
 def test_the_same_seed_gives_the_same_and_another_query_compiles_nothing(first, target, caplog):
   with jax.log_compiles():
     again = iv.preimage(target, TEXT, "a1.0", "END", epsilon=0.4, growth=1, **FEW)
-    other = iv.preimage(
-      target, "John went to the park", "a1.0", 2, epsilon=0.5, match="position", growth=1, seed=1, **FEW
-    )
+    other = iv.preimage(target, TEXT, "a1.0", 2, epsilon=0.5, match="position", growth=1, seed=1, **FEW)
   assert again == first
   assert other.query.position == 2 and {sample.position for sample in other.samples} == {2}
   assert not [r for r in caplog.records if "Finished XLA compilation of jit(_sweeps)" in r.getMessage()]
 
 
 def test_texts_that_the_model_writes_give_bits(target):
-  preimage = iv.preimage(target, TEXT, "x0.mid", 1, match="position", start="prior", epsilon=0.6, **FEW)
+  preimage = iv.preimage(target, TEXT, "a1.0", 1, match="position", start="prior", epsilon=0.9, growth=1, **FEW)
   assert preimage.method == "monte_carlo" and preimage.bits > 0 and preimage.bits_error is not None
   length = len(target.tokenizer.encode(TEXT))
-  assert {len(sample.tokens) for sample in preimage.samples} == {length}
+  assert {len(sample.tokens) for sample in preimage.samples} <= {length - 1, length, length + 1}
 
 
-def test_one_token_and_several_sites(target):
-  one = iv.preimage(target, " Mary", "x0.post", "END", epsilon=0.5, **FEW)
-  assert len(one.query.tokens) == 2 and one.rate == 1 and {len(sample.tokens) for sample in one.samples} == {1}
-  two = iv.preimage(target, TEXT, ["a0.0", "x1.post"], [-1, 2], epsilon=0.7, **FEW)
-  assert len(two.particles) == N and len(two.others) == 1
+def test_one_token_at_several_sites(target):
+  preimage = iv.preimage(target, " Mary", ["a0.0", "x1.post"], "END", epsilon=0.7, **FEW)
+  assert len(preimage.query.tokens) == 2 and len(preimage.others) == 1
+  assert len(preimage.particles) == N and {len(sample.tokens) for sample in preimage.samples} == {1}
 
 
 def test_what_cannot_be_sampled_is_refused_in_one_line(target, folder, small_target):

@@ -64,6 +64,16 @@ def variables(module: Any, *inputs: Any) -> Any:
   return jax.tree.unflatten(structure, made)
 
 
+def random_like(params: Any) -> Any:
+  """Parameters of these shapes under which gradients are well conditioned: those of a trained model are small sums of large terms."""
+  leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+  made = []
+  for seed, (path, leaf) in enumerate(leaves):
+    spread = leaf.shape[-2] ** -0.5 if leaf.ndim > 1 else 0.1
+    made.append(np.asarray(leaf) if path[-1].key == "scale" else numbers(leaf.shape, seed) * spread)
+  return jax.tree.unflatten(structure, made)
+
+
 @functools.cache
 def mesh() -> jax.sharding.Mesh:
   """One device: what more of them give is a check of its own."""

@@ -118,7 +118,7 @@ def objective(reader: Reader) -> tuple[ShapeObjective, dict]:
 
 
 def gradients() -> tuple[Arrays, Arrays]:
-  """One training step of the shipped addition decoder, the target inside: (loss and gradients, the sites and positions that it drew).
+  """One training step of a decoder of the shipped one's shape, the target inside: (loss and gradients, the sites and positions that it drew).
 
   Of every parameter: `GRADIENT_ENTRIES` entries of its gradient, evenly spaced, and the gradient's norm.
   """
@@ -127,7 +127,7 @@ def gradients() -> tuple[Arrays, Arrays]:
   made, extra = objective(reader)
   keys = parallel.fold_in_each(jax.random.key(0), jnp.arange(len(rows)))
   step = parallel.jit(jax.value_and_grad(lambda p, *rest: made.loss(p, *rest)[0]))
-  loss, grads = step(reader.variables["params"], extra, reader.target.params, rows, keys)
+  loss, grads = step(models.random_like(reader.variables["params"]), extra, reader.target.params, rows, keys)
   out = {"loss": _array(loss)[None]}
   for path, leaf in jax.tree_util.tree_flatten_with_path(grads)[0]:
     name, flat = "/".join(str(key.key) for key in path), np.asarray(leaf, np.float32).ravel()

@@ -95,9 +95,8 @@ class LanguagePrior:
     Returns:
       Tokens int32[B]; log p(token | tokens before it), float32[B]; and where `other`, log p(not `before`) - log p(not token), float32[B].
     """
-    module = self.target.module
-    logits = module.apply({"params": params}, hidden[:, None], method="logits")[:, 0]
-    logits = jnp.where(jnp.asarray(self.allowed), logits, -jnp.inf)
+    computed: Any = self.target.module.apply({"params": params}, hidden[:, None], method="logits")
+    logits = jnp.where(jnp.asarray(self.allowed), computed[:, 0], -jnp.inf)
     log_z = jax.nn.logsumexp(logits, axis=-1)
 
     def of(token):
@@ -132,9 +131,10 @@ class LanguagePrior:
     Returns:
       The residual stream float[B, D] behind the last layer, distances float32[B, R] from the query, and the cache.
     """
-    x, cache, captured = self.target.module.apply(
+    computed: Any = self.target.module.apply(
       {"params": params}, token, position, cache, 0, tuple(dict.fromkeys(self.sites)), method="advance"
     )
+    x, cache, captured = computed
     far = []
     for i, site in enumerate(self.sites):
       activation = captured[site][:, 0].astype(jnp.float32)

@@ -114,7 +114,8 @@ class _Run:
     count, self._from_prior = self._settings.particles, start is None
     self._state = self._program.begin(query, basis, self._rng, start, count)
     self._island = np.arange(count) * ISLANDS // count
-    self._epsilon, self._runs, self._levels = np.float32(np.inf), int(self._state.pop("target_runs", count)), []
+    self._epsilon, self._runs = np.float32(np.inf), int(self._state.pop("target_runs", count))
+    self._levels: list[Level] = []
     self._log2, self._variance = np.zeros(ISLANDS), np.zeros(ISLANDS)
     self._calls, self._crossed, self.done = 0, False, False
 

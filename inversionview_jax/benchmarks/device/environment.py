@@ -19,8 +19,8 @@ _PACKAGES = (
 # (Python, JAX, what ran) in this repository, on CPUs.
 TESTED = (
   ("3.11", "0.10", "all tests"),
-  ("3.12", "0.11", "this check with --small"),
-  ("3.13", "0.12", "the short tests and this check with --small"),
+  ("3.12", "0.11", "parts of this check with --small"),
+  ("3.13", "0.12", "the short tests and parts of this check with --small"),
 )
 
 

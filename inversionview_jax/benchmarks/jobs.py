@@ -261,7 +261,7 @@ class TrainingProgram:
       params, extra = objective.init(jax.random.key(0))
       return State(jnp.int32(0), params, optimizer.init(params), {}, extra)
 
-    update = make_update(objective, optimizer, config, mesh)
+    update: Any = make_update(objective, optimizer, config, mesh)
     self._state = parallel.replicate(parallel.jit(fresh)(), mesh)
     self._frozen = parallel.replicate(objective.frozen, mesh)
     self._mesh, self.units = mesh, batch * _STEPS

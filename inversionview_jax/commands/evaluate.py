@@ -155,11 +155,10 @@ def _methods(args: argparse.Namespace) -> int:
   # The queries that the decoder's candidates are compared on, for the same number and seed.
   count = 50 if args.queries is None else args.queries
   queries = held_out.queries_of(target, task, sites, count, args.seed + 1, every_site=False)
-  folder, decoding = make_folder(args.out), {"mixture": args.mixture, "num_samples": args.num_samples}
+  folder = make_folder(args.out)
+  settings: dict[str, Any] = {"mixture": args.mixture, "num_samples": args.num_samples, **flags.sampling_of(args)}
   with bar(args.method, len(queries) * len(methods)) as advance:
-    comparison = compare_methods(
-      source, queries, methods, **decoding, **flags.sampling_of(args), seed=args.seed, progress=advance
-    )
+    comparison = compare_methods(source, queries, methods, **settings, seed=args.seed, progress=advance)
   comparison.to_json(folder / "methods.json")
   _print_methods(comparison)
   print(f"written to {folder}: methods.json")
@@ -184,9 +183,10 @@ def _target_alone(args: argparse.Namespace) -> "tuple[Target, Task, tuple[Site, 
     task, target = task_and_target(args.task, args.target)
   else:
     target = load_target(args.target)
-    task = target.resolve_task()
-    if task is None:
+    own = target.resolve_task()
+    if own is None:
       raise InversionViewError(f"the target {args.target} names no task: give --task")
+    task = own
   names = args.site or task.default_sites(target.config.n_layers, target.config.n_heads)
   return target, task, tuple(map(target.site, names))
 

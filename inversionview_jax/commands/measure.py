@@ -39,7 +39,7 @@ replaced by its weighted texts; with --no-bits they count as they were drawn, an
 """
 # Flags of this command that the estimate of bits has where a preimage has none of its own.
 _ESTIMATE = ("inputs", "draws")
-_USES = {"decoder": _ESTIMATE, "decoder+monte_carlo": _ESTIMATE}
+_USES: dict[str, Any] = {"decoder": _ESTIMATE, "decoder+monte_carlo": _ESTIMATE}
 
 
 def add_parser(commands: Any) -> None:

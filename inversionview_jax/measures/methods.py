@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -216,7 +217,12 @@ def compare_methods(
       text, site, _ = request(q)
       measured = _against(preimage, members, task, rng)
       runs = len(preimage.samples) if preimage.target_runs is None else preimage.target_runs
-      cost = {"seconds": seconds, "target_runs": runs, "converged": preimage.converged, "problem": preimage.problem}
+      cost: dict[str, Any] = {
+        "seconds": seconds,
+        "target_runs": runs,
+        "converged": preimage.converged,
+        "problem": preimage.problem,
+      }
       results.append(MethodResult(method, site, held_out.labels[q], text, **measured, **cost))
       if progress is not None:
         progress(1)
@@ -235,7 +241,7 @@ def compare_methods(
 
 
 def _finder(
-  reader: Reader | None, target: Target, task: Task, method: str, sampling: dict[str, int], decoding: dict
+  reader: Reader | None, target: Target, task: Task, method: str, sampling: dict[str, Any], decoding: dict[str, Any]
 ) -> Callable[..., Preimage]:
   """(text, site, position, seed) -> the preimage by one method."""
   if method == "monte_carlo":

@@ -285,7 +285,13 @@ class Preimage:
     reached = max(run, self.levels[-1]["epsilon"] if self.levels else 0.0)
     if _float32(epsilon) > _float32(reached):
       converged, problem = False, problem or f"{PART} of {epsilon:g}, what lies inside {reached:g}: draw again for it"
-    changed = {"converged": converged, "problem": problem, "bits": None, "bits_error": None, "sampled_epsilon": run}
+    changed: dict[str, Any] = {
+      "converged": converged,
+      "problem": problem,
+      "bits": None,
+      "bits_error": None,
+      "sampled_epsilon": run,
+    }
     return dataclasses.replace(self, epsilon=epsilon, **changed)
 
   def to_json(self, path: "str | os.PathLike | None" = None) -> str:

@@ -289,7 +289,8 @@ def _samples(population: Population, epsilon: float, task: Task) -> list[Sample]
     (population.distance, population.rejected_distance[beyond]),
     (population.position, population.rejected_position[beyond]),
   )
-  candidates = Candidates(*map(np.concatenate, parts), effect=None)
+  tokens, distance, position = map(np.concatenate, parts)
+  candidates = Candidates(tokens, distance, position, effect=None)
   count = len(candidates.tokens)
   drawn = np.arange(count, dtype=np.int32)
   rows = Rows(np.zeros_like(drawn), drawn, temperature=np.ones(count, np.float32), noise=np.zeros(count, np.float32))

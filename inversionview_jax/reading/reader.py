@@ -132,7 +132,7 @@ class Reader(ShowsTable):
         progress=progress,
         start=None
         if method == "monte_carlo"
-        else lambda queries: self.draw_mixture(queries, drawn_with, seed)[0].tokens,
+        else lambda queries: np.asarray(self.draw_mixture(queries, drawn_with, seed)[0].tokens),
         reader="" if method == "monte_carlo" else self.name,
         mesh=self.sampler.mesh,
       )

@@ -170,7 +170,7 @@ class Source:
       progress: as for `Reader.preimage`; the exact preimage calls it when it is done.
     """
     r = Request.of(request)
-    query = {"epsilon": r.epsilon, "metric": r.metric, "match": r.match}
+    query: dict[str, Any] = {"epsilon": r.epsilon, "metric": r.metric, "match": r.match}
     if self.method == "exact":
       name = "" if self.reader is None else self.reader.name
       found = exact_preimage(self.target, r.text, r.site, r.position, task=self.task, seed=seed, name=name, **query)

@@ -126,7 +126,7 @@ class _Run:
       survivors = self._resample(self._next_epsilon())
     else:
       survivors = 1.0
-    final = self._epsilon <= self._goal
+    final = bool(self._epsilon <= self._goal)
     left = max(1, (self._budget - self._runs) // s.particles)
     level = self._sweep(survivors, s.final_moves if final else s.moves, min(s.sweeps, left))
     self._levels.append(level)
@@ -171,7 +171,7 @@ class _Run:
     key = jax.random.fold_in(self._key, self._calls)
     self._calls += 1
     state, proposed, accepted, sweeps = self._program.sweep(
-      self._query, self._basis, key, (self._epsilon, self._goal), (wanted, most), self._state
+      self._query, self._basis, key, (float(self._epsilon), float(self._goal)), (wanted, most), self._state
     )
     self._state = state
     self._runs += int(sweeps) * self._settings.particles

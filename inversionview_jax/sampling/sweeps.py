@@ -77,9 +77,10 @@ class Nearness:
 
   def _activations(self, params, query: Queries, tokens) -> list[jax.Array]:
     """float32[N, T, D] of each of the query's sites; a single one is data, so that one program serves every site."""
-    run, inputs = self._target.module.apply, {"params": params}
+    run: Any = self._target.module.apply
+    inputs = {"params": params}
     if self.joint:
-      out: Any = run(inputs, tokens, capture=tuple(dict.fromkeys(self.sites)), logits=False)
+      out = run(inputs, tokens, capture=tuple(dict.fromkeys(self.sites)), logits=False)
       return [out[site].astype(jnp.float32) for site in self.sites]
     site = jnp.broadcast_to(query.site, (len(tokens), 1))
     return [run(inputs, tokens, choose=(self.sites, site), logits=False).chosen.astype(jnp.float32)]

@@ -91,7 +91,9 @@ def open_page(server, browser):
     page = context.new_page()
     page.requests = []
     page.on("request", lambda request: page.requests.append(request.url))
-    start = f"?{urllib.parse.urlencode({'text': TEXT, 'site': 'a0.1', 'position': '=', 'samples': 256, 'method': 'decoder'})}"
+    start = (
+      f"?{urllib.parse.urlencode({'text': TEXT, 'site': 'a0.1', 'position': '=', 'samples': 256, 'method': 'decoder'})}"
+    )
     page.goto(server[0] + "/" + start + query)
     page.wait_for_selector(wait)
     return page

@@ -5,6 +5,7 @@ is, in float32.
 """
 
 import dataclasses
+import functools
 
 from inversionview_jax.benchmarks import bench_torch, jobs, timing
 from inversionview_jax.benchmarks.device import speed
@@ -25,10 +26,11 @@ def run(record: Record, settings: Settings) -> None:
   rivals = bench_torch.Accelerated() if cuda else bench_torch
   work = jobs.Jobs(dataclasses.replace(size.jobs, batch=size.batches[-1] if cuda else size.batches[0]), rivals)
   for name in _CASES:
-    speed.attempt(record, name, lambda name=name: _compared(record, size, getattr(work, name)()))
+    speed.attempt(record, name, functools.partial(_compared, record, size, work, name))
 
 
-def _compared(record: Record, size: speed.Size, case: timing.Case) -> None:
+def _compared(record: Record, size: speed.Size, work: jobs.Jobs, name: str) -> None:
+  case: timing.Case = getattr(work, name)()
   measured = timing.measured(case, speed.REPEATS, size.seconds)
   ours, *theirs = measured["sides"]
   record.row(

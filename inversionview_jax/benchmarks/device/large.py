@@ -77,7 +77,7 @@ def _plan(small: bool) -> scenario.Scenario:
   plan = scenario.scenario_of(config)
   if not small:
     return dataclasses.replace(plan, target=dataclasses.replace(plan.target, n_layers=_LAYERS))
-  tiny = {"vocab_size": 211, "n_layers": 2, "n_heads": 2, "d_model": 32, "d_mlp": 64}
+  tiny: dict[str, Any] = {"vocab_size": 211, "n_layers": 2, "n_heads": 2, "d_model": 32, "d_mlp": 64}
   target = dataclasses.replace(plan.target, **tiny)
   decoder = dataclasses.replace(
     plan.decoder, d_activation=32, transformer=dataclasses.replace(plan.decoder.transformer, **tiny)

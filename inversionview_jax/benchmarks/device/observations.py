@@ -33,7 +33,8 @@ _TEXTS = 64  # whose distances are compared
 
 def forward(dtype: str | None = None) -> tuple[Arrays, Arrays]:
   """(logits, captures at every site of every kind) of each target; captures are named TARGET/KIND/SITE."""
-  logits, captures = {}, {}
+  logits: Arrays = {}
+  captures: Arrays = {}
   for name, target in models.targets(dtype).items():
     every = _sites(target, KINDS)
     run = target.run(models.tokens(name), every)
@@ -133,7 +134,7 @@ def gradients() -> tuple[Arrays, Arrays]:
     name, flat = "/".join(str(key.key) for key in path), np.asarray(leaf, np.float32).ravel()
     entries = flat[np.linspace(0, flat.size - 1, min(flat.size, GRADIENT_ENTRIES)).astype(int)]
     out[name], out[f"{name}/norm"] = entries, _array(np.linalg.norm(flat.astype(np.float64)))[None]
-  drawn, _ = made.inspect(extra, rows, keys)
+  drawn, _ = made.inspect(extra, jnp.asarray(rows), keys)
   return out, {name: np.asarray(drawn[name], np.int32) for name in ("site", "position")}
 
 

@@ -51,7 +51,7 @@ def markdown(data: Data) -> str:
   out += _speed(parts)
   out += _loops(parts)
   out += _beside(parts)
-  rows = [
+  timings = [
     (
       name,
       part["about"],
@@ -60,12 +60,13 @@ def markdown(data: Data) -> str:
     )
     for name, part in parts.items()
   ]
-  out += [*_table(("part", "", "status", "seconds"), rows), ""]
+  out += [*_table(("part", "", "status", "seconds"), timings), ""]
   return "\n".join(out)
 
 
 def _speed(parts: Data) -> list[str]:
-  rows, peaks = [], {}
+  rows: list[tuple] = []
+  peaks: dict[str, Any] = {}
   for name in ("training", "sampling", "large"):
     part = parts.get(name, {})
     peaks |= {key: value for key, value in part.get("values", {}).items() if key.startswith("matmul_")}

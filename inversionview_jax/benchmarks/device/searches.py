@@ -130,7 +130,7 @@ def enumerated() -> Enumerated:
   where = [position if query[3] else -1 for position, query in zip(at, EXACT, strict=True)]
   queries = Queries.of(np.stack(activations), site, task.metric, where)
   found = exact.distances(reader.target, task, reader.sites, queries, exact.every_input(task), models.mesh())
-  thresholds = np.float32([task.epsilon - MARGIN, task.epsilon, task.epsilon + MARGIN])
+  thresholds = np.array([task.epsilon - MARGIN, task.epsilon, task.epsilon + MARGIN], np.float32)
   inside = found.distance[:, None] <= thresholds[:, None]
   counts = inside.reshape(*inside.shape[:2], -1, BLOCK).sum(axis=-1, dtype=np.int32)
   return Enumerated(counts, found.distance[:, ::EVERY])

@@ -63,13 +63,19 @@ def training(record: Record, settings: Settings) -> None:
       attempt(
         record,
         name,
-        lambda name=name, batch=batch, dtype=dtype: _trained(
-          record, size, name, "pairs", work.decoder_training(batch, dtype)
-        ),
+        functools.partial(_decoder_trained, record, size, name, work, batch, dtype),
       )
   d = work.target.config.d_model
   name = f"target training, d={d}, batch {size.target_batch:,}"
   attempt(record, name, lambda: _trained(record, size, name, "texts", work.target_training(size.target_batch)))
+
+
+def _decoder_trained(record: Record, size: Size, name: str, work: jobs.Jobs, batch: int, dtype: str) -> None:
+  _trained(record, size, name, "pairs", work.decoder_training(batch, dtype))
+
+
+def _made_case(record: Record, size: Size, make: Callable[[], Any]) -> None:
+  _case(record, size, make())
 
 
 def sampling(record: Record, settings: Settings) -> None:
@@ -80,13 +86,13 @@ def sampling(record: Record, settings: Settings) -> None:
   reader = work.reader()
   for count in size.samples:
     name = f"sampling, d={size.jobs.d_model}, {count:,} candidates"
-    attempt(record, name, lambda name=name, count=count: _sampled(record, size, reader, name, count))
+    attempt(record, name, functools.partial(_sampled, record, size, reader, name, count))
   count = size.samples[0]
   query = functools.partial(reader.preimage, work.texts[0], "a0.0", "=", num_samples=count, effects=False)
   name = f"a whole query, {count:,} samples, text to sorted samples"
   attempt(record, name, lambda: timed(record, size, name, "queries", query, 1, 0.0))
   for case in (work.capture, work.enumerate):
-    attempt(record, case.__name__, lambda case=case: _case(record, size, case()))
+    attempt(record, case.__name__, functools.partial(_made_case, record, size, case))
 
 
 def attempt(record: Record, name: str, measure: Callable[[], object]) -> None:

@@ -272,9 +272,10 @@ def _pinned(readers: service.Service, view: View, encoded: service.Input) -> Non
   results: list[Preimage | str] = []
   for pin in view.pins:
     try:
-      results.append(_preimage(readers, view.at(pin)))
+      preimage = _preimage(readers, view.at(pin))
+      results.append(preimage)
       if view.epsilon is None:  # tasks differ in theirs: that of the first pin holds for all
-        view = dataclasses.replace(view, epsilon=results[-1].epsilon)
+        view = dataclasses.replace(view, epsilon=preimage.epsilon)
     except InversionViewError as error:
       results.append(str(error))
   preimages = [p for p in results if not isinstance(p, str)]

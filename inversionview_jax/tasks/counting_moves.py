@@ -43,7 +43,7 @@ class CountingMoves:
     out = xp.where(is_letter, tokens, pad)
     for place, token in enumerate((bar, query, colon, one + xp.clip(count, 1, 9) - 1, eos), start=1):
       out = xp.where(columns == length + place, token, out)
-    return xp.where(columns == 0, bos, out).astype(tokens.dtype)
+    return xp.where(columns == 0, bos, out).astype(xp.int32)
 
   def log_prior(self, tokens: Array, log_choices: float) -> Array:
     """float[B]: three letters, their counts and the query letter, each choice uniform (`log_choices` together), in any order of letters;

@@ -25,7 +25,7 @@ there; in at most 8 minutes. Exits with 1 if a number is wrong. launch/README.md
   inversionview bench --device --small --only parity parity_search
 """
 _TIMING_FLAGS = ("size", "repeats", "seconds", "scaling", "devices", "no_torch", "json")
-_DEVICE_FLAGS = ("small", "out", "golden", "budget")
+_DEVICE_FLAGS = ("small", "out", "golden", "time_limit")
 
 
 def add_parser(commands: Any) -> None:
@@ -52,7 +52,7 @@ def add_parser(commands: Any) -> None:
   checking.add_argument("--small", action="store_true", help="tiny sizes, for a CPU")
   flags.add(checking, "out", unset="device-check")
   checking.add_argument(
-    "--budget", type=float, metavar="SECONDS", help="for everything, on a slow machine more (default: 480)"
+    "--time-limit", type=float, metavar="SECONDS", help="for everything, on a slow machine more (default: 480)"
   )
   checking.add_argument("--golden", metavar="FILE", help="the numbers to compare with (default: this package's)")
 
@@ -68,10 +68,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   if args.device:
     from inversionview_jax.benchmarks.device import check
 
-    budget = check.BUDGET if args.budget is None else args.budget
-    if budget <= 0:
-      raise InversionViewError(f"--budget {budget:g} must be above 0")
-    return check.check(args.out or "device-check", small=args.small, golden=args.golden, only=args.only, budget=budget)
+    limit = check.BUDGET if args.time_limit is None else args.time_limit
+    if not 0 < limit < float("inf"):
+      raise InversionViewError(f"--time-limit {limit:g} must be above 0")
+    return check.check(args.out or "device-check", small=args.small, golden=args.golden, only=args.only, budget=limit)
   args.size = args.size or "full"
   args.repeats = 5 if args.repeats is None else args.repeats
   args.seconds = 1.0 if args.seconds is None else args.seconds

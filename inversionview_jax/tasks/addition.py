@@ -64,11 +64,16 @@ class Addition(Task):
     plus, equals = t.encode("+=")
     return SumMoves((t.bos_id, int(plus), int(equals), t.eos_id, t.pad_id))
 
+  @property
+  def _all_sums(self) -> bool:
+    """Whether the inputs are all sums; those of a subclass may be some of them, which the moves and prior of all do not know."""
+    return type(self).index is Addition.index and type(self).tokens is Addition.tokens
+
   def moves(self) -> tuple[Move, ...]:
-    return self._sums.all()
+    return self._sums.all() if self._all_sums else super().moves()
 
   def log_prior(self, tokens: Array) -> Array:
-    return self._sums.log_prior(tokens, self.num_inputs)
+    return self._sums.log_prior(tokens, self.num_inputs) if self._all_sums else super().log_prior(tokens)
 
   def tokens(self, index: np.ndarray) -> np.ndarray:
     index = np.asarray(index)

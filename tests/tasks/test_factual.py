@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import gpt2_folder, tokenizer_json
+from small_models import gpt2_folder
 
 from inversionview_jax import sites, tasks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sampling import collect
 from inversionview_jax.targets import load_target
 from inversionview_jax.tasks import fact_files, sources, tokenizers
-from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
 
 SENTENCES = ["The river is long and cold.", "Paris is a city that many people know!"]
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -22,8 +21,13 @@ TEXTS = [f"{r['prompt']} {r['answer']}." for r in fact_files.bundled()] + SENTEN
 
 
 @pytest.fixture(scope="module")
-def base():
-  return HuggingFaceTokenizer(tokenizer_json(TEXTS), 0, 0, 0)
+def whole(tmp_path_factory):
+  return load_target(gpt2_folder(tmp_path_factory.mktemp("models") / "gpt2", texts=TEXTS, heads=4))
+
+
+@pytest.fixture(scope="module")
+def base(whole):
+  return whole.tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +232,8 @@ def test_texts_that_are_too_long_are_counted(base, capsys):
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory, base, task):
-  folder = gpt2_folder(tmp_path_factory.mktemp("models") / "gpt2", texts=TEXTS, heads=4)
-  return load_target(folder).restrict_to(task.tokenizer)
+def target(whole, task):
+  return whole.restrict_to(task.tokenizer)
 
 
 NAMES = ("x0.mid", "a0.0", "a0.3", "a1.1", "a1.2")

@@ -101,6 +101,7 @@ class MonteCarlo:
       level = run.next_level()
       if progress is not None:
         progress(level)
+    run.take_inside()
     return run.population()
 
 
@@ -133,6 +134,13 @@ class _Run:
     stuck = len(self._levels) >= _MAX_LEVELS
     self.done = stuck or self._runs + s.particles > self._budget or (final and not self._problem())
     return level
+
+  def take_inside(self) -> None:
+    """Where the budget ended above epsilon and a tenth of the particles lies inside, all are drawn from these; they have not moved since."""
+    if self._epsilon > self._goal and (self._state["distance"] <= self._goal).mean() >= 0.1:
+      survivors = self._resample(self._goal)
+      distinct = len(np.unique(self._state["tokens"], axis=0))
+      self._levels.append(Level(float(self._goal), survivors, {}, distinct, moved=0.0, sweeps=0))
 
   def _next_epsilon(self) -> np.float32:
     """The quantile of the distances; where so many are tied that it does not fall, the largest distance below the last threshold."""

@@ -134,6 +134,15 @@ def test_a_small_budget_ends_with_what_was_reached(sampler, small_target):
   assert len(population.tokens) == N and (population.distance <= population.levels[-1].epsilon).all()
 
 
+def test_a_budget_that_ends_above_epsilon_takes_what_is_inside(sampler, small_target, every):
+  query = query_of(small_target, 4321, 2, 4)
+  epsilon = float(np.quantile(every(query), 0.2))  # the first threshold is near the median
+  population = sampler.run(query, epsilon, budget=2 * N)
+  assert (population.distance <= np.float32(epsilon)).all() and population.levels[-1].sweeps == 0
+  assert not population.converged and "have moved 0.0 times" in population.problem
+  assert abs(population.bits - np.log2(1 / 0.2)) < 4 * population.bits_error + 0.1
+
+
 def test_an_epsilon_that_only_the_query_meets(sampler, small_target, every):
   query = query_of(small_target, 4321, 2, 4, 4)
   distance = np.sort(every(query))

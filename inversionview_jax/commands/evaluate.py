@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from inversionview_jax.commands import flags
+from inversionview_jax.commands import flags, source
 from inversionview_jax.commands.tables import make_table
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.files import make_folder, write_whole
@@ -143,9 +143,9 @@ def _methods(args: argparse.Namespace) -> int:
   from inversionview_jax.measures.methods import METHODS, compare_methods
 
   methods = METHODS if args.method == _ALL else (args.method,)
-  source = _target_alone(args) if args.target and not args.reader else _of_reader(args)
-  target, task, sites = source if isinstance(source, tuple) else (source.target, source.task, source.sites)
-  if isinstance(source, tuple) and methods != ("monte_carlo",):
+  read = _target_alone(args) if source.without_reader(args) else _of_reader(args)
+  target, task, sites = read if isinstance(read, tuple) else (read.target, read.task, read.sites)
+  if isinstance(read, tuple) and methods != ("monte_carlo",):
     raise InversionViewError(
       f"--method {args.method} needs a reader, which has the decoder: give --reader, or use monte_carlo"
     )
@@ -156,9 +156,8 @@ def _methods(args: argparse.Namespace) -> int:
   count = 50 if args.queries is None else args.queries
   queries = held_out.queries_of(target, task, sites, count, args.seed + 1, every_site=False)
   folder = make_folder(args.out)
-  settings: dict[str, Any] = {"mixture": args.mixture, "num_samples": args.num_samples, **flags.sampling_of(args)}
   with bar(args.method, len(queries) * len(methods)) as advance:
-    comparison = compare_methods(source, queries, methods, **settings, seed=args.seed, progress=advance)
+    comparison = compare_methods(read, queries, methods, **source.settings_of(args), seed=args.seed, progress=advance)
   comparison.to_json(folder / "methods.json")
   _print_methods(comparison)
   print(f"written to {folder}: methods.json")
@@ -177,16 +176,7 @@ def _of_reader(args: argparse.Namespace) -> "Reader":
 
 def _target_alone(args: argparse.Namespace) -> "tuple[Target, Task, tuple[Site, ...]]":
   """The target, its task and the sites of the queries."""
-  from inversionview_jax.targets import load_target, task_and_target
-
-  if args.task:
-    task, target = task_and_target(args.task, args.target)
-  else:
-    target = load_target(args.target)
-    own = target.resolve_task()
-    if own is None:
-      raise InversionViewError(f"the target {args.target} names no task: give --task")
-    task = own
+  target, task = source.target_and_task(args)
   names = args.site or task.default_sites(target.config.n_layers, target.config.n_heads)
   return target, task, tuple(map(target.site, names))
 

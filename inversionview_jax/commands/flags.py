@@ -192,11 +192,6 @@ def check_used(args: argparse.Namespace, method: str, **uses: tuple[str, ...]) -
       )
 
 
-def sampling_of(args: argparse.Namespace) -> dict[str, int]:
-  """The settings of Monte Carlo that were given, as arguments of `Reader.preimage`."""
-  return {name: value for name in ("particles", "budget") if (value := getattr(args, name)) is not None}
-
-
 def refuse_renamed(argv: Sequence[str]) -> None:
   """Raises `InversionViewError` naming the new flag for one that was renamed; `argv` starts with the command."""
   for argument in argv[1:]:

@@ -108,7 +108,7 @@ def source_of(
   from inversionview_jax.reading.source import Source, monte_carlo_by_default
 
   if without_reader(args):
-    target, task = _target(args)
+    target, task = target_and_task(args)
     return Source.of(target, method, task=task, **settings_of(args))
   reader = load_reader(args.reader or "addition", args.target, mesh=mesh)
   if args.method is None and method != "decoder" and not monte_carlo_by_default(reader.task):
@@ -134,7 +134,7 @@ def note_decoder(args: argparse.Namespace, made: "Source") -> None:
     )
 
 
-def _target(args: argparse.Namespace) -> "tuple[Target, Task]":
+def target_and_task(args: argparse.Namespace) -> "tuple[Target, Task]":
   """The target of --target and its task; raises `InversionViewError` where it has none and --task names none."""
   from inversionview_jax.targets import load_target, task_and_target
 

@@ -4,7 +4,6 @@ Shapes: Q queries, N inputs, P samples, M members of a preimage, T tokens.
 """
 
 import dataclasses
-import functools
 import json
 import os
 import time
@@ -14,17 +13,19 @@ from typing import Any
 import numpy as np
 
 from inversionview_jax._version import __version__
-from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.errors import one_of
 from inversionview_jax.files import write_whole
 from inversionview_jax.measures.held_out import HeldOutQueries
 from inversionview_jax.preimage import Preimage
+from inversionview_jax.preimage.methods import SETTINGS
 from inversionview_jax.reading import Reader
-from inversionview_jax.reading import preimage as sample_preimage
+from inversionview_jax.reading.source import Source
 from inversionview_jax.sampling import exact
 from inversionview_jax.sites import Site
 from inversionview_jax.tables import ShowsTable, Table
 from inversionview_jax.targets import Target
 from inversionview_jax.tasks import Task
+from inversionview_jax.tasks.tokenizer_base import pad_rows
 
 FORMAT, FORMAT_VERSION = "inversionview-methods", 1
 METHODS = ("decoder", "decoder+monte_carlo", "monte_carlo")
@@ -188,21 +189,21 @@ def compare_methods(
   """
   reader = source if isinstance(source, Reader) else None
   target, task, sites = (source.target, source.task, source.sites) if isinstance(source, Reader) else source
-  finders = {}
+  settings = {"mixture": mixture, "num_samples": num_samples, "particles": particles, "budget": budget}
+  sources = {}
   for method in methods:
     if method not in METHODS:
       raise one_of("method", method, METHODS)
-    if reader is None and method != "monte_carlo":
-      raise InversionViewError(f"method {method!r} needs a decoder: give a reader, or use 'monte_carlo'")
-    decoding = {"mixture": mixture, "num_samples": num_samples}
-    finders[method] = _finder(reader, target, task, method, {"particles": particles, "budget": budget}, decoding)
+    used = {name: settings[name] for name in SETTINGS[method] if name in settings}
+    sources[method] = Source.of(target if reader is None else reader, method, task=task, **used)
 
   def request(q: int) -> tuple[str, str, int]:
     site = sites[int(held_out.queries.site[q])].short
     return task.tokenizer.text(held_out.tokens[q]), site, int(held_out.position[q])
 
-  for method, find in finders.items():  # compiles; a task without moves is refused before the enumeration
-    find(*request(0), seed=seed, **({} if method == "decoder" else {"budget": 1}))
+  for method, found_by in sources.items():  # compiles
+    short = found_by if method == "decoder" else found_by.by(method, **{**found_by.settings, "budget": 1})
+    short.preimage(request(0), effects=False, seed=seed)
   distances = None
   if task.enumerable:
     mesh = None if reader is None else reader.sampler.mesh
@@ -210,9 +211,9 @@ def compare_methods(
   rng, results = np.random.default_rng(seed), []
   for q in range(len(held_out)):
     members = None if distances is None else distances.members(q, task.epsilon)
-    for method, find in finders.items():
+    for method, found_by in sources.items():
       start = time.perf_counter()
-      preimage = find(*request(q), seed=(seed + q) % 2**32)
+      preimage = found_by.preimage(request(q), effects=False, seed=(seed + q) % 2**32)
       seconds = time.perf_counter() - start
       text, site, _ = request(q)
       measured = _against(preimage, members, task, rng)
@@ -235,21 +236,9 @@ def compare_methods(
     seed=seed,
     particles=particles,
     budget=budget,
-    methods=tuple(finders),
+    methods=tuple(sources),
     queries=tuple(results),
   )
-
-
-def _finder(
-  reader: Reader | None, target: Target, task: Task, method: str, sampling: dict[str, Any], decoding: dict[str, Any]
-) -> Callable[..., Preimage]:
-  """(text, site, position, seed) -> the preimage by one method."""
-  if method == "monte_carlo":
-    return functools.partial(sample_preimage, target, task=task, **sampling)
-  assert reader is not None
-  if method == "decoder":
-    return functools.partial(reader.preimage, method=method, effects=False, **decoding)
-  return functools.partial(reader.preimage, method=method, **sampling, **decoding)
 
 
 def _against(preimage: Preimage, members: np.ndarray | None, task: Task, rng: np.random.Generator) -> dict:
@@ -262,13 +251,11 @@ def _against(preimage: Preimage, members: np.ndarray | None, task: Task, rng: np
   size, marginals, of_draws, bits_error = len(members), None, None, None
   if inside:
     t = task.tokenizer
-    tokens = np.full((len(inside), task.length), t.pad_id)
-    for row, (text, ended) in zip(tokens, inside, strict=True):
-      whole = (t.bos_id, *text, *([t.eos_id] if ended else []))
-      row[: len(whole)] = whole
+    rows = [(t.bos_id, *text, *([t.eos_id] if ended else [])) for text, ended in inside]
+    tokens, _ = pad_rows(rows, t.pad_id, task.length)
     marginals, of_draws = _marginals(tokens, task.tokens(members), task.tokenizer.vocab_size, rng)
   if preimage.bits is not None:
-    bits_error = preimage.bits - float(np.log2(len(exact.every_input(task)) / size))
+    bits_error = preimage.bits - float(np.log2(task.num_inputs / size))
   draws = size * -np.expm1(len(inside) * np.log1p(-1 / size)) if size > 1 else min(size, len(inside))
   return fields | dict(zip(compared, (size, float(draws), marginals, of_draws, bits_error), strict=True))
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from inversionview_jax.tasks.tokenizer_base import BOS, EOS, PAD, Batches
+from inversionview_jax.tasks.tokenizer_base import Batches, strings_of
 
 
 class PythonTokenizer(Batches):
@@ -37,18 +37,7 @@ class PythonTokenizer(Batches):
 
   def strings(self, ids: Sequence[int]) -> list[str]:
     """The text of each token by itself, specials as "<BOS>", "<EOS>", "<PAD>"."""
-    ids = [int(i) for i in ids]
-    padding = self.padding([ids])[0] if ids else []
-    names = {self.pad_id: PAD, self.bos_id: BOS, self.eos_id: EOS}
-    out = []
-    for column, token in enumerate(ids):
-      if token not in names:
-        out.append(str(self.original.decode([token])))
-      elif column == 0 and token == self.bos_id:
-        out.append(BOS)
-      else:
-        out.append(PAD if padding[column] else names[token])
-    return out
+    return strings_of(self, ids, lambda token: str(self.original.decode([token])))
 
   def text(self, ids: Sequence[int]) -> str:
     """The text of `ids`, without BOS, EOS and PAD."""

@@ -4,7 +4,7 @@
 it makes of a folder's files is kept as a tokenizer of the `tokenizers` library, which gives the same ids and can be stored beside a reader.
 
 Where no BOS is named, EOS is used, and the other way round; where no PAD is named, EOS. (GPT-2 has one special token for all three, and
-Qwen2 has no BOS. They are told apart by position, see `tokenizer_base`.)
+Qwen2 has no BOS. Their roles follow from their position, see `tokenizer_base`.)
 """
 
 import contextlib

@@ -55,7 +55,7 @@ def preimage(
   """The epsilon-preimage of one activation, or of several together, by Monte Carlo on the target from the task's prior; no decoder is involved.
 
   The particles follow the task's prior inside epsilon, as far as `Preimage.converged` is true: a part of the preimage that no move and no
-  draw from the prior came near is missing, and nothing tells of it.
+  draw from the prior came near is missing, and no diagnostic shows that.
 
   Args:
     target: the model that is read.

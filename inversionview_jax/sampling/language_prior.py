@@ -1,7 +1,7 @@
 """A language model as the prior over texts: the law, draws of a next token, and one token at a time with the activations to compare.
 
 The law: a number of tokens, uniform among those allowed, and for that many tokens the model's probability of the text behind BOS,
-p(x_1) p(x_2 | x_1) ..., each renormalized over the tokens that a text may have: all but special ones. Nothing is said about whether the text ends there.
+p(x_1) p(x_2 | x_1) ..., each renormalized over the tokens that a text may have: all but special ones. Whether the text ends there plays no part.
 
 Shapes: B texts, C positions (BOS and text), V vocabulary, D width of the residual stream, R activations of a query, P directions.
 """

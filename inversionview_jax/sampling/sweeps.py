@@ -27,9 +27,7 @@ COMPOSED = 3  # moves of one proposal, at most
 REJECTED = 256  # proposals just outside epsilon that are kept
 _DRAWN = 24  # sweeps of one call, at most, for which inputs are drawn
 
-State = dict[
-  str, Any
-]  # "tokens", "distance", "position", "prior" and "moves" of each particle, and "rejected_*": see `TaskSweeps.begin`
+State = dict[str, Any]  # see `new_state`
 
 
 class Nearness:
@@ -127,8 +125,7 @@ class TaskSweeps:
       count: N.
 
     Returns:
-      "tokens", "distance", "position", "prior" and "moves" of N particles, and "rejected_tokens", "rejected_distance" and
-      "rejected_position" of the proposals that are kept; NumPy arrays.
+      See `new_state`; NumPy arrays.
     """
     task = self._task
     tokens = np.asarray(task.tokens(rng.integers(task.num_inputs, size=count)), np.int32)
@@ -138,16 +135,8 @@ class TaskSweeps:
       tokens[: len(valid)] = valid
       tokens = tokens[rng.permutation(count)]
     distance, position = map(np.asarray, self._measure(self._params, query, basis, tokens))
-    return {
-      "tokens": tokens,
-      "distance": distance,
-      "position": position,
-      "prior": np.asarray(task.log_prior(jnp.asarray(tokens)), np.float32),
-      "moves": np.zeros(count, np.int32),
-      "rejected_tokens": np.zeros((REJECTED, tokens.shape[1]), np.int32),
-      "rejected_distance": np.full(REJECTED, np.inf, np.float32),
-      "rejected_position": np.full(REJECTED, -1, np.int32),
-    }
+    prior = np.asarray(task.log_prior(jnp.asarray(tokens)), np.float32)
+    return new_state(tokens, distance, position, prior, np.zeros(count, np.int32))
 
   def sweep(
     self,
@@ -209,9 +198,7 @@ class TaskSweeps:
       moved = accept & (far <= threshold) & (new != state["tokens"]).any(axis=1)
       rejected = nearest_outside(state, new, far, where, far > epsilon)
       proposal = {"tokens": new, "distance": far, "position": where, "prior": prior}
-      updated = {
-        name: jnp.where(moved.reshape(-1, *[1] * (x.ndim - 1)), x, state[name]) for name, x in proposal.items()
-      }
+      updated = {name: where_rows(moved, x, state[name]) for name, x in proposal.items()}
       mine = kind[:, None] == kinds
       state = {**updated, **rejected, "moves": state["moves"] + moved}
       return step + 1, state, proposed + mine.sum(axis=0), accepted + (mine & moved[:, None]).sum(axis=0)
@@ -286,6 +273,34 @@ def check_moves(task: Task, moves: tuple[Move, ...]) -> None:
     check(f"the move {move.name!r}", move.propose, (uniforms, tokens, *more), [(rows, width), (rows,)])
 
 
+def new_state(tokens: Any, distance: Any, position: Any, prior: Any, moves: Any) -> State:
+  """N particles, and no rejected proposals yet.
+
+  Args:
+    tokens, distance, position: int32[N, T], float32[N], int32[N].
+    prior: float32[N], their log prior.
+    moves: int32[N] or float32[N], how often each has moved.
+
+  Returns:
+    These by their names, and "rejected_tokens", "rejected_distance" and "rejected_position" of the proposals that are kept.
+  """
+  return {
+    "tokens": tokens,
+    "distance": distance,
+    "position": position,
+    "prior": prior,
+    "moves": moves,
+    "rejected_tokens": np.zeros((REJECTED, tokens.shape[1]), np.int32),
+    "rejected_distance": np.full(REJECTED, np.inf, np.float32),
+    "rejected_position": np.full(REJECTED, -1, np.int32),
+  }
+
+
+def where_rows(condition: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+  """x in the rows where bool[N], else y."""
+  return jnp.where(condition.reshape(-1, *[1] * (x.ndim - 1)), x, y)
+
+
 def nearest_outside(state: State, tokens: Any, distance: Any, position: Any, outside: Any) -> State:
   """The nearest different proposals outside epsilon so far: those of the state and those of this sweep, as many as before.
 
@@ -297,7 +312,7 @@ def nearest_outside(state: State, tokens: Any, distance: Any, position: Any, out
   far = jnp.concatenate([state["rejected_distance"], jnp.where(outside, distance, jnp.inf)])
   tokens = jnp.concatenate([state["rejected_tokens"], tokens])
   position = jnp.concatenate([state["rejected_position"], position])
-  # Equal texts side by side, by a hash among those at one distance; few of them would fill all rows otherwise.
+  # Sorted by distance and hash, equal texts are neighbours and are kept once; copies of a few would fill all rows otherwise.
   factors = jnp.arange(1, tokens.shape[1] + 1, dtype=jnp.uint32) * np.uint32(2654435761)
   order = jnp.lexsort(((tokens.astype(jnp.uint32) * factors).sum(axis=1), far))
   again = (tokens[order][1:] == tokens[order][:-1]).all(axis=1)

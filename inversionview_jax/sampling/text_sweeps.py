@@ -21,7 +21,7 @@ from inversionview_jax.sampling import text_moves
 from inversionview_jax.sampling.candidates import Queries
 from inversionview_jax.sampling.language_prior import LanguagePrior, Texts
 from inversionview_jax.sampling.particles import ISLANDS, variation
-from inversionview_jax.sampling.sweeps import REJECTED, State, nearest_outside
+from inversionview_jax.sampling.sweeps import State, nearest_outside, new_state, where_rows
 from inversionview_jax.tasks import Task
 from inversionview_jax.tasks.tokenizers import Tokenizer
 
@@ -87,15 +87,10 @@ class TextSweeps:
       tokens = np.asarray(start, np.int32)[np.arange(count) % len(start)]
       length = ((tokens != self._tokenizer.eos_id) & (tokens != self._tokenizer.pad_id)).sum(axis=1)
     blank = self.prior.blank(count, self._length - 1)
+    tokens = np.where(columns <= length[:, None], tokens, self._tokenizer.pad_id).astype(np.int32)
+    far, nowhere, zeros = np.full(count, np.inf, np.float32), np.full(count, -1, np.int32), np.zeros(count, np.float32)
     state = {
-      "tokens": np.where(columns <= length[:, None], tokens, self._tokenizer.pad_id).astype(np.int32),
-      "distance": np.full(count, np.inf, np.float32),
-      "position": np.full(count, -1, np.int32),
-      "prior": np.zeros(count, np.float32),
-      "moves": np.zeros(count, np.float32),
-      "rejected_tokens": np.zeros((REJECTED, self._length), np.int32),
-      "rejected_distance": np.full(REJECTED, np.inf, np.float32),
-      "rejected_position": np.full(REJECTED, -1, np.int32),
+      **new_state(tokens, far, nowhere, zeros, zeros),
       **jax.tree.map(np.asarray, _packed(dataclasses.replace(blank, length=jnp.asarray(length, jnp.int32)))),
     }
     first = text_moves.END if start is None else text_moves.RECOMPUTE
@@ -180,7 +175,7 @@ class TextSweeps:
       columns = jnp.arange(positions)[None, :]
       prior = jnp.where(columns < new.length[:, None], new.log_p, 0.0).sum(axis=1)
       proposal = {"tokens": tokens, "distance": far, "position": where, "prior": prior}
-      updated = {name: _where(moved, x, state[name]) for name, x in proposal.items()}
+      updated = {name: where_rows(moved, x, state[name]) for name, x in proposal.items()}
       share = jnp.where(moved, changed / jnp.maximum(texts.length - 1, 1), 0.0)
       state = {**updated, **rejected, "moves": state["moves"] + share}
       texts = _where_texts(moved, new, texts)
@@ -263,14 +258,11 @@ def _put(x: jax.Array, value: jax.Array, t: jax.Array) -> jax.Array:
   return jax.lax.dynamic_update_index_in_dim(x, value.astype(x.dtype), t, axis=1)
 
 
-def _where(condition: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-  """x in the rows where bool[N], else y."""
-  return jnp.where(condition.reshape(-1, *[1] * (x.ndim - 1)), x, y)
-
-
 def _where_texts(condition: jax.Array, new: Texts, old: Texts) -> Texts:
   cache = jax.tree.map(lambda x, y: jnp.where(condition, x, y), new.cache, old.cache)  # rows are the last axis
-  rest = jax.tree.map(lambda x, y: _where(condition, x, y), *(dataclasses.replace(x, cache=None) for x in (new, old)))
+  rest = jax.tree.map(
+    lambda x, y: where_rows(condition, x, y), *(dataclasses.replace(x, cache=None) for x in (new, old))
+  )
   return dataclasses.replace(rest, cache=cache)
 
 

@@ -1,7 +1,7 @@
 """The inputs of a run as arrays: token ids, where each text ends, what is padding, and an attention mask where one is needed.
 
 What is padding is known where texts are encoded, lists of ids differ in length, or an attention mask is given. In an array of token ids without
-a mask it is told by position: PAD at the end of a row. PAD in front of a text, which would move its positions, is refused.
+a mask it is recognised by position: PAD at the end of a row. PAD in front of a text, which would move its positions, is refused.
 
 Shapes: B rows, T tokens.
 """

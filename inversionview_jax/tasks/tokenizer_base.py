@@ -3,7 +3,7 @@
 Shapes: B texts, T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -71,6 +71,25 @@ def pad_rows(
   return out, lengths
 
 
+def strings_of(tokenizer: Tokenizer, ids: Sequence[int], piece: Callable[[int], str]) -> list[str]:
+  """The text of each token by itself: of special ones "<BOS>", "<EOS>", "<PAD>", of others what `piece` gives.
+
+  An id of more than one special token is BOS in front, EOS after that, and PAD after EOS at the end.
+  """
+  ids = [int(i) for i in ids]
+  padding = tokenizer.padding([ids])[0] if ids else []
+  names = {tokenizer.pad_id: PAD, tokenizer.bos_id: BOS, tokenizer.eos_id: EOS}
+  out = []
+  for column, token in enumerate(ids):
+    if token not in names:
+      out.append(piece(token))
+    elif column == 0 and token == tokenizer.bos_id:
+      out.append(BOS)
+    else:
+      out.append(PAD if padding[column] else names[token])
+  return out
+
+
 class Batches:
   """The methods that are the same for all tokenizers."""
 
@@ -99,7 +118,7 @@ class Batches:
     return pad_rows(rows, self.pad_id, length)[0]
 
   def padding(self: Tokenizer, tokens: npt.ArrayLike) -> np.ndarray:
-    """int[B, T] -> bool[B, T]: which tokens are padding, told by position, since PAD may have the id of BOS or EOS.
+    """int[B, T] -> bool[B, T]: which tokens are padding, by their position, since PAD may have the id of BOS or EOS.
 
     Every PAD at the end of a row: but the first of them where it is EOS, and never the first token of a row where it is BOS. Elsewhere a PAD
     is a token of the text, in which it was spelled out. Where PAD is not BOS, every PAD in front of a text too.

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.tasks.tokenizer_base import BOS, EOS, PAD, Batches, Tokenizer
+from inversionview_jax.tasks.tokenizer_base import BOS, EOS, PAD, Batches, Tokenizer, strings_of
 
 # Embeddings are padded to a round number of rows, by less than this many (Phi-2's by 905).
 _UNUSED_ROWS, _ROUND = 1024, 64
@@ -155,18 +155,7 @@ class HuggingFaceTokenizer(Batches):
     A token that holds part of a character is shown as "�". An id of more than one special token is BOS in front, EOS after that, and PAD
     after EOS at the end.
     """
-    ids = [int(i) for i in ids]
-    padding = self.padding([ids])[0] if ids else []
-    names = {self.pad_id: PAD, self.bos_id: BOS, self.eos_id: EOS}
-    out = []
-    for column, token in enumerate(ids):
-      if token not in names:
-        out.append(self._piece(token))
-      elif column == 0 and token == self.bos_id:
-        out.append(BOS)
-      else:
-        out.append(PAD if padding[column] else names[token])
-    return out
+    return strings_of(self, ids, self._piece)
 
   def text(self, ids: Sequence[int]) -> str:
     """The text of `ids`, without BOS, EOS and PAD."""

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from refusals import refusal
 
 import inversionview_jax as iv
 from inversionview_jax import tasks
-from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.reading import load_reader, monte_carlo
 
@@ -17,13 +17,6 @@ TOKENS = tasks.get("addition").tokenizer.encode_batch([TEXT], 14, eos=True)
 N, BUDGET = 64, 4_000
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
-
-def refusal(function, *args, **kwargs) -> str:
-  with pytest.raises(InversionViewError) as caught:
-    function(*args, **kwargs)
-  assert "\n" not in str(caught.value)
-  return str(caught.value)
 
 
 @pytest.fixture(scope="module")

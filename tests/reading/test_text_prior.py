@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from refusals import refusal
 from small_models import gpt2_folder
 
 import inversionview_jax as iv
-from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.reading import text_prior
 from inversionview_jax.targets import load_target
@@ -16,13 +16,6 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 TEXT = "Mary went to the store"
 N = 16
 FEW = {"prior": "model", "particles": N, "budget": 40 * N}
-
-
-def refusal(function, *args, **kwargs) -> str:
-  with pytest.raises(InversionViewError) as caught:
-    function(*args, **kwargs)
-  assert "\n" not in str(caught.value)
-  return str(caught.value)
 
 
 @pytest.fixture(scope="module")

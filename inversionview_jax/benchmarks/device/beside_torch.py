@@ -21,7 +21,7 @@ def run(record: Record, settings: Settings) -> None:
   size = speed.size_of(settings)
   cuda = torch.cuda.is_available()
   record.values(**bench_torch.versions(), torch_device=torch.cuda.get_device_name(0) if cuda else "cpu", compiled=cuda)
-  # On a GPU the float32 products of both use TF32: XLA by default, PyTorch when told so.
+  # On a GPU the float32 products of both use TF32: XLA by default, PyTorch with this setting.
   torch.set_float32_matmul_precision("high")
   rivals = bench_torch.Accelerated() if cuda else bench_torch
   work = jobs.Jobs(dataclasses.replace(size.jobs, batch=size.batches[-1] if cuda else size.batches[0]), rivals)

@@ -26,7 +26,7 @@ from inversionview_jax.models import decoder
 from inversionview_jax.models.decoder import DecoderConfig
 from inversionview_jax.sampling import generation
 
-CASES = ("train", "query", "shipped", "effects", "queries", "capture", "train_target", "enumerate")
+CASES = ("train", "query", "shipped", "effects", "queries", "monte_carlo", "capture", "train_target", "enumerate")
 
 
 def case(jobs: Jobs, name: str) -> Case:

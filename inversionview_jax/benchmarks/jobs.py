@@ -1,4 +1,4 @@
-"""The jobs that are timed: training, queries, capture and exact enumeration on the addition task."""
+"""The jobs that are timed: training, queries, Monte Carlo, capture and exact enumeration on the addition task."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from inversionview_jax.measures import held_out
 from inversionview_jax.models import decoder
 from inversionview_jax.models.decoder import DecoderConfig
 from inversionview_jax.models.transformer import TransformerConfig
-from inversionview_jax.reading import Reader, load_reader
+from inversionview_jax.reading import Reader, load_reader, monte_carlo
 from inversionview_jax.sampling import exact
 from inversionview_jax.targets import Target, load_target
 from inversionview_jax.training import decoder_objective, optimizers, target_objective
@@ -36,6 +36,7 @@ class Size:
     batch, target_batch, capture_batch: texts of a batch when a decoder is trained, a target is trained, and sites are captured.
     samples: of each query.
     queries: of the job with many.
+    preimages: by Monte Carlo, each with `samples` particles.
     inputs: that are enumerated.
     scaling: numbers of samples for `bench.scaling`.
   """
@@ -46,14 +47,15 @@ class Size:
   capture_batch: int
   samples: int
   queries: int
+  preimages: int
   inputs: int
   scaling: tuple[int, ...]
 
 
 # "full" has the paper's decoder, "small" is for trying the benchmark out.
 SIZES = {
-  "full": Size(256, 256, 512, 1024, 1024, 16, 102_400, (64, 256, 1024, 4096, 16_384)),
-  "small": Size(32, 16, 32, 16, 32, 2, 2048, (16, 64)),
+  "full": Size(256, 256, 512, 1024, 1024, 16, 4, 102_400, (64, 256, 1024, 4096, 16_384)),
+  "small": Size(32, 16, 32, 16, 32, 2, 2, 2048, (16, 64)),
 }
 
 
@@ -63,10 +65,11 @@ class Jobs:
   Args:
     size: how large they are.
     rivals: the module `bench_torch` (what this package is compared with), or None.
+    dtype: `compute.dtype` of decoder training, "" for the default.
   """
 
-  def __init__(self, size: Size, rivals: Any = None):
-    self.size, self.rivals = size, rivals
+  def __init__(self, size: Size, rivals: Any = None, dtype: str = ""):
+    self.size, self.rivals, self._dtype = size, rivals, dtype
     self.task = tasks.get("addition")
     self.target: Target = load_target("addition")
     t, d = self.task.tokenizer, size.d_model
@@ -87,10 +90,10 @@ class Jobs:
   def train(self) -> Case:
     """Decoder training: the whole step with the target inside."""
     shape, batch, length = self.decoder.transformer, self.size.batch, self.task.length
-    program = self.decoder_training(batch)
+    program = self.decoder_training(batch, self._dtype)
     flops = 3 * transformer_flops(shape, length, length + 1) + transformer_flops(self.target.config, length, length)
     theirs = self.rivals.train(self, batch) if self.rivals else ()
-    about = f"decoder training, d={shape.d_model}, batch {batch}, target inside"
+    about = f"decoder training, d={shape.d_model}, batch {batch}{self._dtype and f', {self._dtype}'}, target inside"
     return Case("train", about, "pairs", flops, program.side, theirs)
 
   def train_target(self) -> Case:
@@ -190,6 +193,24 @@ class Jobs:
       "queries",
       n * self._sample_flops(self.decoder),
       Side("inversionview_jax", run, len(requests)),
+    )
+
+  def monte_carlo(self) -> Case:
+    """Preimages by Monte Carlo, one after the other, from text to sorted particles; no decoder."""
+    n, many = self.size.samples, self.size.preimages
+    # One for each kind of site, so that easy and hard ones are among them.
+    queries = list(zip(self.texts[:many], ("a0.0", "x0.post", "a1.3", "x1.post"), strict=False))
+
+    def run():
+      return [monte_carlo.preimage(self.target, text, site, "=", particles=n) for text, site in queries]
+
+    runs = sum(found.target_runs or 0 for found in run())
+    return Case(
+      "monte_carlo",
+      f"{many} preimages by Monte Carlo, {n:,} particles each, {runs:,} target runs",
+      "target runs",
+      transformer_flops(self.target.config, self.task.length, self.task.length),
+      Side("inversionview_jax", run, runs),
     )
 
   def _one_query(self, reader: Reader) -> Side:

@@ -1,4 +1,4 @@
-"""`inversionview bench`: times training, queries, capture and enumeration on this machine; `--device`: checks its devices."""
+"""`inversionview bench`: times training, queries, Monte Carlo, capture and enumeration on this machine; `--device`: checks its devices."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold, write_whole
 
 _DESCRIPTION = """\
-Time training, queries, capture and exact enumeration: medians of several runs, alternating with PyTorch where torch and transformers are
+Time training, queries, Monte Carlo, capture and exact enumeration: medians of several runs, alternating with PyTorch where torch and transformers are
 installed, each with its share of the float32 matrix-product peak measured in the same run.
 
   inversionview bench
@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
     "--only",
     nargs="+",
     metavar="NAME",
-    help="some of train, query, shipped, effects, queries, capture, train_target, enumerate; with --device some of its parts, as its "
+    help="some of train, query, shipped, effects, queries, monte_carlo, capture, train_target, enumerate; with --device some of its parts, as its "
     "tables name them (default: all)",
   )
   parser.add_argument("--repeats", type=int, help="timed runs of each implementation (default: 5)")

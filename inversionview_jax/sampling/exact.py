@@ -25,8 +25,8 @@ from inversionview_jax.tables import ShowsTable, Table
 from inversionview_jax.targets import Target
 from inversionview_jax.tasks import Task
 
-# Inputs per device and program call: a few MB of activations, so that all queries read them from the cache.
-_BATCH = 1024
+# Inputs per device and program call. Of a CPU: a few MB of activations, so that all queries read them from the cache. Others need many to be busy.
+_BATCH, _BATCH_ACCELERATOR = 1024, 32_768
 _BYTES = 5  # of one result: a float32 distance and an int8 position
 _SHOWN = 8  # inputs in the table of a preimage
 
@@ -147,7 +147,8 @@ def distances(
   program = _program(target.module, task, tuple(sites[s] for s in used), mesh)
   params, queries = parallel.replicate((target.params, queries), mesh)
   devices = mesh.shape[parallel.DATA]
-  fitting = min(_BATCH, texts_that_fit(target.config, task.length, len(used) + 8))
+  batch = _BATCH if parallel.platform(mesh) == "cpu" else _BATCH_ACCELERATOR
+  fitting = min(batch, texts_that_fit(target.config, task.length, len(used) + 8))
   size = devices * min(fitting, -(-len(index) // devices))
   results = np.empty((count, len(index)), np.float32), np.empty((count, len(index)), np.int8)
   # Not `parallel.in_chunks`: results of one chunk are stored while the next one runs, and are never held twice (Q * N can be 800 MB).

@@ -1,7 +1,7 @@
 """Beside PyTorch on the same device, in turn: training of a decoder and of a target, one query, and capture.
 
-On a GPU PyTorch's training and capture are compiled (`torch.compile`) and everything of it runs under autocast to bfloat16; on a CPU it runs as it
-is, in float32.
+On a GPU PyTorch's training and capture are compiled (`torch.compile`) and everything of it runs under autocast to bfloat16, beside decoder training
+in bfloat16 here and float32 at default precision (TF32) elsewhere; on a CPU it runs as it is, in float32.
 """
 
 import dataclasses
@@ -24,7 +24,8 @@ def run(record: Record, settings: Settings) -> None:
   # On a GPU the float32 products of both use TF32: XLA by default, PyTorch with this setting.
   torch.set_float32_matmul_precision("high")
   rivals = bench_torch.Accelerated() if cuda else bench_torch
-  work = jobs.Jobs(dataclasses.replace(size.jobs, batch=size.batches[-1] if cuda else size.batches[0]), rivals)
+  batch, dtype = (size.batches[-1], "bfloat16") if cuda else (size.batches[0], "")
+  work = jobs.Jobs(dataclasses.replace(size.jobs, batch=batch), rivals, dtype)
   for name in _CASES:
     speed.attempt(record, name, functools.partial(_compared, record, size, work, name))
 

@@ -70,8 +70,8 @@ PARTS = (
   Part(
     "parity_devices", "one device and all of them", "parity:devices", 120, 1, ("one device and all",), simulated=True
   ),
-  Part("training", "speed of training", "speed:training", 110, 2),
-  Part("sampling", "speed of sampling, capture and enumeration", "speed:sampling", 110, 3),
+  Part("training", "speed of training", "speed:training", 160, 2),
+  Part("sampling", "speed of sampling, Monte Carlo, capture and enumeration", "speed:sampling", 110, 3),
   Part("loops", "time to the first step; waits and transfers", "loops:run", 100, 4, cold=True),
   Part("large", "GPT-2 medium reading GPT-2 XL", "large:run", 170, 5),
   Part("torch", "beside PyTorch", "beside_torch:run", 120, 6, packages=("torch", "transformers")),

@@ -1,4 +1,4 @@
-"""How fast training, sampling, capture and enumeration are here, with the FLOPs of each program, its share of the peak, and memory.
+"""How fast training, sampling, Monte Carlo, capture and enumeration are here, with the FLOPs of each program, its share of the peak, and memory.
 
 Five timed runs after the first, their median; a run lasts at least a fraction of a second. FLOPs are those of matrix products, counted in
 the program as it was traced. Peaks are the chip's published bfloat16 peak, where it is known, and the best matrix product measured here.
@@ -52,19 +52,14 @@ def size_of(settings: Settings) -> Size:
 
 
 def training(record: Record, settings: Settings) -> None:
-  """Peaks, decoder training at both batches, in default precision and in bfloat16, and target training."""
+  """Peaks, decoder training at both batches, the larger one in bfloat16 too, and target training."""
   size = size_of(settings)
   measured_peaks(record, size)
   work = jobs.Jobs(size.jobs)
   width = size.jobs.d_model
-  for batch in size.batches:
-    for dtype in ("", "bfloat16"):
-      name = f"decoder training, d={width}, batch {batch:,}{', bfloat16' if dtype else ''}"
-      attempt(
-        record,
-        name,
-        functools.partial(_decoder_trained, record, size, name, work, batch, dtype),
-      )
+  for batch, dtype in ((size.batches[-1], "bfloat16"), *((batch, "") for batch in size.batches)):
+    name = f"decoder training, d={width}, batch {batch:,}{dtype and f', {dtype}'}"
+    attempt(record, name, functools.partial(_decoder_trained, record, size, name, work, batch, dtype))
   d = work.target.config.d_model
   name = f"target training, d={d}, batch {size.target_batch:,}"
   attempt(record, name, lambda: _trained(record, size, name, "texts", work.target_training(size.target_batch)))
@@ -79,7 +74,7 @@ def _made_case(record: Record, size: Size, make: Callable[[], Any]) -> None:
 
 
 def sampling(record: Record, settings: Settings) -> None:
-  """Sampling at both numbers of candidates, a whole query, capture and enumeration."""
+  """Sampling at both numbers of candidates, a whole query, Monte Carlo, capture and enumeration."""
   size = size_of(settings)
   measured_peaks(record, size)
   work = jobs.Jobs(size.jobs)
@@ -91,7 +86,7 @@ def sampling(record: Record, settings: Settings) -> None:
   query = functools.partial(reader.preimage, work.texts[0], "a0.0", "=", num_samples=count, effects=False)
   name = f"a whole query, {count:,} samples, text to sorted samples"
   attempt(record, name, lambda: timed(record, size, name, "queries", query, 1, 0.0))
-  for case in (work.capture, work.enumerate):
+  for case in (work.monte_carlo, work.capture, work.enumerate):
     attempt(record, case.__name__, functools.partial(_made_case, record, size, case))
 
 

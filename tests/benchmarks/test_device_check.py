@@ -129,6 +129,36 @@ def test_parts_for_which_no_time_is_left_are_red_and_not_run(tmp_path):
   assert "used up" in data["parts"]["parity"]["error"]
 
 
+def test_on_a_gpu_what_is_timed_later_is_compiled_beside_the_parity_parts(tmp_path, monkeypatch):
+  started, ended = [], []
+
+  class Process:
+    def __init__(self, command, env, **_):
+      self.prepares = "--prepare" in command
+      self.name = command[3]
+      untuned = "--xla_gpu_autotune_level=0" in env.get("XLA_FLAGS", "")
+      started.append((self.name, self.prepares, untuned, bool(env["JAX_COMPILATION_CACHE_DIR"])))
+
+    def poll(self):
+      return None if self.prepares else 0
+
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  monkeypatch.setattr(check.subprocess, "Popen", Process)
+  monkeypatch.setattr(check, "_kill", lambda process: ended.append(process.name))
+  monkeypatch.setattr(check, "_CORES", 1)
+  monkeypatch.setattr(check._Check, "_platform", lambda self: "gpu")
+  check.check(tmp_path / "out", only=["parity", "training", "loops"])
+  # name, prepares, untuned, whether it shares what is compiled
+  assert started == [
+    ("environment", False, False, True),
+    ("parity", False, True, True),
+    ("training", True, False, True),
+    ("training", False, False, True),
+    ("loops", False, False, False),
+  ]
+  assert ended == ["training"]
+
+
 def test_what_is_missing_is_named_before_anything_runs(tmp_path, monkeypatch):
   monkeypatch.setattr(check, "_installed", lambda module: module not in ("optax", "ml_collections"))
   with pytest.raises(

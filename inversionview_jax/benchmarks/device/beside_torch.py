@@ -32,7 +32,7 @@ def run(record: Record, settings: Settings) -> None:
 
 def _compared(record: Record, size: speed.Size, work: jobs.Jobs, name: str) -> None:
   case: timing.Case = getattr(work, name)()
-  measured = timing.measured(case, speed.REPEATS, size.seconds)
+  measured = timing.measured(case, size.repeats, size.seconds)
   ours, *theirs = measured["sides"]
   record.row(
     name=case.about,

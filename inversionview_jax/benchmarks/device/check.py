@@ -29,6 +29,7 @@ from inversionview_jax.files import make_folder, write_whole
 BUDGET = 480  # seconds of the whole check
 _LEAST = 15  # seconds below which a part is not started
 _CORES = 8  # from which the parts of a stage run at the same time
+_PARITY = 1  # the stage beside which other parts are prepared
 # Module -> package, all that this command needs.
 _NEEDED = {
   "jax": "jax",
@@ -46,12 +47,13 @@ _ROOT = pathlib.Path(__file__).parents[3]
 
 @dataclasses.dataclass
 class _Running:
-  """A part under way."""
+  """A part under way, or its preparation."""
 
   part: Part
   process: subprocess.Popen
   begin: float
   limit: float
+  prepares: bool = False
 
 
 def check(
@@ -165,6 +167,10 @@ class _Check:
       for group in [parts] if together else [[part] for part in parts]:
         for part in group:
           self._start(part)
+        if together and stage == _PARITY and self._platform() not in ("cpu", ""):
+          for part in self._chosen:
+            if part.prepared:
+              self._start(part, prepares=True)
         while self._running:
           self._poll()
           time.sleep(0.05)
@@ -177,7 +183,7 @@ class _Check:
     for running in self._running:
       _kill(running.process)
 
-  def _start(self, part: Part) -> None:
+  def _start(self, part: Part, prepares: bool = False) -> None:
     if missing := [name for name in part.packages if not _installed(name)]:
       return self._finish(part, "left out", error=f"{' and '.join(missing)} not installed")
     platform = self._platform()
@@ -189,10 +195,11 @@ class _Check:
       "-m",
       "inversionview_jax.benchmarks.device.parts",
       part.name,
-      str(self._record_path(part)),
+      str(self._record_path(part, prepares)),
     ]
     command += ["--golden", str(self._golden), *(["--small"] if self._small else [])]
-    with open(self._log_path(part), "wb") as log:
+    command += ["--prepare"] if prepares else []
+    with open(self._log_path(part, prepares), "wb") as log:
       process = subprocess.Popen(
         command,
         stdout=log,
@@ -201,12 +208,14 @@ class _Check:
         env=_environment(part, platform, self._cache),
         start_new_session=True,
       )
-    self._running.append(
-      _Running(part, process, time.monotonic(), min(part.limit * max(1.0, self._budget / BUDGET), left))
-    )
+    limit = min(part.limit * max(1.0, self._budget / BUDGET), left)
+    self._running.append(_Running(part, process, time.monotonic(), limit, prepares))
 
   def _poll(self) -> None:
-    """Looks after the running parts: those that have ended, and those whose time is over."""
+    """Looks after the running parts: those that have ended, and those whose time is over; preparations end with what they go beside."""
+    if all(running.prepares for running in self._running):
+      self.close()
+      self._running.clear()
     for running in list(self._running):
       code, took = running.process.poll(), time.monotonic() - running.begin
       if code is None and took < running.limit:
@@ -214,6 +223,8 @@ class _Check:
       if code is None:
         _kill(running.process)
       self._running.remove(running)
+      if running.prepares:
+        continue
       if code is None:
         status, error = "cut off", f"after {running.limit:.0f} s"
       elif code:
@@ -252,11 +263,11 @@ class _Check:
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return f"{how}: {lines[-1][:300] if lines else 'no message'}"
 
-  def _record_path(self, part: Part) -> pathlib.Path:
-    return self._out / "parts" / f"{part.name}.json"
+  def _record_path(self, part: Part, prepares: bool = False) -> pathlib.Path:
+    return self._out / "parts" / f"{part.name}{'.prepare' if prepares else ''}.json"
 
-  def _log_path(self, part: Part) -> pathlib.Path:
-    return self._out / "parts" / f"{part.name}.log"
+  def _log_path(self, part: Part, prepares: bool = False) -> pathlib.Path:
+    return self._out / "parts" / f"{part.name}{'.prepare' if prepares else ''}.log"
 
   def _platform(self) -> str:
     return self.data["parts"].get("environment", {}).get("values", {}).get("platform", "")
@@ -281,6 +292,8 @@ def _environment(part: Part, platform: str, cache: str) -> dict[str, str]:
   env.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several parts, and PyTorch, share a GPU
   env.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
   env.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  if not part.tuned and platform == "gpu":
+    env["XLA_FLAGS"] = f"--xla_gpu_autotune_level=0 {env.get('XLA_FLAGS', '')}".strip()
   if part.simulated and platform == "cpu":
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", env.get("XLA_FLAGS", ""))
     env["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()

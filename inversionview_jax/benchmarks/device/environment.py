@@ -16,11 +16,11 @@ _PACKAGES = (
   "jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu", "flax", "optax", "orbax-checkpoint", "safetensors", "numpy",
   "ml-collections", "torch", "transformers",
 )  # fmt: skip
-# (Python, JAX, what ran) in this repository, on CPUs.
+# (Python, JAX, what ran) in this repository.
 TESTED = (
-  ("3.11", "0.10", "all tests"),
-  ("3.12", "0.11", "parts of this check with --small"),
-  ("3.13", "0.12", "the short tests and parts of this check with --small"),
+  ("3.11", "0.10", "all tests, on CPUs"),
+  ("3.12", "0.11", "this check, on CPUs with --small and on an H100"),
+  ("3.13", "0.12", "the short tests and this check with --small, on CPUs"),
 )
 
 
@@ -50,9 +50,9 @@ def tested(python: str, jax_version: str) -> str:
   minor = lambda version: ".".join(version.split(".")[:2])
   exact = [what for py, version, what in TESTED if (py, version) == (minor(python), minor(jax_version))]
   if exact:
-    return f"Python {minor(python)} with JAX {minor(jax_version)}: {exact[0]}, on CPUs"
+    return f"Python {minor(python)} with JAX {minor(jax_version)}: {exact[0]}"
   known = "; ".join(f"Python {py} with JAX {version}: {what}" for py, version, what in TESTED)
-  return f"Python {minor(python)} with JAX {minor(jax_version)} was not tested; tested, on CPUs: {known}"
+  return f"Python {minor(python)} with JAX {minor(jax_version)} was not tested; tested: {known}"
 
 
 def _versions() -> dict[str, str]:

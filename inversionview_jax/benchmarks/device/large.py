@@ -46,7 +46,7 @@ def run(record: Record, settings: Settings) -> None:
   batch = 4 if settings.small else _estimate(plan, mesh, limit)
   while batch:
     try:
-      return _measure(record, plan, mesh, batch, limit)
+      return _measure(record, plan, mesh, batch, limit, settings.prepare)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
       record.row(name=_name(batch * mesh.size), error=short(error))
       if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
@@ -102,7 +102,9 @@ def _estimate(plan: scenario.Scenario, mesh: Mesh, limit: int | None) -> int:
   return 2 ** max(0, int(np.log2(max(room / _PER_PAIR, 1.0))))
 
 
-def _measure(record: Record, plan: scenario.Scenario, mesh: Mesh, batch: int, limit: int | None) -> None:
+def _measure(
+  record: Record, plan: scenario.Scenario, mesh: Mesh, batch: int, limit: int | None, only_compile: bool
+) -> None:
   update, shapes = _program(plan, mesh, batch)
   flops = program_cost.matmul_flops(update.trace(*shapes).jaxpr, share=mesh.size) * mesh.size
   begin = time.perf_counter()
@@ -111,6 +113,8 @@ def _measure(record: Record, plan: scenario.Scenario, mesh: Mesh, batch: int, li
   needed = speed.program_memory(compiled)
   if limit and needed and needed * 2**30 > limit:
     raise MemoryError(f"out of memory: the program takes {needed:.1f} GiB of {limit / 2**30:.1f}")
+  if only_compile:
+    return
   state, frozen, tokens = _arguments(shapes, plan.task.tokenizer.vocab_size - 1)
   first = None
   seconds = []

@@ -33,6 +33,9 @@ class Part:
     simulated: whether a CPU is divided into eight devices for it.
     packages: that it needs; without them it is left out.
     cold: whether it compiles everything itself; other parts take from one another what is already compiled.
+    prepared: whether, on an accelerator with enough cores, it is also run without timing anything beside the parity parts, so that most of it is
+      compiled when its time begins: compiling for a GPU takes half a minute for each training program, on few cores.
+    tuned: whether a GPU's compiler may try kernels out; which one is fastest does not matter where nothing is timed.
   """
 
   name: str
@@ -44,12 +47,22 @@ class Part:
   simulated: bool = False
   packages: tuple[str, ...] = ()
   cold: bool = False
+  prepared: bool = False
+  tuned: bool = True
 
 
 _FORWARD = ("logits", "captures", "edits", "distances", "cached step", "cached step, cross-attention")
 PARTS = (
   Part("environment", "device, driver and versions", "environment:run", 90, 0),
-  Part("parity", "float32 at highest precision", "parity:highest", 150, 1, (*_FORWARD, "gradients", "draws")),
+  Part(
+    "parity",
+    "float32 at highest precision",
+    "parity:highest",
+    170,
+    1,
+    (*_FORWARD, "gradients", "draws"),
+    tuned=False,
+  ),
   Part(
     "parity_search",
     "preimages, float32 at highest precision",
@@ -57,6 +70,7 @@ PARTS = (
     170,
     1,
     ("preimage, addition", "preimage, counting", "exact preimages", "Monte Carlo preimage"),
+    tuned=False,
   ),
   Part(
     "parity_lower",
@@ -66,14 +80,15 @@ PARTS = (
     1,
     tuple(f"{name} (default)" for name in (*_FORWARD, "gradients", "preimage, addition"))
     + tuple(f"{name} (bfloat16)" for name in ("logits", "captures", "edits", "distances")),
+    tuned=False,
   ),
   Part(
     "parity_devices", "one device and all of them", "parity:devices", 120, 1, ("one device and all",), simulated=True
   ),
-  Part("training", "speed of training", "speed:training", 160, 2),
-  Part("sampling", "speed of sampling, Monte Carlo, capture and enumeration", "speed:sampling", 110, 3),
+  Part("training", "speed of training", "speed:training", 160, 2, prepared=True),
+  Part("sampling", "speed of sampling, Monte Carlo, capture and enumeration", "speed:sampling", 110, 3, prepared=True),
   Part("loops", "time to the first step; waits and transfers", "loops:run", 100, 4, cold=True),
-  Part("large", "GPT-2 medium reading GPT-2 XL", "large:run", 170, 5),
+  Part("large", "GPT-2 medium reading GPT-2 XL", "large:run", 170, 5, prepared=True),
   Part("torch", "beside PyTorch", "beside_torch:run", 120, 6, packages=("torch", "transformers")),
 )
 
@@ -86,11 +101,13 @@ class Settings:
     small: tiny sizes, for a CPU of two cores.
     golden: the file with the numbers to compare with.
     folder: for what a part writes besides its record.
+    prepare: whether programs are compiled and nothing is timed.
   """
 
   small: bool
   golden: pathlib.Path
   folder: pathlib.Path
+  prepare: bool = False
 
 
 class Record:
@@ -161,12 +178,13 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("record", type=pathlib.Path)
   parser.add_argument("--golden", type=pathlib.Path, default=GOLDEN)
   parser.add_argument("--small", action="store_true")
+  parser.add_argument("--prepare", action="store_true")
   args = parser.parse_args(argv)
   record = Record(args.record)
   module, function = named(args.part).function.split(":")
   try:
     run = getattr(importlib.import_module(f"inversionview_jax.benchmarks.device.{module}"), function)
-    run(record, Settings(args.small, args.golden, args.record.parent))
+    run(record, Settings(args.small, args.golden, args.record.parent, args.prepare))
   except Exception as error:
     record.values(error=short(error))
     traceback.print_exc()

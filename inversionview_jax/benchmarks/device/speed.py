@@ -31,6 +31,7 @@ class Size:
     samples: candidates of a query.
     product: rows and columns of the matrix product that is the measured peak.
     seconds: least duration of a timed run.
+    repeats: timed runs of each job; 0: each is run once, so that it is compiled.
   """
 
   jobs: jobs.Size
@@ -39,16 +40,17 @@ class Size:
   samples: tuple[int, ...]
   product: int
   seconds: float
+  repeats: int = 5
 
 
 FULL = Size(dataclasses.replace(jobs.SIZES["full"], capture_batch=8192), (256, 4096), 512, (1024, 16_384), 8192, 0.5)
 SMALL = Size(jobs.SIZES["small"], (16,), 32, (32, 128), 512, 0.05)
-REPEATS = 5
 
 
 def size_of(settings: Settings) -> Size:
   """The sizes of a check."""
-  return SMALL if settings.small else FULL
+  size = SMALL if settings.small else FULL
+  return dataclasses.replace(size, repeats=0) if settings.prepare else size
 
 
 def training(record: Record, settings: Settings) -> None:
@@ -112,9 +114,11 @@ def timed(
     more: further columns.
   """
   first = timing.seconds_of(run)
+  if not size.repeats:
+    return
   count = max(1, round(size.seconds / max(timing.seconds_of(run), 1e-9)))
   rates = []
-  for _ in range(REPEATS):
+  for _ in range(size.repeats):
     seconds = timing.seconds_of(lambda: [run() for _ in range(count)])
     rates.append(units * count / seconds)
   rate = float(np.median(rates))
@@ -138,6 +142,8 @@ def shares(record: Record, flops: float) -> dict[str, float | None]:
 
 def measured_peaks(record: Record, size: Size) -> None:
   """Records the TFLOP/s of one device on a square matrix product, in float32 at default precision and in bfloat16."""
+  if not size.repeats:
+    return
   product = parallel.jit(lambda x: x @ x)
   for dtype in ("float32", "bfloat16"):
 

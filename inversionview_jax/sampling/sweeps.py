@@ -6,6 +6,7 @@ random numbers of its own, so they do not depend on the number of devices.
 Shapes: N particles, T tokens, K kinds of moves, U uniforms of one move, R activations of a query, D width of an activation, P directions.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -13,18 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from inversionview_jax.devices import parallel
+from inversionview_jax.devices import parallel, sharding
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sampling.candidates import Queries
 from inversionview_jax.sampling.collect import in_pieces
 from inversionview_jax.sampling.sampler import distances
 from inversionview_jax.sites import Site
 from inversionview_jax.targets import Target
-from inversionview_jax.tasks import Task
+from inversionview_jax.tasks import LanguageTask, Task
 from inversionview_jax.tasks.moves import Move
 
 COMPOSED = 3  # moves of one proposal, at most
 REJECTED = 256  # proposals just outside epsilon that are kept
+_LENGTHS = 256  # inputs whose lengths are looked at
+_DEPTHS, _DEPTHS_OF_WIDTHS = 3, 2  # of the target that are compiled, at most: for one width, for each of several
+_AFTER_MLP = ("mlp", "post")  # kinds of sites that need a layer's MLP
 _DRAWN = 24  # sweeps of one call, at most, for which inputs are drawn
 
 State = dict[str, Any]  # see `new_state`
@@ -40,48 +44,67 @@ class Nearness:
 
   def __init__(self, target: Target, task: Task, sites: tuple[Site, ...], mesh: Mesh, joint: bool = False):
     self.sites, self.joint, self.mesh = tuple(sites), joint, mesh
-    self._target, self._task = target, task
+    self._target, self._task, self._widths = target, task, _widths(task)
+    self._group, self._sites_of = (
+      ((0,), (self.sites,))
+      if joint
+      else _by_depth(self.sites, _DEPTHS if len(self._widths) == 1 else _DEPTHS_OF_WIDTHS)
+    )
 
-  def __call__(self, params: Any, query: Queries, basis: Any, tokens: Any) -> tuple[jax.Array, jax.Array]:
+  def __call__(
+    self, params: Any, query: Queries, basis: Any, tokens: Any, *, whole: bool = False
+  ) -> tuple[jax.Array, jax.Array]:
     """The distance of each input over all devices; inside jit.
+
+    The target is compiled for several depths and lengths, and computes what the query's site and the longest input need.
 
     Args:
       params: of the target.
       query: R activations; more than one if `joint`.
       basis: float32[P, D], orthonormal rows that activations are projected on (those of the query are projected already); None: on nothing.
       tokens: int32[N, T].
+      whole: compiles the target once, for everything, which is quicker where it runs once.
 
     Returns:
       float32[N], and int32[N], the position that is nearest to the query's first activation; (inf, -1) where nothing could be compared.
     """
 
-    def shard(params, query, basis, tokens):
-      def run(tokens):
+    def shard(params, query, basis, tokens, index):
+      def run(sites, width, tokens):
+        tokens = tokens[:, :width]
         counted = self._task.counted_mask(tokens)
         far, where = zip(
           *(
             distances(x if basis is None else x @ basis.T, *self._rows(query, i, len(tokens)), counted)
-            for i, x in enumerate(self._activations(params, query, tokens))
+            for i, x in enumerate(self._activations(params, query, tokens, sites))
           ),
           strict=True,
         )
         return jnp.stack(far).max(axis=0), where[0]
 
-      return in_pieces(self._target.module, run, tokens)
+      branches = [functools.partial(run, sites, width) for sites in groups for width in widths]
+      return in_pieces(self._target.module, lambda tokens: jax.lax.switch(index, branches, tokens), tokens)
 
-    whole, data = PartitionSpec(), PartitionSpec(parallel.DATA)
-    program = parallel.per_device(shard, self.mesh, (whole, whole, whole, data), (data, data))
-    return program(params, query, basis, tokens)
+    groups, widths = (self._sites_of[-1:], self._widths[-1:]) if whole else (self._sites_of, self._widths)
+    everywhere, data = PartitionSpec(), PartitionSpec(parallel.DATA)
+    specs = everywhere, everywhere, everywhere, data, everywhere
+    program = parallel.per_device(shard, self.mesh, specs, (data, data))
+    # The columns that some input uses: of all inputs, so that no device rounds otherwise than the others.
+    used = (tokens != self._task.tokenizer.pad_id).any(axis=0) * jnp.arange(1, tokens.shape[1] + 1)
+    width = jnp.searchsorted(jnp.asarray(widths), jnp.maximum(used.max(), query.position.max() + 1))
+    depth = 0 if whole or self.joint else jnp.asarray(self._group)[query.site[0]]
+    return program(params, query, basis, tokens, depth * len(widths) + width)
 
-  def _activations(self, params, query: Queries, tokens) -> list[jax.Array]:
-    """float32[N, T, D] of each of the query's sites; a single one is data, so that one program serves every site."""
+  def _activations(self, params, query: Queries, tokens, sites: tuple[Site, ...]) -> list[jax.Array]:
+    """float32[N, T, D] of each of the query's sites; a single one of `sites` is data, so that one program serves them all."""
     run: Any = self._target.module.apply
     inputs = {"params": params}
     if self.joint:
       out = run(inputs, tokens, capture=tuple(dict.fromkeys(self.sites)), logits=False)
       return [out[site].astype(jnp.float32) for site in self.sites]
-    site = jnp.broadcast_to(query.site, (len(tokens), 1))
-    return [run(inputs, tokens, choose=(self.sites, site), logits=False).chosen.astype(jnp.float32)]
+    own = jnp.asarray([sites.index(site) if site in sites else 0 for site in self.sites])[query.site]
+    site = jnp.broadcast_to(own, (len(tokens), 1))
+    return [run(inputs, tokens, choose=(sites, site), logits=False).chosen.astype(jnp.float32)]
 
   @staticmethod
   def _rows(query: Queries, i: int, count: int) -> list[jax.Array]:
@@ -90,11 +113,41 @@ class Nearness:
     return [jnp.broadcast_to(x, (count, *x.shape)) for x in values]
 
 
+def _widths(task: Task) -> tuple[int, ...]:
+  """Numbers of columns, ascending, that the target is compiled for: where inputs are of different lengths, most leave many columns to PAD.
+
+  Of a language model only the whole: compiling it several times takes longer than the columns cost.
+  """
+  length = task.length
+  if isinstance(task, LanguageTask):
+    return (length,)
+  some = task.tokens(np.linspace(0, task.num_inputs - 1, _LENGTHS).astype(np.int64))
+  shortest = int((some != task.tokenizer.pad_id).sum(axis=1).min())
+  step = max(2, length // 6)
+  return tuple(range(length, max(shortest, length // 2), -step))[::-1] or (length,)
+
+
+def _by_depth(sites: tuple[Site, ...], most: int) -> tuple[tuple[int, ...], tuple[tuple[Site, ...], ...]]:
+  """Sites in groups, `most` of them, by how much of the target is computed for them.
+
+  Returns:
+    The group of each site, and the sites of each group and of those before it, from the shallowest to all of them.
+  """
+  depths = [(-1 if site.layer is None else site.layer, site.kind in _AFTER_MLP) for site in sites]
+  different = sorted(set(depths))
+  parts = np.array_split(np.arange(len(different)), min(most, len(different)))
+  group = {different[i]: number for number, part in enumerate(parts) for i in part}
+  groups = tuple(group[depth] for depth in depths)
+  upto = tuple(tuple(s for s, g in zip(sites, groups, strict=True) if g <= number) for number in range(len(parts)))
+  return groups, upto
+
+
 class TaskSweeps:
   """Starts and sweeps by the moves of a task, compiled once for all queries of its sites.
 
   Attributes:
     kinds: names of the moves.
+    program: the jitted function of the sweeps of one call.
   """
 
   def __init__(self, target: Target, task: Task, nearness: Nearness):
@@ -112,8 +165,24 @@ class TaskSweeps:
     each = [np.cumsum(w) for w in (weights, np.where(self._drawn, 0.0, weights))]
     self._cumulative = [(total / max(total[-1], 1e-30)).astype(np.float32) for total in each]
     platform = parallel.platform(nearness.mesh)
-    self._sweep, self._measure = parallel.jit(self._sweeps, platform), parallel.jit(nearness, platform)
-    self._params = parallel.replicate(target.params, nearness.mesh)
+    self.program = parallel.jit(self._sweeps, platform)
+    self._measure = parallel.jit(functools.partial(nearness, whole=True), platform)
+    self._target = target
+
+  @functools.cached_property
+  def _params(self) -> Any:
+    return on_mesh(self._target, self._nearness.mesh)
+
+  def shapes(self, count: int) -> tuple:
+    """The arguments of `program` behind `most` as shapes, for `count` particles: all that it takes to compile it."""
+
+    def made():
+      zero, whole = jnp.zeros(count), jnp.zeros(count, jnp.int32)
+      tokens = jnp.zeros((count, self._task.length), jnp.int32)
+      inputs = jnp.zeros((_DRAWN, *tokens.shape), jnp.int32) if self._drawn.any() else None
+      return inputs, new_state(tokens, zero, whole, zero, whole)
+
+    return jax.eval_shape(made)
 
   def begin(self, query: Queries, basis: Any, rng: np.random.Generator, start: np.ndarray | None, count: int) -> State:
     """`count` particles that follow the prior, or texts to begin with, and their distances.
@@ -164,7 +233,7 @@ class TaskSweeps:
     if self._drawn.any():
       most = np.minimum(most, np.int32(_DRAWN))
       inputs = self._inputs(key, int(most), state["tokens"])
-    out = self._sweep(self._params, query, basis, key, threshold, epsilon, wanted, most, inputs, state)
+    out = self.program(self._params, query, basis, key, threshold, epsilon, wanted, most, inputs, state)
     return jax.tree.map(np.asarray, out)
 
   def _inputs(self, key, sweeps: int, tokens: np.ndarray) -> np.ndarray:
@@ -243,6 +312,11 @@ class TaskSweeps:
       ratio += jnp.where(used, log_q, 0.0)
       kinds.append(kind)
     return tokens, prior, ratio, kinds[0]
+
+
+def on_mesh(target: Target, mesh: Mesh) -> Any:
+  """The target's parameters on the devices of a mesh: a whole copy on each, or split where the mesh has a model axis."""
+  return parallel.put(target.params, sharding.shardings(target.params, mesh))
 
 
 def check_moves(task: Task, moves: tuple[Move, ...]) -> None:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from inversionview_jax.tasks.moves import Array, Move, choice, symmetric
+from inversionview_jax.tasks.moves import Array, Move, choice, ranks, symmetric
 
 _DIGITS = np.array([1, 2, 3, 5, 6, 7])  # where the operands' digits are: F1 F2 F3 S1 S2 S3
 
@@ -58,8 +58,7 @@ class SumMoves:
   def redraw_digits(self, uniforms: Array, tokens: Array) -> tuple[Array, Array]:
     """One to three of the six digits, each among all ten."""
     xp = tokens.__array_namespace__()
-    rank = xp.argsort(xp.argsort(uniforms[:, 1:7], axis=1), axis=1)
-    changed = rank <= choice(uniforms[:, :1], 3)
+    changed = ranks(uniforms[:, 1:7]) <= choice(uniforms[:, :1], 3)
     return self._written(xp.where(changed, choice(uniforms[:, 7:13], 10), tokens[:, _DIGITS]), tokens)
 
   def exchange_operands(self, uniforms: Array, tokens: Array) -> tuple[Array, Array]:

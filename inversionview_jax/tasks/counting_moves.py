@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from inversionview_jax.tasks.moves import Array, Move, choice, symmetric
+from inversionview_jax.tasks.moves import Array, Move, choice, ranks, symmetric
 
 _LETTERS, _KINDS = 26, 3  # of the alphabet; different ones in an input
 
@@ -125,7 +125,7 @@ class CountingMoves:
     xp = tokens.__array_namespace__()
     length, is_letter, query, _ = self.parts(tokens)
     keys = xp.where(is_letter[:, 1 : 1 + self.longest], uniforms, 2.0)
-    order = 1 + xp.argsort(keys, axis=1)
+    order = 1 + ranks(keys).astype(tokens.dtype)  # the letters come first, what follows stays where it is
     shuffled = xp.take_along_axis(tokens, order, axis=1)
     new = xp.concatenate([tokens[:, :1], shuffled, tokens[:, 1 + self.longest :]], axis=1)
     return self.write(new, length, query), symmetric(tokens)

@@ -39,6 +39,16 @@ def choice(uniform: Array, count: Any) -> Array:
   return xp.minimum((uniform * count).astype(xp.int32), count - 1)
 
 
+def ranks(values: Array) -> Array:
+  """The rank of each value in its row, equal ones from left to right: float[B, N] -> int[B, N]; of uniforms, a random permutation.
+
+  By comparing all pairs: for the few values of a move much quicker inside jit than to sort twice.
+  """
+  xp = values.__array_namespace__()
+  mine, other, at = values[:, :, None], values[:, None, :], xp.arange(values.shape[1])
+  return ((other < mine) | ((other == mine) & (at[None, :] < at[:, None])[None])).sum(axis=2)
+
+
 def symmetric(tokens: Array) -> Array:
   """float32[B] of zeros: the ratio of a move that is as probable backwards."""
   xp = tokens.__array_namespace__()

@@ -1,14 +1,21 @@
 """Monte Carlo preimages against exact ones of a task that can be enumerated; on any devices; and what is said where they cannot be relied on."""
 
+import functools
+
+import jax
+import jax
 import numpy as np
 import pytest
 
 from inversionview_jax import sites, tasks
+from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sampling import exact
 from inversionview_jax.sampling.candidates import Queries
 from inversionview_jax.sampling.monte_carlo import MonteCarlo
 from inversionview_jax.sampling.particles import Settings, disagreement
+from inversionview_jax.sampling.sweeps import Nearness
+from inversionview_jax.targets import load_target
 from inversionview_jax.tasks.moves import Move, choice, symmetric
 
 SITES = tuple(map(sites.parse, ("x0.pre", "a1.1", "x1.post")))
@@ -126,6 +133,16 @@ def test_devices_do_not_matter(sampler, small_target, meshes):
   assert (other.tokens != one.tokens).any()
 
 
+def test_a_target_split_over_a_model_axis_is_the_same(sampler, small_target):
+  query, mesh = query_of(small_target, 4321, 1, 4), parallel.make_mesh(data=2, model=2, devices=jax.devices()[:4])
+  split = MonteCarlo(small_target, TASK, SITES, mesh, Settings(particles=N))
+  whole, found = (made.run(query, 0.2, seed=3, budget=4 * N) for made in (sampler, split))
+  np.testing.assert_array_equal(whole.tokens, found.tokens)
+  np.testing.assert_allclose(whole.distance, found.distance, atol=2e-6)
+  kernel = split._program._params["blocks_0"]["mlp"]["fc"]["kernel"]
+  assert kernel.addressable_shards[0].data.size == kernel.size / 2
+
+
 def test_a_small_budget_ends_with_what_was_reached(sampler, small_target):
   query = query_of(small_target, 4321, 2, 4)
   population = sampler.run(query, 0.001, budget=3 * N)
@@ -230,3 +247,21 @@ def test_disagreement_is_one_for_independent_samples_and_large_for_others():
   # Halves of the values against all of them: a variation of 0.5, where 1,000 and 1,000 draws show 0.051.
   assert abs(disagreement(differ, island, 10) - 9.8) < 0.5
   assert disagreement(np.ones((2000, 6), int), island, 10) == 0
+
+
+def test_computing_what_a_query_and_its_inputs_need_is_computing_everything(meshes):
+  target, task = load_target("counting"), tasks.get("counting")
+  names = tuple(map(target.site, task.default_sites(target.config.n_layers, target.config.n_heads)))
+  near = Nearness(target, task, names, meshes(2))
+  assert len(near._widths) > 2 and len(near._sites_of) > 1
+  programs = jax.jit(near), jax.jit(functools.partial(near, whole=True))
+  rows = np.asarray(task.tokens(np.random.default_rng(0).integers(task.num_inputs, size=600)), np.int32)
+  rows = rows[np.argsort((rows != task.tokenizer.pad_id).sum(axis=1))]
+  run = target.run(rows[:1], names)
+  for where in (-1, 30):  # some texts have no position 30
+    for i, site in enumerate(names):
+      query = Queries.of(np.asarray(run[site])[0, 3][None], i, "euclidean", where)
+      for tokens in (rows[:64], rows[200:264], rows[-64:]):
+        some, everything = (program(target.params, query, None, tokens) for program in programs)
+        np.testing.assert_allclose(some[0], everything[0], rtol=1e-5)
+        np.testing.assert_array_equal(some[1], everything[1])

@@ -10,7 +10,7 @@ from scipy import stats
 
 from inversionview_jax import tasks
 from inversionview_jax.tasks.counting_moves import CountingMoves
-from inversionview_jax.tasks.moves import choice
+from inversionview_jax.tasks.moves import choice, ranks
 
 ADDITION, COUNTING = tasks.get("addition"), tasks.get("counting")
 DRAWS = 60_000
@@ -158,3 +158,10 @@ def test_a_choice_is_uniform_and_never_out_of_range():
   uniform = np.linspace(0, 1, 12_000, endpoint=False, dtype=np.float32)
   np.testing.assert_array_equal(np.bincount(choice(uniform, 12)), [1000] * 12)
   assert choice(np.nextafter(np.float32([1]), np.float32(0)), 7).tolist() == [6]
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_ranks_are_those_of_a_stable_sort(xp):
+  values = np.random.default_rng(0).integers(5, size=(50, 7)) / np.float32(4)
+  expected = np.argsort(np.argsort(values, axis=1, kind="stable"), axis=1, kind="stable")
+  np.testing.assert_array_equal(ranks(xp.asarray(values)), expected)

@@ -1,15 +1,17 @@
 """Cost of a compiled program: FLOPs of matrix products from its jaxpr, memory traffic and collectives from its HLO text.
 
-XLA's own `cost_analysis` counts the body of a loop once and gives no collectives; here a loop's body counts as often as it runs.
+XLA's own `cost_analysis` counts the body of a loop once and gives no collectives; here a loop's body counts as often as it runs. Of branches
+the one that costs most counts.
 """
 
-import collections
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 from jax.extend import core
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "token": 0, "opaque": 0}
@@ -22,6 +24,8 @@ _FREE = {
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all", "partition-id", "replica-id",
   "copy-done", "opt-barrier", "optimization-barrier", "async-start", "async-update", "async-done",
 }  # fmt: skip
+
+Loop: TypeAlias = float | tuple[float, ...]  # iterations of a loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +56,13 @@ class Traffic:
   collectives: dict[str, Collectives]
 
 
-def matmul_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr, share: int, loop: int = 1) -> float:
+def matmul_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr, share: int, loop: Loop = 1) -> float:
   """FLOPs of the matrix products of a program, per device; multiply and add are two.
 
   Args:
     jaxpr: from `jax.jit(f).trace(...)`, whose `shard_map`s are manual over some mesh axes.
     share: devices over which the work outside of these is spread.
-    loop: assumed number of iterations of a `while`; a `scan` has its own.
+    loop: assumed number of iterations of a `while`; several, outermost first, for loops in loops; a `scan` has its own.
   """
   total = 0.0
   for equation in (jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr).eqns:
@@ -68,14 +72,14 @@ def matmul_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr, share: int, loop: int = 1
       left, out = (variables[0].aval.shape for variables in (equation.invars, equation.outvars))  # type: ignore[union-attr]
       total += 2.0 * math.prod(out) * math.prod(left[i] for i in contracted) / share
       continue
-    times, inner = 1, share
+    times, inner, loop_inside = 1.0, share, loop
     if name == "scan":
       times = params["length"]
     elif name == "while":
-      times = loop
+      times, loop_inside = _next_loop(loop)
     elif name == "shard_map":  # shapes inside are a device's along the manual axes
       inner = math.prod(size for axis, size in params["mesh"].shape.items() if axis not in params["newly_manual_axes"])
-    parts = [matmul_flops(part, inner, loop) for part in _sub_jaxprs(params)]
+    parts = [matmul_flops(part, inner, loop_inside) for part in _sub_jaxprs(params)]
     total += times * (max(parts, default=0.0) if name == "cond" else sum(parts))
   return total
 
@@ -89,35 +93,60 @@ def _sub_jaxprs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
         yield part
 
 
-def traffic(text: str, loop: int = 1) -> Traffic:
+def traffic(text: str, loop: Loop = 1) -> Traffic:
   """Memory traffic and collectives of a compiled program, per device.
 
   Args:
     text: `compiled.as_text()`.
-    loop: assumed number of iterations of loops whose text gives none.
+    loop: assumed number of iterations of loops whose text gives none; several, outermost first, for loops in loops.
   """
   computations, entry = _computations(text)
-  moved = 0.0
-  totals: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
 
-  def visit(name: str, times: float, fused: bool) -> None:
-    nonlocal moved
-    sizes: dict[str, float] = {}
+  @functools.cache
+  def cost(name: str, fused: bool, loop: Loop) -> np.ndarray:
+    """Bytes moved; and executions, bytes and sent bytes of each of `KINDS`."""
+    total, sizes = np.zeros(1 + 3 * len(KINDS)), {}
     for instruction, shape, opcode, rest in computations.get(name, ()):
       sizes[instruction] = size = _size(shape)
       operands = [sizes.get(x, 0.0) for x in _operands(rest)]
       kind = opcode.removesuffix("-start")
       if kind in KINDS and (group := _group(rest)) > 1:  # a group of one moves nothing
-        whole, sent = _collective_bytes(kind, kind != opcode, size, sum(operands), group)
-        for i, value in enumerate((1, whole, sent)):
-          totals[kind][i] += times * value
-      for called, runs, inside in _called(opcode, rest, loop):
-        visit(called, times * runs, fused or inside)
+        at = 1 + 3 * KINDS.index(kind)
+        total[at : at + 3] += 1, *_collective_bytes(kind, kind != opcode, size, sum(operands), group)
+      if opcode == "conditional":
+        total += max((cost(branch, fused, loop) for branch in _branches(rest)), key=lambda x: x[0])
+      elif opcode == "while":
+        condition, body = (re.search(rf"{part}=%?([\w.\-]+)", rest)[1] for part in ("condition", "body"))  # type: ignore[index]
+        times, inner = _iterations(rest, computations.get(condition, []), loop)
+        total += times * (cost(condition, fused, inner) + cost(body, fused, inner))
+      else:
+        for called, inside in _called(opcode, rest):
+          total += cost(called, fused or inside, loop)
       if not fused and opcode not in _FREE and not opcode.endswith("-done"):
-        moved += times * _moved_bytes(instruction, opcode, size, operands)
+        total[0] += _moved_bytes(instruction, opcode, size, operands)
+    return total
 
-  visit(entry, 1.0, False)
-  return Traffic(moved, {kind: Collectives(*totals[kind]) for kind in KINDS if kind in totals})
+  moved, *totals = map(float, cost(entry, False, loop))
+  each = {kind: Collectives(*totals[3 * i : 3 * i + 3]) for i, kind in enumerate(KINDS)}
+  return Traffic(moved, {kind: found for kind, found in each.items() if found.count})
+
+
+def _iterations(rest: str, condition: list[tuple[str, ...]], loop: Loop) -> tuple[float, Loop]:
+  """How often a `while` runs, and what is assumed of the loops inside of it."""
+  if count := re.search(r'known_trip_count"?:\s*{"n":"?(\d+)', rest):
+    return int(count[1]), loop
+  # The text for TPUs has no counts. A `scan` counts from 0 up to a constant, and has no other condition.
+  name, _, opcode, arguments = condition[-1] if condition else ("", "", "", "")
+  if opcode == "compare" and "direction=LT" in arguments:
+    limits = {name: rest for name, _, opcode, rest in condition if opcode == "constant"}
+    if value := re.match(r"(\d+)\)", limits.get(_operands(arguments)[-1], "")):
+      return int(value[1]), loop
+  return _next_loop(loop)
+
+
+def _next_loop(loop: Loop) -> tuple[float, Loop]:
+  """The assumed number of iterations of a loop, and what is assumed of those inside of it."""
+  return (loop[0], loop[1:] if len(loop) > 1 else loop) if isinstance(loop, tuple) else (loop, loop)
 
 
 def _collective_bytes(kind: str, started: bool, size: float, operands: float, group: int) -> tuple[float, float]:
@@ -136,22 +165,19 @@ def _collective_bytes(kind: str, started: bool, size: float, operands: float, gr
   return whole, whole * (2 if kind == "all-reduce" else 1) * (group - 1) / group
 
 
-def _called(opcode: str, rest: str, loop: int) -> Iterator[tuple[str, int, bool]]:
-  """The computations that an instruction runs: (name, how often, whether their instructions are fused into this one)."""
-  if opcode == "while":
-    count = re.search(r'known_trip_count"?:\s*{"n":"?(\d+)', rest)
-    for name in re.findall(r"(?:body|condition)=%?([\w.\-]+)", rest):
-      yield name, int(count[1]) if count else loop, False
-  elif opcode == "conditional":
-    branches = re.search(r"branch_computations={([^}]*)}", rest)
-    pattern = r"(?:true|false)_computation=%?([\w.\-]+)"
-    names = re.split(r",\s*", branches[1]) if branches else re.findall(pattern, rest)
-    yield names[0].lstrip("%"), 1, False  # branches of one program cost about the same
-  else:
-    for name in re.findall(r"(?:calls|called_computation)=%?([\w.\-]+)", rest):
-      yield name, 1, opcode not in ("call", "async-start")
-    if opcode == "call" and (target := re.search(r"to_apply=%?([\w.\-]+)", rest)):
-      yield target[1], 1, False
+def _called(opcode: str, rest: str) -> Iterator[tuple[str, bool]]:
+  """The computations that an instruction runs once: (name, whether their instructions are fused into this one)."""
+  for name in re.findall(r"(?:calls|called_computation)=%?([\w.\-]+)", rest):
+    yield name, opcode not in ("call", "async-start")
+  if opcode == "call" and (target := re.search(r"to_apply=%?([\w.\-]+)", rest)):
+    yield target[1], False
+
+
+def _branches(rest: str) -> list[str]:
+  """The computations of which a `conditional` runs one."""
+  branches = re.search(r"branch_computations={([^}]*)}", rest)
+  pattern = r"(?:true|false)_computation=%?([\w.\-]+)"
+  return [name.lstrip("%") for name in (re.split(r",\s*", branches[1]) if branches else re.findall(pattern, rest))]
 
 
 def _moved_bytes(instruction: str, opcode: str, size: float, operands: list[float]) -> float:

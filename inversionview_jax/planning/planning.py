@@ -1,6 +1,6 @@
 """Memory, FLOPs and traffic of a config's programs on devices that are not here, from programs that are compiled and never run.
 
-The training step and the sampler come from `abstract_programs`, with shapes for parameters; libtpu compiles for TPU topologies on a machine
+The training step, the sampler and the sweeps of Monte Carlo come from `abstract_programs`, with shapes for parameters; libtpu compiles for TPU topologies on a machine
 without a TPU. Times are a roofline, a lower bound of those of a run.
 
 Bytes and FLOPs are per device.
@@ -19,11 +19,14 @@ from ml_collections import ConfigDict
 
 from inversionview_jax.devices import parallel, program_cost, sharding
 from inversionview_jax.devices.chips import Chip, Topology
-from inversionview_jax.devices.program_cost import Collectives
+from inversionview_jax.devices.program_cost import Collectives, Loop
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.planning import abstract_programs, topologies
 from inversionview_jax.planning.scenario import Scenario
 from inversionview_jax.training import loop as training_loop
+
+# Settings of a run that no program depends on, and that a config made for plans has no use for.
+_OF_A_RUN = {"log_every": 0, "eval_every": 0, "save_every": 0, "keep": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +34,13 @@ class Program:
   """The cost of one compiled program.
 
   Attributes:
-    name: "training step" or "sampler".
+    name: "training step", "sampler" or "Monte Carlo".
     arguments: bytes of parameters, optimizer state and inputs, also of those that this program does not read.
     temporaries: largest number of bytes in use at a time besides, with results that do not reuse an argument's memory and the program.
     flops: of matrix products.
     bytes: read and written in the chip's memory.
     collectives: by kind.
-    examples: texts, or samples, of one run of the program on all devices.
+    examples: texts, candidates, or particles that are moved once, of one run of the program on all devices.
     seconds: of the compilation.
     refused: the compiler's reason if it gave up; then what is not known is 0.
   """
@@ -80,6 +83,9 @@ def mesh_for(plan: Scenario, topology: Topology) -> tuple[Mesh, ConfigDict]:
   if "batch_per_device" in config:
     config.batch_size = config.batch_per_device * mesh.shape[parallel.DATA]
   config.steps_per_call = 1
+  for key, value in _OF_A_RUN.items():
+    if key not in config:
+      config[key] = value
   return mesh, config
 
 
@@ -113,8 +119,33 @@ def sampler(plan: Scenario, topology: Topology, rows: int) -> Program:
   return _compiled("sampler", program, arguments, parallel.platform(mesh), mesh.size, count, loop=plan.task.length - 1)
 
 
+def check_monte_carlo(plan: Scenario, topology: Topology) -> None:
+  """Raises `InversionViewError` for a task without a prior or moves, before anything is compiled."""
+  _sweeps(plan, mesh_for(plan, topology)[0])
+
+
+def monte_carlo(plan: Scenario, topology: Topology, particles: int) -> Program:
+  """The cost of one sweep of Monte Carlo on the target, which needs no decoder; compiles the program of all sweeps of a call.
+
+  Args:
+    plan: whose target is read.
+    topology: the devices.
+    particles: per device of the data axis, an even number.
+  """
+  mesh, _ = mesh_for(plan, topology)
+  count = particles * mesh.shape[parallel.DATA]
+  program, arguments = abstract_programs.monte_carlo(_sweeps(plan, mesh), plan.target_module, mesh, count)
+  # Of a text, a sweep computes the tokens from a position on that is drawn uniformly: half of them, on average.
+  passes = (plan.task.length - 1) / 2 if plan.texts else 1.0
+  return _compiled("Monte Carlo", program, arguments, parallel.platform(mesh), mesh.size, count, loop=(1.0, passes))
+
+
+def _sweeps(plan: Scenario, mesh: Mesh) -> Any:
+  return abstract_programs.monte_carlo_sweeps(plan.task, plan.target_module, plan.decoder.sites, mesh, plan.texts)
+
+
 def _compiled(
-  name: str, program: Any, arguments: tuple, platform: str, share: int, examples: int, loop: int = 1
+  name: str, program: Any, arguments: tuple, platform: str, share: int, examples: int, loop: Loop = 1
 ) -> Program:
   """Compiles a program and reads its cost.
 
@@ -124,7 +155,7 @@ def _compiled(
     arguments: its arguments as shapes.
     platform: "cpu" or "tpu".
     share: number of devices that share the work outside of the per-device parts (the optimizer's).
-    loop: iterations of a `while_loop`.
+    loop: iterations of a `while_loop`; several, outermost first, for loops in loops.
   """
   traced = program.trace(*arguments)
   flops = program_cost.matmul_flops(traced.jaxpr, share, loop)

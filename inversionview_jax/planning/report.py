@@ -26,6 +26,8 @@ def remedies(plan: Scenario, program: Program, topology: Topology) -> list[str]:
     state.append(f"--config.mesh.model={2 * model} (parameters of target and decoder split over {2 * model} devices)")
   if program.name == "sampler":
     work.append("fewer --rows")
+  elif program.name == "Monte Carlo":
+    work.append("fewer --particles")
   else:
     if compute.get("dtype", "") != "bfloat16":
       work.append("--config.compute.dtype=bfloat16 (half the activations)")

@@ -36,6 +36,11 @@ class Scenario:
   target_dtype: str = "float32"
 
   @property
+  def texts(self) -> bool:
+    """Whether it is about any texts, of which only the target itself has a law."""
+    return isinstance(self.task, _Texts)
+
+  @property
   def target_module(self) -> Transformer:
     """The target's module, computed in `target_dtype`."""
     return Transformer(self.target, Compute(dtype=self.target_dtype))

@@ -9,6 +9,7 @@ of a query.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from inversionview_jax.sampling import text_moves
 from inversionview_jax.sampling.candidates import Queries
 from inversionview_jax.sampling.language_prior import LanguagePrior, Texts
 from inversionview_jax.sampling.particles import ISLANDS, variation
-from inversionview_jax.sampling.sweeps import State, nearest_outside, new_state, where_rows
+from inversionview_jax.sampling.sweeps import State, nearest_outside, new_state, on_mesh, where_rows
 from inversionview_jax.tasks import Task
 from inversionview_jax.tasks.tokenizers import Tokenizer
 
@@ -53,6 +54,7 @@ class TextSweeps:
   Attributes:
     kinds: names of the moves.
     prior: the language model.
+    program: the jitted function of the sweeps of one call.
   """
 
   def __init__(self, prior: LanguagePrior, task: Task, mesh: Mesh, settings: TextSettings):
@@ -63,8 +65,22 @@ class TextSweeps:
     self._number = slice(1, last)
     self.kinds = text_moves.KINDS[self._number]
     self._inside, self._heating = (_cumulative(weights[:last]) for weights in (_WEIGHTS, _HEATING))
-    self._sweep = parallel.jit(self._sweeps, parallel.platform(mesh))
-    self._params = parallel.replicate(prior.target.params, mesh)
+    self.program = parallel.jit(self._sweeps, parallel.platform(mesh))
+
+  @functools.cached_property
+  def _params(self) -> Any:
+    return on_mesh(self.prior.target, self._mesh)
+
+  def shapes(self, count: int) -> tuple:
+    """The arguments of `program` behind `most` as shapes, for `count` texts: all that it takes to compile it."""
+
+    def made():
+      zero, whole = jnp.zeros(count), jnp.zeros(count, jnp.int32)
+      state = new_state(jnp.zeros((count, self._length), jnp.int32), zero, whole, zero, zero)
+      state |= _packed(self.prior.blank(count, self._length - 1))
+      return jnp.zeros(len(text_moves.KINDS)), jnp.int32(0), whole, state
+
+    return jax.eval_shape(made)
 
   def begin(self, query: Queries, basis: Any, rng: np.random.Generator, start: np.ndarray | None, count: int) -> State:
     """Draws from the model, or texts to begin with after heating; and their distances.
@@ -136,7 +152,7 @@ class TextSweeps:
     threshold, epsilon = map(np.float32, limits)
     sweeps = np.full(len(state["tokens"]), np.iinfo(np.int32).max, np.int32) if sweeps is None else sweeps
     numbers = np.float32(until[0]), np.int32(until[1]), weights, np.int32(start), sweeps
-    out = self._sweep(self._params, query, basis, key, threshold, epsilon, *numbers, state)
+    out = self.program(self._params, query, basis, key, threshold, epsilon, *numbers, state)
     return jax.tree.map(np.asarray, out)
 
   def _sweeps(

@@ -30,6 +30,8 @@ def test_matrix_products_are_counted_where_they_run():
   )
   turn = lambda x, m: jax.lax.while_loop(lambda s: s.sum() < 9, lambda s: s @ m, x)
   assert flops(turn, a, square, loop=7) == 7 * 2 * 4 * 8 * 8
+  twice = lambda x, m: jax.lax.while_loop(lambda s: s.sum() < 9, lambda s: turn(s @ m, m), x)
+  assert flops(twice, a, square, loop=(3, 7)) == 3 * (1 + 7) * 2 * 4 * 8 * 8
   assert (
     flops(lambda p, x, m: jax.lax.cond(p, lambda: x @ m, lambda: x), jax.ShapeDtypeStruct((), bool), a, square)
     == 2 * 4 * 8 * 8
@@ -103,6 +105,51 @@ ENTRY %main (a: bf16[8,128], b: f32[64,128]) -> (f32[16,128], bf16[32,128]) {
 def test_traffic_of_a_program_without_loops_is_that_of_xla_cost_analysis():
   program = jax.jit(lambda a, b: jnp.sin(a @ b) @ b).lower(struct(64, 64), struct(64, 64)).compile()
   assert traffic(program.as_text()).bytes == pytest.approx(program.cost_analysis()["bytes accessed"], rel=0.05)
+
+
+def test_traffic_of_loops_and_branches():
+  """A loop that counts to a constant, one whose end is not known, and the branch that moves most."""
+
+  def until(direction):
+    return f"""
+%until.{direction} (p: (s32[], f32[8])) -> pred[] {{
+  %limit = s32[] constant(5)
+  %p = (s32[], f32[8]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %c = pred[] compare(%i, %limit), direction={direction}
+}}
+"""
+
+  text = f"""HloModule jit_step
+{until("LT")}{until("NE")}
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {{
+  %p = (s32[], f32[8]) parameter(0)
+  %x = f32[8] get-tuple-element(%p), index=1
+  %y = f32[8] negate(%x)
+  ROOT %t = (s32[], f32[8]) tuple(%p, %y)
+}}
+
+%light (x: f32[8]) -> f32[8] {{
+  ROOT %x = f32[8] parameter(0)
+}}
+
+%heavy (x: f32[8]) -> f32[8] {{
+  %x = f32[8] parameter(0)
+  ROOT %y = f32[8] negate(%x)
+}}
+
+ENTRY %main (a: (s32[], f32[8]), b: f32[8], i: s32[]) -> f32[8] {{
+  %a = (s32[], f32[8]) parameter(0)
+  %b = f32[8] parameter(1)
+  %i = s32[] parameter(2)
+  WHILE
+  ROOT %d = f32[8] conditional(%i, %b, %b), branch_computations={{%light, %heavy}}
+}}
+"""
+  each, compared = 2 * 8 * 4, 1 + 2 * 4  # bytes of a negation, and of a comparison
+  for kind, times in (("LT", 5), ("NE", 7)):
+    made = text.replace("WHILE", f"%w = (s32[], f32[8]) while(%a), condition=%until.{kind}, body=%body")
+    assert traffic(made, loop=7).bytes == times * (each + compared) + each
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What the tests share: eight simulated devices, a compilation cache of their own, a small target and its decoder."""
 
+import contextlib
+import gc
 import os
 import pathlib
 
@@ -7,67 +9,48 @@ import pathlib
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 _EIGHT = "--xla_force_host_platform_device_count=8"
 if _EIGHT not in os.environ.get("XLA_FLAGS", ""):
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EIGHT}".strip()
 
+import compilation
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_models
 
-from inversionview_jax import tasks
+from inversionview_jax import cli, reading, targets, tasks
 from inversionview_jax.devices import parallel
 from inversionview_jax.models import decoder
 from inversionview_jax.models.decoder import Decoder, DecoderConfig
 from inversionview_jax.models.transformer import Transformer, TransformerConfig
-from inversionview_jax.targets import Target, save_target
+from inversionview_jax.targets import Target, for_task, load_target, save_target
 from inversionview_jax.training import decoder_objective
+
+gc.set_threshold(
+  50_000, 20, 50
+)  # tracing makes many objects that stay; a tenth of the time went into looking through them
 
 TASK = tasks.get("addition")
 SHAPE = {"vocab_size": 15, "n_ctx": 14, "n_layers": 2, "n_heads": 2, "d_model": 16, "d_mlp": 32}
 SITES = ("x0.pre", "a0.0", "a0.1", "x0.mid", "a1.1", "x1.post")
 
 
-# Of XLA's CPU backend: without MLIR fusion emitters and in one piece, a program compiles in half the time.
-_QUICK_OPTIONS = {"xla_cpu_use_fusion_emitters": "False", "xla_cpu_parallel_codegen_split_count": "1"}
+@pytest.fixture(scope="session", autouse=True)
+def quick_to_compile():
+  """Programs are compiled without optimizing, in a sixth of the time, in the processes that tests start, too."""
+  with compilation.quick():
+    yield
 
 
-@pytest.fixture(scope="session")
-def known_quick_options():
-  """Those of _QUICK_OPTIONS that this XLA has: it refuses to compile with one that it does not know."""
-
-  def known(option):
-    try:
-      jax.jit(lambda x: x + 1).lower(0.0).compile(compiler_options=option)
-    except jax.errors.JaxRuntimeError as error:
-      if "No such compile option" not in str(error):
-        raise
-      return False
-    return True
-
-  return {name: value for name, value in _QUICK_OPTIONS.items() if known({name: value})}
-
-
-@pytest.fixture(scope="module")
-def quick_to_compile(known_quick_options):
-  """For modules that run large programs on next to nothing: compiles without optimizing, in a sixth of the time."""
-  from jax._src import compiler  # no public way to give options to every program of a process, and only to some
-
-  patch = pytest.MonkeyPatch()
-  options = getattr(compiler, "get_compile_options", None)
-  if options is not None:
-
-    def quick_options(*args, env_options_overrides=None, **kwargs):
-      return options(*args, env_options_overrides=known_quick_options | (env_options_overrides or {}), **kwargs)
-
-    patch.setattr(compiler, "get_compile_options", quick_options)
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
-  patch.undo()
+@pytest.fixture(scope="module", autouse=True)
+def _optimized(request, quick_to_compile):
+  """Modules with the mark `optimized` have XLA's own options: those whose subject is what XLA makes of a program."""
+  with compilation.quick(False) if request.node.get_closest_marker("optimized") else contextlib.nullcontext():
+    yield
 
 
 @pytest.fixture(scope="session")
@@ -135,6 +118,54 @@ def save_small(make_target, small_decoder):
     return folder
 
   return save
+
+
+@pytest.fixture(scope="session")
+def ioi_folder(tmp_path_factory):
+  """The folder of a GPT-2 of three layers with the words of IOI."""
+  return small_models.gpt2_folder(tmp_path_factory.mktemp("models") / "gpt2", layers=3)
+
+
+@pytest.fixture(scope="session")
+def ioi_target(ioi_folder):
+  return load_target(ioi_folder)
+
+
+@pytest.fixture(scope="session")
+def ioi_task(ioi_target):
+  return tasks.get("ioi", ioi_target.tokenizer)
+
+
+@pytest.fixture(scope="session")
+def ioi_workdir(ioi_folder, tmp_path_factory):
+  """A reader of the first of its layers, trained for four steps by the command line."""
+  workdir = tmp_path_factory.mktemp("reader")
+  assert cli.main([*small_models.TRAIN_IOI, "--target", str(ioi_folder), "--workdir", str(workdir)]) == 0
+  return workdir
+
+
+_LOADED = {}  # what is in a folder, or the name of a shipped one, and the settings -> what was loaded
+
+
+@pytest.fixture
+def loaded_once(monkeypatch):
+  """Commands are given the target or reader that was loaded from the same files before, with the programs that it has compiled."""
+
+  def once(load):
+    def from_files(name, *args, **kwargs):
+      folder = pathlib.Path(name)
+      paths = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
+      files = tuple((str(path.relative_to(folder)), path.read_bytes()) for path in paths)
+      patched = tuple(getattr(type(TASK), attribute) for attribute in ("moves", "log_prior", "split"))
+      key = load.__name__, folder.name if files else str(name), files, repr((args, kwargs)), patched
+      if key not in _LOADED:
+        _LOADED[key] = load(name, *args, **kwargs)
+      return _LOADED[key]
+
+    return from_files
+
+  for module, name in ((targets, "load_target"), (for_task, "load_target"), (reading, "load_reader")):
+    monkeypatch.setattr(module, name, once(getattr(module, name)))
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,15 @@
 """Language models of two layers with random weights and a real byte-level tokenizer, as Hugging Face folders."""
 
+import functools
 import json
 
 import numpy as np
 import safetensors.numpy
 
 from inversionview_jax.tasks import ioi
+
+# A tiny reader of IOI, with AdamW, which compiles faster than Muon; `--target` and `--workdir` follow.
+TRAIN_IOI = ("train", "--config", "configs/ioi_smollm2.py:tiny", "--config.optimizer.name=adamw")
 
 
 def prompts(count=400, seed=0):
@@ -23,6 +27,11 @@ def prompts(count=400, seed=0):
 
 def tokenizer_json(texts, vocabulary=2000):
   """A byte-level BPE tokenizer trained on `texts`, in which most of their words are one token."""
+  return _tokenizer_json(tuple(texts), vocabulary)
+
+
+@functools.cache
+def _tokenizer_json(texts, vocabulary):
   from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
   tokenizer = Tokenizer(models.BPE())

@@ -7,6 +7,8 @@ import pytest
 
 from inversionview_jax.devices import cpu, parallel
 
+pytestmark = pytest.mark.optimized
+
 T, H, K = 14, 4, 8
 
 

@@ -11,6 +11,8 @@ import pytest
 from inversionview_jax.devices import cpu, numerics, parallel
 from inversionview_jax.devices.numerics import bf16_matmul, broadcast_rows, compiled_for, matmul
 
+pytestmark = pytest.mark.optimized
+
 ROWS, SQUARE, LONG = 90, 128, 256
 DENSE, COLUMNS_LAST = (((1,), (0,)), ((), ())), (((0,), (0,)), ((), ()))
 

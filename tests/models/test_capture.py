@@ -10,6 +10,8 @@ from inversionview_jax.devices import parallel
 from inversionview_jax.models.transformer import Transformer, TransformerConfig
 from inversionview_jax.sampling import collect
 
+pytestmark = pytest.mark.optimized
+
 TASK = tasks.get("addition")
 SITES = sites.enumerate_sites(2, 2)
 

@@ -10,6 +10,8 @@ from inversionview_jax.devices.numerics import compiled_for
 from inversionview_jax.models import attention, cpu_attention
 from inversionview_jax.models.config import Compute
 
+pytestmark = pytest.mark.optimized
+
 B, P, S, H, K, G, C = 3, 4, 6, 4, 8, 2, 7
 
 

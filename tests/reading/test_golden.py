@@ -9,6 +9,8 @@ import pytest
 
 from inversionview_jax.reading import load_reader
 
+pytestmark = pytest.mark.optimized
+
 # Made by version 0.1 on a CPU, with float32 products (as here, so that CPUs with bfloat16 units agree), 64 samples each, seed 3.
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden_preimages.json").read_text())
 

@@ -24,6 +24,7 @@ PAD = TASK.tokenizer.pad_id
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 ROWS = TASK.tokens(TASK.split("train")[:1000])
+ONE = parallel.make_mesh(devices=jax.devices()[:1])
 
 
 def objective(small_target, mesh=None, **changes):
@@ -87,12 +88,17 @@ def run_objective(small_target, **changes):
     "eval_queries": 50, "final_queries": 60,
   })  # fmt: skip
   config.update(changes)
-  return decoder_objective.DecoderObjective(TASK, config, small_target, FEW_ROWS, HELD_OUT), config
+  return decoder_objective.DecoderObjective(TASK, config, small_target, FEW_ROWS, HELD_OUT, ONE), config
+
+
+def start_of(objective):
+  """(params, extra) before training."""
+  return parallel.jit(objective.init)(jax.random.key(0))
 
 
 def test_trained_decoder_is_a_reader_and_its_metrics_are_in_epsilon_rates(small_target, tmp_path):
   objective, config = run_objective(small_target)
-  metrics = loop.train(objective, FEW_ROWS, config, tmp_path / "decoder")
+  metrics = loop.train(objective, FEW_ROWS, config, tmp_path / "decoder", ONE)
   rates = [metrics[f"rate/{name}"] for name in config.sites]
   assert metrics["rate"] == pytest.approx(np.mean(rates)) and metrics["rate_lowest"] == min(rates)
   assert metrics["queries_per_site"] == len(HELD_OUT) < 60  # no more than there are
@@ -108,9 +114,7 @@ def test_trained_decoder_is_a_reader_and_its_metrics_are_in_epsilon_rates(small_
 def test_weak_sites_are_drawn_more_often_if_the_config_asks_for_it(small_target, random_variables):
   objective, config = run_objective(small_target, reweight=6.0)
   blank = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 16)), jnp.zeros(1, jnp.int32)
-  params = parallel.replicate(
-    random_variables(0.2, 0, Decoder(objective.model), *blank)["params"], parallel.make_mesh()
-  )
+  params = parallel.replicate(random_variables(0.2, 0, Decoder(objective.model), *blank)["params"], ONE)
   extra = {"stats": {"encoder": objective._statistics}, "site_logits": jnp.zeros(3)}
   metrics, after = objective.evaluate(params, extra, False)
   rates = np.array([metrics[f"rate/{name}"] for name in config.sites])
@@ -135,7 +139,7 @@ def test_weak_sites_are_drawn_more_often_if_the_config_asks_for_it(small_target,
 def test_token_counts_are_learned_by_the_encoder_and_a_run_that_starts_from_it_has_their_head(small_target, tmp_path):
   """With no pairs for the decoder: its transformer stands still but for weight decay, and the loss is that of counting tokens."""
   objective, config = run_objective(small_target, token_count_loss=0.5, pairs_per_text=0)
-  params, extra = objective.init(jax.random.key(0))
+  params, extra = start_of(objective)
   params["count_head"] = jax.tree.map(
     jnp.zeros_like, params["count_head"]
   )  # every number of times as likely as any other
@@ -152,7 +156,7 @@ def test_token_counts_are_learned_by_the_encoder_and_a_run_that_starts_from_it_h
     gradient[equals, :3], [18 / 11, 18 / 11 - 18, 18 / 11], rtol=1e-4
   )  # in every text just once
 
-  alone = loop.train(objective, FEW_ROWS, config, tmp_path)
+  alone = loop.train(objective, FEW_ROWS, config, tmp_path, ONE)
   assert np.isfinite(alone["rate"])
   stored, _ = storage.load_model(tmp_path)
   assert set(stored["params"]) == {"encoder", "transformer"}
@@ -167,14 +171,14 @@ def test_token_counts_are_learned_by_the_encoder_and_a_run_that_starts_from_it_h
 
 
 def test_finished_decoder_is_given_a_matrix_for_each_site_which_then_learns(small_target, tmp_path):
-  plain, config = run_objective(small_target, encoder_width=12)
-  loop.train(plain, FEW_ROWS, config, tmp_path)
+  plain, _ = run_objective(small_target, encoder_width=12)
+  plain.finish(start_of(plain)[0], {}, tmp_path)
   again = {"encoder_width": 12, "init_from": str(tmp_path)}
   texts, keys = jnp.asarray(FEW_ROWS[:16]), jax.random.split(jax.random.key(1), 16)
   losses, grads = [], []
   for has in (False, True):
     objective, _ = run_objective(small_target, site_inputs=has, **again)
-    params, extra = objective.init(jax.random.key(0))
+    params, extra = start_of(objective)
     params = {**params, **jax.tree.map(jnp.asarray, objective.start)}
     loss_and_grad = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
     (loss, _), grad = loss_and_grad(params, extra, small_target.params, texts, keys)
@@ -182,7 +186,7 @@ def test_finished_decoder_is_given_a_matrix_for_each_site_which_then_learns(smal
     grads.append(grad["encoder"])
   assert losses[0] == losses[1]
   assert (np.abs(grads[1]["site_inputs"]).max(axis=(1, 2)) > 0).all() and "site_inputs" not in grads[0]
-  loop.train(*run_objective(small_target, site_inputs=True, **again)[:1], FEW_ROWS, config, tmp_path / "more")
+  objective.finish(params, {}, tmp_path / "more")
   with pytest.raises(InversionViewError, match="has site_inputs = True, the config False; set the same"):
     run_objective(small_target, encoder_width=12, init_from=str(tmp_path / "more"))
 

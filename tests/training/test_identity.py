@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from training_runs import HELD_OUT, ROWS, TASK, finished, settings
+from training_runs import ROWS, Slope, finished, settings
 
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import storage
 from inversionview_jax.targets import shipped_folder
-from inversionview_jax.training import async_saving, checkpoints, decoder_objective, identity, loop
+from inversionview_jax.training import async_saving, checkpoints, identity, loop
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -66,21 +66,29 @@ def test_tree_is_renamed_inside_of_optimizer_states_and_back():
   assert jax.tree.structure(back) == jax.tree.structure(state)
 
 
-def run(small_target, folder, steps):
-  config = settings(steps=steps, steps_per_call=2, eval_every=0, save_every=0)
-  config.update({
-    "model": {"n_layers": 1, "n_heads": 2, "d_model": 16, "d_mlp": 32}, "encoder_blocks": 1, "encoder_width": 0, "n_slots": 1,
-    "normalize": "standard", "sites": ("x0.pre", "a0.0"), "pairs_per_text": 1, "bos_rate": 0.01, "reweight": 0.0, "noise": 0.0,
-    "eval_queries": 2, "final_queries": 2, "token_count_loss": 0.5,
-  })  # fmt: skip
-  mesh = parallel.make_mesh(devices=jax.devices()[:1])
-  objective = decoder_objective.DecoderObjective(TASK, config, small_target, ROWS, HELD_OUT, mesh)
-  loop.train(objective, ROWS, config, folder, mesh)
+class Counting(Slope):
+  """An objective with the renamed parameters of a decoder, and one more part."""
+
+  def init(self, key):
+    params, extra = super().init(key)
+    return {"count_head": params["layer"], "encoder": {"bias": jnp.ones(4)}}, extra
+
+  def loss(self, params, extra, frozen, tokens, keys):
+    loss, count = super().loss({"layer": params["count_head"]}, extra, frozen, tokens, keys)
+    return loss + jnp.sum(params["encoder"]["bias"] ** 2), count
+
+  def evaluate(self, params, extra, final):
+    return super().evaluate({"layer": params["count_head"]}, extra, final)
 
 
-def test_checkpoint_of_version_0_1_is_resumed_bit_by_bit(small_target, tmp_path, monkeypatch):
+def run(folder, steps):
+  config = settings(steps=steps, steps_per_call=2, eval_every=0, save_every=0, token_count_loss=0.5)
+  loop.train(Counting(), ROWS, config, folder, parallel.make_mesh(devices=jax.devices()[:1]))
+
+
+def test_checkpoint_of_version_0_1_is_resumed_bit_by_bit(tmp_path, monkeypatch):
   """Its config and its arrays have the old names; the run ends with the bits of one that was not interrupted."""
-  run(small_target, tmp_path / "straight", steps=4)
+  run(tmp_path / "straight", steps=4)
   save = async_saving.AsyncSaver.save
   config_keys = swapped(storage.RENAMED_CONFIG_KEYS)
 
@@ -98,10 +106,10 @@ def test_checkpoint_of_version_0_1_is_resumed_bit_by_bit(small_target, tmp_path,
 
   with monkeypatch.context() as patched:
     patched.setattr(async_saving.AsyncSaver, "save", save_with_old_names)
-    run(small_target, tmp_path / "run", steps=2)
+    run(tmp_path / "run", steps=2)
   stored = checkpoints.Checkpoints(checkpoints.folder_of(tmp_path / "run"))
   assert stored.steps() == [2] and "token_count_loss" in stored.about(2)["config"]
-  run(small_target, tmp_path / "run", steps=4)
+  run(tmp_path / "run", steps=4)
   assert finished(tmp_path / "run") == finished(tmp_path / "straight")
 
 

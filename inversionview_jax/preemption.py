@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from inversionview_jax import locks
+
 T = TypeVar("T")
 
 EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command resumes from the newest checkpoint
@@ -84,6 +86,7 @@ def exit_now(message: str, code: int) -> None:
   """Ends this process at once, from any thread, with one line on stderr; does not wait for other hosts or background threads."""
   print(f"inversionview: {message}", file=sys.stderr, flush=True)
   sys.stdout.flush()
+  locks.release_all()
   os._exit(code)
 
 

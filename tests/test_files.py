@@ -2,13 +2,26 @@
 
 import argparse
 import json
+import os
 
 import pytest
+from refusals import refusal
 
 from inversionview_jax.commands import inputs
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import read_lines
+from inversionview_jax.files import (
+  check_can_hold,
+  check_can_make,
+  files_together,
+  make_folder,
+  output_folder,
+  parse_json,
+  read_json,
+  read_lines,
+  write_whole,
+)
 from inversionview_jax.interpret import language_model
+from inversionview_jax.preimage import Preimage
 from inversionview_jax.tasks import sources
 
 # What str.splitlines() ends lines at, besides line feeds.
@@ -68,3 +81,76 @@ def test_lines_that_are_not_utf8_and_files_that_are_not_there_are_named(tmp_path
   for missing in (tmp_path / "none.txt", tmp_path):
     with pytest.raises(InversionViewError, match="cannot read .*; write lines"):
       list(read_lines(missing, "write lines"))
+
+
+@pytest.fixture
+def odd_paths(tmp_path):
+  """Paths that are no files: (path, what a message names)."""
+  loop, pipe, folder = tmp_path / "loop", tmp_path / "pipe.json", tmp_path / "x.json"
+  loop.symlink_to(loop)
+  os.mkfifo(pipe)
+  folder.mkdir()
+  return {
+    str(loop): "symbolic links",
+    str(pipe): "pipe",
+    str(folder): "a folder",
+    str(tmp_path / ("n" * 300)): "too long",
+    "~nosuchuser/x": "no home folder",
+    "a\0b": "null byte",
+    "": "empty",
+    str(tmp_path / "missing.json"): "No such file",
+  }
+
+
+def test_paths_that_are_no_files_are_refused_by_every_reader_and_writer(odd_paths, tmp_path):
+  for path, named in odd_paths.items():
+    for read in (read_json, lambda path: list(read_lines(path)), Preimage.from_json):
+      assert named in refusal(read, path)
+    if named != "No such file":
+      assert refusal(write_whole, path, "text")
+      assert refusal(check_can_hold, path)
+    if named not in ("No such file", "a folder"):
+      assert refusal(make_folder, path)
+      assert refusal(check_can_make, path)
+  (tmp_path / "file").write_text("")
+  assert "is a file" in refusal(check_can_make, tmp_path / "file" / "below")
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop", "pipe.json", "x.json"]
+
+
+@pytest.mark.parametrize(
+  "content, named",
+  [
+    ("[" * 100_000, "nested too deep"), ('{"a":' * 100_000, "nested too deep"), ('{"a": 1, "b": 2, "a": 3}', "'a' stands twice"),
+    ("[NaN]", "NaN"), ("[-Infinity]", "-Infinity"), ("[1e999]", "1e999"), ("[1,]", "not JSON"), ("9" * 5000, "not JSON"), ("", "not JSON"),
+  ],
+)  # fmt: skip
+def test_json_that_a_program_would_read_in_another_way_is_refused(tmp_path, content, named):
+  assert named in refusal(parse_json, content, "this text", "write it again")
+  (tmp_path / "a.json").write_text(content)
+  assert "a.json" in refusal(read_json, tmp_path / "a.json") and refusal(Preimage.from_json, tmp_path / "a.json")
+
+
+def test_json_is_read_as_it_is_written(tmp_path):
+  table = {"a": [1, -2.5, 1e-300, None, True, "\u2028"], "b": {"a": {}}}
+  (tmp_path / "a.json").write_bytes("\ufeff".encode() + json.dumps(table, ensure_ascii=False).encode())
+  assert read_json(tmp_path / "a.json") == table
+
+
+def test_files_of_a_folder_appear_together_or_not_at_all(tmp_path):
+  with pytest.raises(ZeroDivisionError), files_together(tmp_path / "new" / "out") as draft:
+    (draft / "a").write_text("a")
+    raise ZeroDivisionError
+  assert not list(tmp_path.iterdir())
+  (tmp_path / "out" / "sub").mkdir(parents=True)
+  (tmp_path / "out" / "sub" / "kept").write_text("kept")
+  (tmp_path / "out" / "a").write_text("old")
+  with files_together(tmp_path / "out") as draft:
+    (draft / "sub").mkdir()
+    for name in ("a", "sub/b"):
+      (draft / name).write_text("new")
+    assert (tmp_path / "out" / "a").read_text() == "old"
+  found = {str(path.relative_to(tmp_path / "out")): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+  assert found == {"a": "new", "sub/b": "new", "sub/kept": "kept"}
+  with pytest.raises(ZeroDivisionError), output_folder(tmp_path / "out"):
+    raise ZeroDivisionError
+  assert (tmp_path / "out" / "a").exists()

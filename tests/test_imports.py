@@ -11,8 +11,9 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "inversionview_jax"
 # From the bottom to the top; places on one line do not import each other.
 ORDER = (
-  ("_version", "errors"),
-  ("files", "progress", "sites", "distance", "tables", "preemption", "config_blocks"),
+  ("_version", "errors", "terminal"),
+  ("values", "locks"),
+  ("files", "progress", "sites", "distance", "tables", "preemption", "config_blocks", "config_schema"),
   ("tasks",),
   ("devices",),
   ("models",),

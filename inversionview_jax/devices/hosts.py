@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from inversionview_jax import locks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preemption import EXIT_AGAIN, exit_now
 
@@ -200,6 +201,41 @@ def require_same(what: str, values: Mapping[str, Any]) -> None:
   )
 
 
+@contextlib.contextmanager
+def exclusive(folder: str | os.PathLike, remedy: str) -> Iterator[None]:
+  """Holds the lock of a folder of results for all processes of this run; the writer takes it. Must be called by all of them.
+
+  Args:
+    folder: is there.
+    remedy: what to do where another run holds it.
+
+  Raises:
+    InversionViewError: on every host: another run holds it.
+  """
+  with contextlib.ExitStack() as held:
+    refusal = ""
+    if is_writer():
+      try:
+        held.enter_context(locks.exclusive(folder, remedy))
+      except InversionViewError as error:
+        refusal = str(error)
+    if refusal := exchange(refusal)[0]:
+      raise InversionViewError(refusal)
+    yield
+
+
+def refuse_in_use(folder: str | os.PathLike, remedy: str) -> None:
+  """Raises what `exclusive` would, as far as that can be seen at once; for before the work. Must be called by all processes."""
+  refusal = ""
+  if is_writer():
+    try:
+      locks.check(folder, remedy)
+    except InversionViewError as error:
+      refusal = str(error)
+  if refusal := exchange(refusal)[0]:
+    raise InversionViewError(refusal)
+
+
 class Votes:
   """A non-blocking logical "or" over hosts: all see at the same step that one of them wants to stop.
 
@@ -305,6 +341,7 @@ def shutdown(code: int) -> None:
     return
   _shutting_down.set()
   if code:
+    locks.release_all()
     os._exit(code)
   with contextlib.suppress(Exception):
     _client().key_value_set(f"{_KEY_PREFIX}alive/{jax.process_index()}", "done", allow_overwrite=True)

@@ -8,13 +8,13 @@ Shapes: D width of the activation, S sites, R width of the encoder's residual st
 """
 
 import dataclasses
-import json
 import pathlib
 
 import numpy as np
 
 from inversionview_jax import sites
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import read_json
 from inversionview_jax.models.decoder import DecoderConfig
 from inversionview_jax.pretrained import gpt2
 from inversionview_jax.pretrained.attributes import refuse_sizes
@@ -29,8 +29,8 @@ _EPS = 1e-5  # of the encoder's norms
 def is_release(folder: pathlib.Path) -> bool:
   """Whether a folder holds a decoder of the release: its config.json has "probed_acts"."""
   try:
-    return "probed_acts" in json.loads((folder / "config.json").read_text())
-  except (OSError, ValueError, TypeError):
+    return "probed_acts" in read_json(folder / "config.json", finite=False)
+  except (InversionViewError, TypeError):
     return False
 
 
@@ -44,10 +44,7 @@ def load(folder: pathlib.Path) -> tuple[DecoderConfig, dict, dict]:
     InversionViewError: files missing or damaged, only pickled weights, or an attribute or tensor that is missing or not handled (named).
   """
   where = folder / "config.json"
-  try:
-    attributes = json.loads(where.read_text())
-  except (OSError, ValueError) as error:
-    raise InversionViewError(f"cannot read {where}: {error}") from None
+  attributes = read_json(where, finite=False)  # a number that is not finite is refused by its name, where it is used
   config = config_of(attributes, str(where))
   tensors = Renamed(Safetensors(folder), gpt2.rename, folder)
   if config.transformer.tied:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import check_is_file, read_json
 from inversionview_jax.pretrained.gguf_tokenizer import Unread
 from inversionview_jax.pretrained.python_tokenizer import PythonTokenizer
 from inversionview_jax.tasks.tokenizer_base import Tokenizer
@@ -30,6 +31,7 @@ _OTHERS = (
   "vocab.txt",
 )
 _SETTINGS = ("special_tokens_map.json", "added_tokens.json", "tokenizer_config.json")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _KINDS = ("bos", "eos", "pad")
 
 
@@ -47,6 +49,8 @@ def from_folder(folder: pathlib.Path, attributes: Mapping) -> Tokenizer | None:
   present = [name for name in (*_PARSED, *_OTHERS) if (folder / name).exists()]
   if not present:
     return None
+  for name in (*present, *_SETTINGS, *_TEMPLATES):
+    check_is_file(folder / name)  # transformers would wait for the other end of a pipe
   for name in _SETTINGS:
     if (folder / name).exists():
       _json(folder / name)
@@ -87,6 +91,7 @@ def from_path(path: pathlib.Path, attributes: Mapping) -> Tokenizer:
     return made
   import tokenizers
 
+  check_is_file(path)
   try:
     loaded = tokenizers.Tokenizer.from_file(os.fspath(path))
   except Exception as error:  # the library raises plain Exception
@@ -213,10 +218,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _json(path: pathlib.Path) -> dict:
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError, RecursionError) as error:
-    raise InversionViewError(f"cannot read {path}: {error}") from None
+  content = read_json(path, finite=False)
   if not isinstance(content, dict):
     raise InversionViewError(f"cannot read {path}: it is damaged or holds something else")
   return content

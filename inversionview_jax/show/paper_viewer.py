@@ -14,7 +14,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ import numpy as np
 
 from inversionview_jax import sites
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import make_folder, write_whole
+from inversionview_jax.files import make_folder, path_of, read_json, write_whole
 from inversionview_jax.preimage import Preimage, Query, Sample
 from inversionview_jax.tasks import Task
 
@@ -76,7 +75,7 @@ class Page:
   def read(cls, path: "str | os.PathLike") -> "Page":
     """Reads a file; raises `InversionViewError` naming it and what is wrong with it."""
     try:
-      content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+      content = read_json(path)
       if not isinstance(content, dict):
         raise InversionViewError("it is no JSON object")
       if missing := [key for key in _KEYS if key not in content]:
@@ -255,7 +254,7 @@ def write(folder: "str | os.PathLike", pages: Iterable[Page]) -> list[str]:
 
 def read(folder: "str | os.PathLike") -> list[Page]:
   """All files of such a directory, in the order of their paths; raises `InversionViewError` if there are none or one is damaged."""
-  folder = pathlib.Path(folder).expanduser()
+  folder = path_of(folder)
   if not folder.is_dir():
     raise InversionViewError(f"no folder {os.fspath(folder)!r}")
   names = {path: name for path in sorted(folder.glob("*/*.json")) if (name := _NAME.fullmatch(path.name))}

@@ -1,7 +1,6 @@
 """Language targets: checkpoints of other people, of which a task needs some tokens and a reader some layers."""
 
 import os
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -9,6 +8,7 @@ import jax
 from inversionview_jax import pretrained, tasks
 from inversionview_jax import sites as site_names
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import path_of
 from inversionview_jax.models.transformer import TransformerConfig
 from inversionview_jax.targets.loading import load_checkpoint
 from inversionview_jax.targets.target import Target
@@ -38,7 +38,7 @@ def load_language_target(
   Raises:
     InversionViewError: no such checkpoint, no tokenizer with it, an unknown site or setting.
   """
-  path = pathlib.Path(source).expanduser()
+  path = path_of(source)
   if not path.exists():
     raise InversionViewError(
       f"no checkpoint {str(source)!r}: give a Hugging Face folder or a .gguf file (--target, or target.path in the config)"

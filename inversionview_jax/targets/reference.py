@@ -3,30 +3,38 @@
 A reader of a language target does not carry its weights: `target/reference.json` beside the decoder names the checkpoint and how it is loaded.
 """
 
+import functools
 import json
 import os
 import pathlib
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 
-from inversionview_jax import tasks
+from inversionview_jax import tasks, values
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import make_folder, write_whole
+from inversionview_jax.files import make_folder, path_of, read_json, write_whole
 from inversionview_jax.targets.loading import load_checkpoint
 from inversionview_jax.targets.target import Target
 from inversionview_jax.tasks.tokenizers import PartTokenizer
 
 FILE = "reference.json"
 FORMAT_VERSION = 1
-_FIELDS = {"path", "layers", "convention", "dtype", "fingerprint"}
+_FIELDS: dict[str, Callable[[str, Any], Any]] = {
+  "path": values.text,
+  "layers": values.optional(functools.partial(values.whole, low=1, high=10_000)),
+  "convention": values.text,
+  "dtype": values.text,
+  "fingerprint": values.text,
+}
 
 
 def write_reference(folder: str | os.PathLike, source: str | os.PathLike, target: Target) -> None:
   """Writes where a target's checkpoint is and how it was loaded, for `load_reference`."""
   reference = {
     "format_version": FORMAT_VERSION,
-    "path": _relative_to_home(pathlib.Path(source).expanduser().resolve()),
+    "path": _relative_to_home(path_of(source).resolve()),
     "layers": None if target.has_logits else target.config.n_layers,
     "convention": target.convention,
     "dtype": target.compute.dtype,
@@ -45,16 +53,16 @@ def _relative_to_home(path: pathlib.Path) -> str:
 
 def read_reference(folder: str | os.PathLike) -> dict | None:
   """What `write_reference` wrote, or None if there is none; raises `InversionViewError` if it cannot be read."""
-  path = pathlib.Path(folder) / FILE
+  path = path_of(folder) / FILE
   if not path.exists():
     return None
-  try:
-    reference = json.loads(path.read_text())
-    if reference["format_version"] == FORMAT_VERSION and set(reference) >= _FIELDS:
-      return reference
-  except (OSError, ValueError, KeyError, TypeError):
-    pass
-  raise InversionViewError(f"{path} is damaged, or of another version of this package")
+  reference = read_json(path, "it is damaged")
+  if not isinstance(reference, dict) or reference.get("format_version") != FORMAT_VERSION or not set(reference) >= set(_FIELDS):
+    raise InversionViewError(f"{path} is damaged, or of another version of this package")
+  for name, check in _FIELDS.items():
+    check(f"{path}: {name}", reference[name])
+  values.optional(values.text)(f"{path}: family", reference.get("family"))
+  return reference
 
 
 def load_reference(
@@ -77,7 +85,7 @@ def load_reference(
   reference = read_reference(folder)
   if reference is None:
     raise InversionViewError(f"{folder} does not name the checkpoint that was read: {FILE} is missing")
-  source = pathlib.Path(path or reference["path"]).expanduser()
+  source = path_of(path or reference["path"])
   if not source.exists():
     raise InversionViewError(
       f"the checkpoint this reader reads is not at {source} any more; give its path with --target"

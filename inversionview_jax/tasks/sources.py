@@ -4,14 +4,13 @@ Every record comes with its file and line, for error messages.
 """
 
 import glob
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import read_lines
+from inversionview_jax.files import open_file, parse_json, path_of, read_lines
 
 TFDS = "tfds:"
 
@@ -19,7 +18,7 @@ TFDS = "tfds:"
 def absolute(files: str | Sequence[str]) -> list[str]:
   """Absolute paths of files and patterns; names of TensorFlow Datasets ("tfds:name") unchanged."""
   files = [f for f in ([files] if isinstance(files, str | os.PathLike) else files) if str(f)]
-  return [str(f) if str(f).startswith(TFDS) else str(pathlib.Path(f).expanduser().absolute()) for f in files]
+  return [str(f) if str(f).startswith(TFDS) else str(path_of(f).absolute()) for f in files]
 
 
 def records(
@@ -75,7 +74,7 @@ def _of_path(path: pathlib.Path, split: str, empty: str):
   elif not path.exists():
     raise InversionViewError(f"no file {str(path)!r} to read texts from")
   elif path.suffix == ".json":
-    content = read_json(path, path.read_bytes(), str(path))
+    content = read_json(path, _content(path), str(path))
     if not isinstance(content, list):
       raise InversionViewError(f"{path} holds no list of records; a file with one on each line is called .jsonl")
     yield from ((f"{path}[{i}]", record) for i, record in enumerate(content))
@@ -94,6 +93,14 @@ def _of_path(path: pathlib.Path, split: str, empty: str):
     )
 
 
+def _content(path: pathlib.Path) -> bytes:
+  try:
+    with open_file(path) as file:
+      return file.read()
+  except OSError as error:
+    raise InversionViewError(f"cannot read {str(path)!r}: {error.strerror}") from None
+
+
 def _lines(path: pathlib.Path, empty: str) -> Iterator[tuple[str, str]]:
   number = 0
   for number, line in read_lines(path):
@@ -108,11 +115,10 @@ def _lines(path: pathlib.Path, empty: str) -> Iterator[tuple[str, str]]:
 def read_json(path: str | os.PathLike, content: bytes, where: str) -> Any:
   """The value of a JSON file or line; raises `InversionViewError` naming `where`."""
   try:
-    return json.loads(content.decode("utf-8-sig"))  # without a byte order mark
+    text = content.decode("utf-8-sig")  # without a byte order mark
   except UnicodeDecodeError as error:
     raise InversionViewError(f"{path} is not UTF-8 (at byte {error.start}); convert the file, as with iconv") from None
-  except ValueError as error:
-    raise InversionViewError(f"{where} is not JSON ({error})") from None
+  return parse_json(text, where, finite=False)  # data sets that pandas wrote have NaN in fields that are not read
 
 
 def _pyarrow(path):
@@ -128,13 +134,13 @@ def _pyarrow(path):
 def _dataset(folder: pathlib.Path, split: str):
   """A folder that `datasets.save_to_disk` wrote, or one with .parquet files."""
   if (folder / "dataset_dict.json").exists():
-    splits = read_json(folder, (folder / "dataset_dict.json").read_bytes(), str(folder / "dataset_dict.json"))
+    splits = read_json(folder, _content(folder / "dataset_dict.json"), str(folder / "dataset_dict.json"))
     if split not in splits.get("splits", ()):
       raise InversionViewError(f"{folder} has no split {split!r}; it has {', '.join(splits.get('splits', ()))}")
     folder = folder / split
   state = folder / "state.json"
   if state.exists():
-    content = read_json(folder, state.read_bytes(), str(state))
+    content = read_json(folder, _content(state), str(state))
     if content.get("_indices_files"):
       raise InversionViewError(f"{folder} keeps the order of its rows apart; save it again after .flatten_indices()")
     for entry in content.get("_data_files", ()):

@@ -18,6 +18,7 @@ import numpy as np
 from inversionview_jax import tasks
 from inversionview_jax.distance import METRICS
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import open_file, path_of
 from inversionview_jax.measures.consistency import ENCODES, Members, certainty_of
 from inversionview_jax.measures.properties import Background
 from inversionview_jax.measures.rates import Rate
@@ -120,7 +121,7 @@ def load(paths: Sequence["str | os.PathLike"]) -> list[Preimage]:
     InversionViewError: nothing there, a file that cannot be read, or no preimages at all.
   """
   preimages = []
-  for path in map(pathlib.Path, paths):
+  for path in map(path_of, paths):
     if path.is_dir():
       preimages += [Preimage.from_json(file) for file in sorted(path.rglob("*.json")) if _is_preimage(file)]
     else:
@@ -134,8 +135,11 @@ def load(paths: Sequence["str | os.PathLike"]) -> list[Preimage]:
 
 def _is_preimage(path: pathlib.Path) -> bool:
   """Whether a file names the format at its start; a preimage of another version does, too, and is refused when it is read."""
-  with open(path, encoding="utf-8", errors="replace") as file:
-    return FORMAT in file.read(200)
+  try:
+    with open_file(path) as file:
+      return FORMAT.encode() in file.read(200)
+  except OSError:  # a folder or a pipe of this name, or a file that is another user's
+    return False
 
 
 def group_preimages(preimages: Sequence[Preimage]) -> list[PreimageGroup]:

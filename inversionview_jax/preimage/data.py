@@ -323,7 +323,8 @@ class Preimage:
       fields["others"] = tuple(Query(**other) for other in fields["others"])
       return cls(query=Query(**query), samples=tuple(Sample(**sample) for sample in samples), **fields)
     except (TypeError, ValueError, OverflowError) as error:
-      raise InversionViewError(f"{json_format.source_name(path_or_text)} is not a readable preimage: {error}") from None
+      name = json_format.source_name(path_or_text)
+      raise InversionViewError(f"{name} is not a readable preimage: {' '.join(str(error).split())}") from None
 
   def __repr__(self) -> str:
     location = " and ".join(f"{q.site} at {q.label or q.position!s}" for q in (self.query, *self.others))

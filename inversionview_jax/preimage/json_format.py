@@ -8,13 +8,14 @@ import json
 import math
 import operator
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import parse_json, read_json
+from inversionview_jax.preimage import schema
 
 FORMAT, FORMAT_VERSION = "inversionview-preimage", 3
 PREIMAGE_KEYS = ("epsilon", "metric", "match", "seed", "reader", "task", "convention", "version")
@@ -82,16 +83,9 @@ def loads(path_or_text: "str | os.PathLike") -> dict[str, Any]:
   Raises:
     InversionViewError: no such file, or not JSON.
   """
-  try:
-    if is_text(path_or_text):
-      return json.loads(os.fspath(path_or_text))
-    return json.loads(pathlib.Path(path_or_text).expanduser().read_text(encoding="utf-8"))
-  except OSError as error:
-    raise InversionViewError(
-      f"cannot read preimage {source_name(path_or_text)!r}: {error.strerror}; {_REMEDY}"
-    ) from None
-  except (ValueError, RecursionError) as error:
-    raise InversionViewError(f"{source_name(path_or_text)} is not JSON ({error}); {_REMEDY}") from None
+  if is_text(path_or_text):
+    return parse_json(os.fspath(path_or_text), source_name(path_or_text), _REMEDY)
+  return read_json(path_or_text, _REMEDY)
 
 
 def is_text(path_or_text: "str | os.PathLike") -> bool:
@@ -125,21 +119,24 @@ def parse(table: Any) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, An
   names = PREIMAGE_KEYS if version < 3 else (*PREIMAGE_KEYS, *COMPARISON_KEYS, *RESULT_KEYS)
   *values, query, samples = _take(table, (*names, "query", "samples"), "the file")
   fields = dict(zip(names, values))
+  schema.check_fields(fields, schema.PREIMAGE)
   if isinstance(fields.get("levels"), list):
     fields["levels"] = [_read_level(level) for level in fields["levels"]]
   others = fields.get("others", [])
   if not isinstance(others, list):
     raise InversionViewError("others is not a list")
   fields["others"] = [dict(zip(QUERY_KEYS, _take(other, QUERY_KEYS, f"others[{i}]"))) for i, other in enumerate(others)]
-  query = _take(query, QUERY_KEYS, "query")
+  for i, other in enumerate(fields["others"]):
+    schema.check_fields(other, schema.QUERY, f"others[{i}].")
+  query = dict(zip(QUERY_KEYS, _take(query, QUERY_KEYS, "query")))
+  schema.check_fields(query, schema.QUERY, "query.")
   keys = SAMPLE_KEYS if version > 1 else SAMPLE_KEYS[:-1]
   columns = dict(zip(keys, _take(samples, keys, "samples")))
-  if wrong := [key for key, column in columns.items() if not isinstance(column, list)]:
-    raise InversionViewError(f"samples.{wrong[0]} is not a list")
+  schema.check_columns(columns)
   check_lengths("samples", columns["tokens"], **columns)
   columns["distance"] = [math.inf if d is None else d for d in columns["distance"]]
   rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
-  return fields, dict(zip(QUERY_KEYS, query)), rows
+  return fields, query, rows
 
 
 def checked_results(values: Mapping[str, Any]) -> dict[str, Any]:

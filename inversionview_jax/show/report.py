@@ -4,7 +4,6 @@ Made from plain data, saved or new; needs no JAX, no network and no script.
 """
 
 import os
-import pathlib
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from inversionview_jax import sites, tasks
 from inversionview_jax._version import __version__
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import path_of
 from inversionview_jax.measures import consistency
 from inversionview_jax.preimage import FORMAT, Preimage
 from inversionview_jax.preimage.render import formatting, fragments, plots
@@ -53,7 +53,7 @@ def read_folder(folder: "str | os.PathLike") -> tuple[list[Preimage], list[str]]
   Raises:
     InversionViewError: no such folder, or no preimage in it that can be read.
   """
-  root = pathlib.Path(folder)
+  root = path_of(folder)
   if not root.is_dir():
     raise InversionViewError(
       f"no folder {os.fspath(folder)!r}: give one that holds preimages (`inversionview view --json`)"

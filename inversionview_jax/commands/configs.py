@@ -2,14 +2,21 @@
 
 import difflib
 import pathlib
+import re
 import sys
+import traceback
+import types
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import open_file, path_of
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
+
+_MODULE = "inversionview_config"  # name under which a config file is run
+_LONGEST_REASON = 300  # characters
 
 
 def load_config(path: str, overrides: Sequence[str]) -> "ConfigDict":
@@ -20,35 +27,98 @@ def load_config(path: str, overrides: Sequence[str]) -> "ConfigDict":
     overrides: arguments such as "--config.steps=1000".
 
   Raises:
-    InversionViewError: no such file or variant, an unknown key (the closest are named), a key that was renamed, or a value of another type.
+    InversionViewError: no such file or variant, a file that raises (by its line), an unknown key (the closest are named), a key that was
+      renamed, or a value of another type.
   """
   from absl import flags
-  from ml_collections import ConfigDict, config_flags
+  from ml_collections import config_flags
 
-  argv = ["inversionview", f"--config={path}", *overrides]
+  config = _run(path)
+  _refuse_other_arguments(overrides)
+  argv = ["inversionview", *overrides]
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
-  file = pathlib.Path(path.split(":")[0])
+  try:
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    remaining = values(argv)
+  except (AttributeError, KeyError) as error:
+    raise _unknown_key(path, overrides, error) from None
+  except Exception as error:  # of the many kinds of absl and of Python, for a value that a key cannot have
+    raise InversionViewError(f"config {path}: {_reason(error)}") from None
+  if remaining[1:]:
+    raise InversionViewError(f"unknown argument {remaining[1]!r}; settings look like --config.steps=1000")
+  return values.config
+
+
+def _run(path: str) -> "ConfigDict":
+  """What the file's `get_config` returns, locked; raises `InversionViewError` whatever happens in it."""
+  from ml_collections import ConfigDict
+
+  name, colon, variant = path.partition(":")
+  file = path_of(name) if name else pathlib.Path(name)
   if not file.is_file():
     raise InversionViewError(
       f"no config file {file}; configs of this project are in configs/, for example configs/addition.py:tiny"
     )
-  sys.modules.pop(
-    "config_config", None
-  )  # config_flags loads every file under this name; the last one must not be taken for this one
+  module = types.ModuleType(_MODULE)
+  module.__file__ = str(file)
+  before = sys.modules.get(_MODULE)
+  sys.modules[_MODULE] = module  # where dataclasses of the file look for their module
   try:
-    remaining = values(argv)
-    config = values.config
-  except (AttributeError, KeyError) as error:
-    raise _unknown_key(path, overrides, error) from None
-  except (flags.Error, ValueError, TypeError, OSError, SyntaxError) as error:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    raise InversionViewError(f"config {path}: {lines[-1].strip() if 'Traceback' in str(error) else lines[0]}") from None
-  if not isinstance(config, ConfigDict):
-    raise InversionViewError(f"config {path}: it has no get_config that returns a ConfigDict")
-  if remaining[1:]:
-    raise InversionViewError(f"unknown argument {remaining[1]!r}; settings look like --config.steps=1000")
-  return config
+    with open_file(file) as source:
+      exec(compile(source.read(), str(file), "exec"), module.__dict__)  # leaves no __pycache__ beside the file
+    if not callable(get_config := getattr(module, "get_config", None)):
+      raise InversionViewError("it has no get_config that returns a ConfigDict")
+    config = get_config(*([variant] if colon else []))
+    if not isinstance(config, ConfigDict):
+      raise InversionViewError(f"its get_config returned no ConfigDict, but {type(config).__name__}")
+    config.lock()
+    config.to_dict()  # whatever is computed when it is read
+    return config
+  except KeyboardInterrupt:
+    raise
+  except BaseException as error:  # SystemExit, too: a config is not to end the program
+    raise InversionViewError(f"config {path}{_line_of(error, str(file))}: {_reason(error)}") from None
+  finally:
+    sys.modules.pop(_MODULE)
+    if before is not None:
+      sys.modules[_MODULE] = before
+
+
+def _line_of(error: BaseException, file: str) -> str:
+  """Where in the file an exception came from, as ", line 3"; "" if that is not known."""
+  if isinstance(error, SyntaxError) and error.filename == file and error.lineno:
+    return f", line {error.lineno}"
+  lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+  return f", line {lines[-1]}" if lines else ""
+
+
+def _reason(error: BaseException) -> str:
+  """An exception in one line."""
+  if isinstance(error, SystemExit):
+    return f"it ends the program (exit code {error.code}); let get_config return a ConfigDict"
+  try:
+    text = " ".join((error.msg if isinstance(error, SyntaxError) and error.msg else str(error)).split())
+  except Exception:  # of a class whose message cannot be made
+    text = ""
+  text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
+  if isinstance(error, ValueError) and text:
+    return text
+  kind = "invalid syntax" if isinstance(error, SyntaxError) else type(error).__name__
+  return f"{kind}: {text}" if text and text != kind else kind
+
+
+def _refuse_other_arguments(overrides: Sequence[str]) -> None:
+  """Raises `InversionViewError` for an argument that is no setting of the config: absl would take --flagfile and others for itself."""
+  takes_value = False
+  for argument in overrides:
+    setting = re.match(r"--?(no)?config\.", argument)
+    if not setting and not (takes_value and not argument.startswith("-")) and not _is_number(argument, takes_value):
+      raise InversionViewError(f"unknown argument {argument!r}; settings look like --config.steps=1000")
+    takes_value = bool(setting) and "=" not in argument
+
+
+def _is_number(argument: str, takes_value: bool) -> bool:
+  return takes_value and re.fullmatch(r"-[0-9.][0-9.eE+-]*", argument) is not None
 
 
 def config_keys(path: str) -> list[str]:

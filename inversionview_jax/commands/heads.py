@@ -5,6 +5,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
+from inversionview_jax import config_schema, terminal
 from inversionview_jax.commands import flags
 from inversionview_jax.commands.tables import make_table
 from inversionview_jax.errors import InversionViewError
@@ -41,12 +42,12 @@ def add_parser(commands: Any) -> None:
   flags.add(inputs, "config")
   flags.add(parser, "position", unset="END, or the last token of a prompt")
   parser.add_argument("--known", action="store_true", help="only prompts whose next token the target predicts")
-  parser.add_argument("--count", type=int, default=1000, help="prompts that are counted at most (default: 1000)")
-  parser.add_argument("--first-layer", type=int, default=0, help="heads of this layer and the later ones (default: 0)")
-  parser.add_argument("--last-layer", type=int, help="heads up to this layer (default: the last)")
-  parser.add_argument("--threshold", type=float, default=0.02, help="on the share (default: 0.02)")
-  parser.add_argument("--top", type=int, default=25, help="heads in the printed table (default: 25)")
-  parser.add_argument("--batch-size", type=int, default=16, help="prompts in one run of the target (default: 16)")
+  parser.add_argument("--count", type=flags.Whole(1, flags.MANY), default=1000, help="prompts that are counted at most (default: 1000)")
+  parser.add_argument("--first-layer", type=flags.Whole(0, 10_000), default=0, help="heads of this layer and the later ones (default: 0)")
+  parser.add_argument("--last-layer", type=flags.Whole(0, 10_000), help="heads up to this layer (default: the last)")
+  parser.add_argument("--threshold", type=flags.Number(0, 1), default=0.02, help="on the share (default: 0.02)")
+  parser.add_argument("--top", type=flags.Whole(1, flags.MANY), default=25, help="heads in the printed table (default: 25)")
+  parser.add_argument("--batch-size", type=flags.Whole(1, 100_000), default=16, help="prompts in one run of the target (default: 16)")
   flags.add(parser, "seed", default=0)
   flags.add(parser, "json")
 
@@ -74,7 +75,6 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Prints the table and writes the JSON."""
   from inversionview_jax.commands.configs import load_config
 
-  flags.check_at_least(args, count=1, top=1, batch_size=1, seed=0)
   if args.json:
     check_can_hold(args.json)
   import numpy as np
@@ -82,6 +82,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   from inversionview_jax.causal import head_importance
 
   config = load_config(args.config, rest) if args.config else None
+  if config is not None:
+    config_schema.check(config, {"task": config_schema.DATA["task"]})
   if rest and not config:
     raise InversionViewError(f"unknown argument {rest[0]!r}; see inversionview heads --help")
   prompts = _file_prompts(args, config) if args.prompts else _task_prompts(args, config)
@@ -218,9 +220,8 @@ def _source(args: argparse.Namespace, config: Any) -> str | None:
 
 
 def _print(args: argparse.Namespace, title: str, heads: "list[Head]", prompts: int) -> None:
-  from rich.console import Console
 
-  console = Console(highlight=False)
+  console = terminal.console(highlight=False)
   console.print(title, markup=False, soft_wrap=True)
   table = make_table("head", f"share > {args.threshold:g}", "of prompts", "mean share", left=["head"])
   for head in heads[: args.top]:

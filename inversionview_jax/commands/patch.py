@@ -2,14 +2,15 @@
 
 import argparse
 import json
-import pathlib
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from inversionview_jax import config_schema, terminal, values
 from inversionview_jax.commands import flags
 from inversionview_jax.commands.tables import estimate_text, make_table
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import make_folder, write_whole
+from inversionview_jax.files import check_can_make, output_folder, write_whole
 
 if TYPE_CHECKING:
   from rich.table import Table
@@ -56,42 +57,53 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
   from inversionview_jax.targets import task_and_target
 
   config = load_config(args.config, overrides)
-  if "experiments" not in config:
+  if not hasattr(config.get("experiments"), "keys") or not config.experiments:
     raise InversionViewError(f"config {args.config} has no experiments; those that have: configs/verify_addition.py")
+  config_schema.check(config, config_schema.EXPERIMENTS)
+  check_can_make(args.out)
   task, target = task_and_target(config.task, args.target, config, convention=args.convention, family=args.family)
-  if config.batch_size < 1:
-    raise InversionViewError(f"batch_size = {config.batch_size} must be at least 1")
+  for name, settings in config.experiments.items():
+    _check_experiment(name, settings)
   prepared = [
     (logit_experiments if settings.get("kind") == "attribute" else experiments).prepare(
       target, task, name, settings.to_dict(), config
     )
     for name, settings in config.experiments.items()
   ]
-  folder, mesh = make_folder(args.out), parallel.make_mesh()
-  for experiment in prepared:
-    if isinstance(experiment, logit_experiments.Prepared):
-      result = logit_experiments.run(target, experiment, batch_size=config.batch_size, task=task)
-    else:
-      result = experiments.run(target, experiment, batch_size=config.batch_size, mesh=mesh)
-    result |= {"task": task.name, "seed": config.seed, "split": config.split, "pairs_asked": config.pairs}
-    print_result(result)
-    stem = pathlib.Path(folder) / experiment.name
-    write_whole(f"{stem}.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    if charts.available():
-      charts.write_chart(result, stem)
+  mesh = parallel.make_mesh()
+  with output_folder(args.out) as folder:
+    for experiment in prepared:
+      if isinstance(experiment, logit_experiments.Prepared):
+        result = logit_experiments.run(target, experiment, batch_size=config.batch_size, task=task)
+      else:
+        result = experiments.run(target, experiment, batch_size=config.batch_size, mesh=mesh)
+      result |= {"task": task.name, "seed": config.seed, "split": config.split, "pairs_asked": config.pairs}
+      print_result(result)
+      stem = folder / experiment.name
+      write_whole(f"{stem}.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+      if charts.available():
+        charts.write_chart(result, stem)
   if not charts.available():
     print(f"inversionview: {charts.MISSING}", file=sys.stderr)
   print(f"results: {folder}")
   return 0
 
 
+def _check_experiment(name: str, settings: Any) -> None:
+  """Raises `InversionViewError` for a name that no file can have, or settings of another type."""
+  if not re.fullmatch(r"[^/\x00]{1,200}", name) or name in (".", ".."):
+    raise InversionViewError(f"the experiment {name[:80]!r} cannot name its files: take a name without '/'")
+  if not hasattr(settings, "keys"):
+    raise InversionViewError(f"experiments.{name} = {values.brief(settings)} must be a block of keys, such as kind")
+  config_schema.check(settings, config_schema.EXPERIMENT, f"experiments.{name}.")
+
+
 def print_result(result: dict[str, Any]) -> None:
   """Prints the tables of one experiment."""
-  from rich.console import Console
   from rich.markup import escape
 
   # Not wrapped where it goes to a file: its tables would be broken at 80 columns.
-  console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
+  console = terminal.console(highlight=False) if sys.stdout.isatty() else terminal.console(highlight=False, width=160)
   requested = result["pairs_asked"]
   fewer = f" (of {requested:,} requested; there are no more)" if result["pairs"] < requested else ""
   console.print(f"\n[bold]{escape(result['experiment'])}[/]  {escape(result['about'])}")

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from inversionview_jax import config_schema, values
 from inversionview_jax.commands import flags, source
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import check_can_hold, make_folder, write_whole
+from inversionview_jax.files import check_can_hold, check_can_make, files_together, write_whole
 from inversionview_jax.progress import bar_of
 
 if TYPE_CHECKING:
@@ -120,17 +121,16 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> None:
     source.check(args)
     if not args.position:
       raise InversionViewError('--text needs --position, such as "=" or -1')
-  flags.check_at_least(args, shown=1)
   check_can_hold(args.out)
-  if pathlib.Path(args.out).is_dir():
-    raise InversionViewError(f"cannot write {args.out}: it is a folder; give the name of a file")
+  if args.save:
+    check_can_make(args.save)
 
 
 def _save(preimages: Sequence["Preimage"], path: str) -> None:
   """Writes each preimage as a file, numbered in the order of the page."""
-  folder = make_folder(path)
-  for number, p in enumerate(preimages):
-    p.to_json(folder / f"{number:03d}-{_plain(p.reader)}-{_plain(p.query.site)}-{p.query.position}.json")
+  with files_together(path) as folder:
+    for number, p in enumerate(preimages):
+      p.to_json(folder / f"{number:03d}-{_plain(p.reader)}-{_plain(p.query.site)}-{p.query.position}.json")
 
 
 def _plain(name: str) -> str:
@@ -155,17 +155,25 @@ def _of_texts(args: argparse.Namespace) -> list["Preimage"]:
     return drawn_from.preimages(requests, seed=args.seed or 0, progress=progress)
 
 
+def _queries(config: Any, path: str) -> list[tuple[str, str, str, "int | str"]]:
+  """The queries of a config as (reader, text, site, position); raises `InversionViewError` for one that is none."""
+  config_schema.check(config, config_schema.REPORT)
+  queries = config.get("queries")
+  if not isinstance(queries, list | tuple) or not queries:
+    raise InversionViewError(f"config {path}: it has no queries; each is (reader, text, site, position)")
+  for query in queries:
+    kinds = (str, str, str, int | str)
+    if not isinstance(query, list | tuple) or len(query) != 4 or not all(map(isinstance, query, kinds)):
+      raise InversionViewError(f"config {path}: query {values.brief(query)} is not (reader, text, site, position)")
+  return [tuple(query) for query in queries]
+
+
 def _of_config(config: Any, args: argparse.Namespace) -> list["Preimage"]:
   """The preimages of a config's queries, in their order; each reader is loaded once."""
   from inversionview_jax.reading import Request, load_reader
   from inversionview_jax.reading.source import Source
 
-  path, queries = args.config, config.get("queries")
-  if not queries:
-    raise InversionViewError(f"config {path}: it has no queries; each is (reader, text, site, position)")
-  for query in queries:
-    if len(query) != 4:
-      raise InversionViewError(f"config {path}: query {tuple(query)!r} is not (reader, text, site, position)")
+  queries = _queries(config, args.config)
   settings = {key: config.get(key) for key in ("num_samples", "mixture", "particles", "budget")}
   settings |= {key: value for key in ("particles", "budget") if (value := getattr(args, key)) is not None}
   threshold = {

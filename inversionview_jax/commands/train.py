@@ -2,12 +2,18 @@
 
 import argparse
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from inversionview_jax import config_schema
 from inversionview_jax.commands import flags
 from inversionview_jax.commands.configs import load_config
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import make_folder
+from inversionview_jax.files import output_folder, path_of
+from inversionview_jax.terminal import print_text
+
+if TYPE_CHECKING:
+  from jax.sharding import Mesh
+  from ml_collections import ConfigDict
 
 _EPILOG = """\
 Every setting of the config can be changed:
@@ -49,28 +55,28 @@ def run_train_target(args: argparse.Namespace, overrides: list[str]) -> int:
   """Trains the target, and prints its accuracy on held-out inputs."""
   from inversionview_jax import tasks
   from inversionview_jax.devices import hosts, parallel
-  from inversionview_jax.training import loop, target_objective
+  from inversionview_jax.training import loop, model_shapes, target_objective
 
   config = load_config(args.config, overrides)
+  settings = _target_settings(args, config)
+  workdir = path_of(args.workdir)
   _join(hosts, args)
-  task, folder = tasks.get(config.task), make_folder(args.workdir) / "target"
-  settings = config.target.copy_and_resolve_references()
-  settings.unlock()
-  settings.seed = config.seed
-  for name in loop.SHARED_KEYS:  # where and how it is computed: the same for both models unless the target has its own
-    if name in config and name not in settings:
-      settings[name] = config[name]
+  task, folder = tasks.get(config.task), workdir / "target"
   mesh = parallel.mesh_of(settings)
   loop.refuse_workdir(settings, folder, mesh)
+  hosts.refuse_in_use(workdir, loop.IN_USE)
+  model_shapes.transformer_config(task, settings)  # refuses what does not fit, before the data are made
   rows, held_out = _rows(task, config)
-  print(config)
   parallel.use_compilation_cache()
-  metrics = loop.train(target_objective.TargetObjective(task, settings, held_out, mesh), rows, settings, folder, mesh)
+  objective = target_objective.TargetObjective(task, settings, held_out, mesh)
+  with output_folder(workdir), hosts.exclusive(workdir, loop.IN_USE):
+    print(config)
+    metrics = loop.train(objective, rows, settings, folder, mesh)
   print(f"accuracy of whole answers, {metrics['held_out']:,.0f} held-out inputs: {metrics['accuracy']:.5f}")
   for name, value in metrics.items():
     if name.startswith("accuracy_"):
       print(f"{name}: {value:.5f}")
-  print(f"target: {folder}")
+  print_text(f"target: {folder}")
   return 0
 
 
@@ -80,62 +86,137 @@ def run_train(args: argparse.Namespace, overrides: list[str]) -> int:
   from inversionview_jax.training import decoder_objective, loop
 
   config = load_config(args.config, overrides)
+  _check(args, config)
+  workdir = path_of(args.workdir)
   _join(hosts, args)
   mesh = parallel.mesh_of(config)
-  loop.refuse_workdir(config, pathlib.Path(args.workdir) / "decoder", mesh)
-  task, target, source, workdir = _target(args, config, mesh)
-  rows, held_out = _rows(task, config)
-  print(config)
-  print(f"target: {source}")
-  metrics = loop.train(
-    decoder_objective.DecoderObjective(task, config, target, rows, held_out, mesh),
-    rows,
-    config,
-    workdir / "decoder",
-    mesh,
-  )
+  loop.refuse_workdir(config, workdir / "decoder", mesh)
+  hosts.refuse_in_use(workdir, loop.IN_USE)
+  choice = _Target(args, config, workdir, mesh)
+  decoder_objective.shape_of(config, choice.task, choice.target)  # refuses what does not fit, before the data are made
+  rows, held_out = _rows(choice.task, config)
+  objective = decoder_objective.DecoderObjective(choice.task, config, choice.target, rows, held_out, mesh)
+  hosts.all_true(True)  # every host has checked before one writes
+  with output_folder(workdir), hosts.exclusive(workdir, loop.IN_USE):
+    choice.store()
+    print(config)
+    print_text(f"target: {choice.source}")
+    metrics = loop.train(objective, rows, config, workdir / "decoder", mesh)
   print(f"in-epsilon rate, mean over sites: {metrics['rate']:.3f}; lowest: {metrics['rate_lowest']:.3f}")
   for name, value in metrics.items():
     if name.startswith("rate/"):
       print(f"  {name.removeprefix('rate/'):8} {value:.3f}")
-  print(f"reader: {workdir}")
+  print_text(f"reader: {workdir}")
   return 0
 
 
-def _target(args, config, mesh):
-  """The target that the decoder is trained on; the workdir then holds a copy of it, or a reference to a language model's checkpoint.
-
-  Returns:
-    The task, the target, its source, and the workdir.
-  """
+def _target_settings(args: argparse.Namespace, config: "ConfigDict") -> "ConfigDict":
+  """The settings of a target's training: the config's block `target`, with what both models share; raises `InversionViewError`."""
   from inversionview_jax import tasks
-  from inversionview_jax.devices import hosts
-  from inversionview_jax.targets import load_target, read_reference, task_and_target, write_reference
+  from inversionview_jax.training import identity, loop
 
-  workdir, own = pathlib.Path(args.workdir), pathlib.Path(args.workdir) / "target"
-  reference, has_copy = read_reference(own), (own / "model.json").exists()
+  identity.refuse_renamed(config)
+  config_schema.check(config, config_schema.DATA)
   if tasks.is_language(config.task):
-    source = args.target or (reference and reference["path"]) or config.target.path
-  else:
-    source = args.target or (str(own) if has_copy else config.task)
-  family = args.family or (reference and reference.get("family"))
-  task, target = task_and_target(config.task, source, config, sites=tuple(config.sites), mesh=mesh, family=family)
-  if reference and reference["fingerprint"] != target.fingerprint:
     raise InversionViewError(
-      f"{workdir} reads another target or other layers ({reference['path']}); use another --workdir"
+      f"config {args.config}: the task {config.task} is about a language model, which is not trained here: "
+      "run `inversionview train`, with its checkpoint as --target"
     )
-  if has_copy and args.target and load_target(own).fingerprint != target.fingerprint:
+  if not hasattr(config.get("target"), "keys") or "model" not in config.target:
+    raise InversionViewError(f"config {args.config} has no target.model, the shape of a target to train")
+  settings = config.target.copy_and_resolve_references()
+  settings.unlock()
+  settings.seed = config.get("seed")
+  for name in loop.SHARED_KEYS:  # where and how it is computed: the same for both models unless the target has its own
+    if name in config and name not in settings:
+      settings[name] = config[name]
+  config_schema.check(settings, {**config_schema.TRAINING, **config_schema.TARGET}, "target.")
+  return settings
+
+
+def _check(args: argparse.Namespace, config: "ConfigDict") -> None:
+  """Raises `InversionViewError` for settings of a decoder's training that cannot be, before anything is loaded or made."""
+  from inversionview_jax import tasks
+  from inversionview_jax.training import identity
+
+  identity.refuse_renamed(config)
+  config_schema.check(config, {**config_schema.DATA, **config_schema.TRAINING, **config_schema.DECODER})
+  language, target = tasks.is_language(config.task), config.get("target")
+  if not language and config.get("inputs"):
     raise InversionViewError(
-      f"{workdir} has another target than {source}; use another --workdir, or leave out --target"
+      f"config {args.config}: the task {config.task} has no inputs.{next(iter(config.inputs))}; take a config of that task"
     )
-  make_folder(workdir)
-  hosts.all_true(True)  # every host has checked before one writes
-  if hosts.is_writer():
-    if tasks.is_language(config.task):
-      write_reference(own, source, target)
-    elif not has_copy:  # so that the workdir is a reader on its own, and resumes with this target
-      task_and_target(config.task, source, convention="raw", family=family)[1].save(own)
-  return task, target, source, workdir
+  if not language:
+    return
+  if not hasattr(target, "keys") or "path" not in target:
+    raise InversionViewError(
+      f"config {args.config} is of another kind of task than {config.task}, which is about a language model: it has no target.path; "
+      f"take a config of that task, such as configs/{config.task if config.task in tasks.names() else 'text'}.py"
+    )
+  config_schema.check(target, config_schema.LANGUAGE_TARGET, "target.")
+
+
+class _Target:
+  """The target that a decoder is trained on.
+
+  The workdir gets a copy of it, so that it is a reader on its own and resumes with this target, or a reference to a language model's checkpoint.
+
+  Args:
+    args, config: of the command.
+    workdir: of the run; nothing is written before `store`.
+    mesh: of the target's parameters.
+
+  Attributes:
+    task, target: as loaded.
+    source: where the target is from.
+
+  Raises:
+    InversionViewError: a target that cannot be loaded, or another one than that of the workdir.
+  """
+
+  def __init__(self, args: argparse.Namespace, config: "ConfigDict", workdir: pathlib.Path, mesh: "Mesh"):
+    from inversionview_jax import tasks
+    from inversionview_jax.targets import load_target, task_and_target
+
+    self._own, self._config = workdir / "target", config
+    self._before = reference, has_copy = self._stored()
+    self._language = tasks.is_language(config.task)
+    if self._language:
+      self.source = args.target or (reference and reference["path"]) or config.target.path
+    else:
+      self.source = args.target or (str(self._own) if has_copy else config.task)
+    self._family = args.family or (reference and reference.get("family"))
+    self.task, self.target = task_and_target(
+      config.task, self.source, config, sites=tuple(config.sites), mesh=mesh, family=self._family
+    )
+    if reference and reference["fingerprint"] != self.target.fingerprint:
+      raise InversionViewError(
+        f"{workdir} reads another target or other layers ({reference['path']}); use another --workdir"
+      )
+    if has_copy and args.target and load_target(self._own).fingerprint != self.target.fingerprint:
+      raise InversionViewError(
+        f"{workdir} has another target than {self.source}; use another --workdir, or leave out --target"
+      )
+
+  def _stored(self) -> tuple[dict | None, bool]:
+    """The reference in the workdir, and whether it has a copy of a target."""
+    from inversionview_jax.targets import read_reference
+
+    return read_reference(self._own), (self._own / "model.json").exists()
+
+  def store(self) -> None:
+    """Writes the copy or the reference, where it is not there; called with the lock of the workdir."""
+    from inversionview_jax.devices import hosts
+    from inversionview_jax.targets import task_and_target, write_reference
+
+    if not hosts.all_true(not hosts.is_writer() or self._stored() == self._before):
+      raise InversionViewError(f"another run has changed {self._own} meanwhile: run the same command again")
+    if not hosts.is_writer():
+      return
+    if self._language:
+      write_reference(self._own, self.source, self.target)
+    elif not self._before[1]:
+      task_and_target(self._config.task, self.source, convention="raw", family=self._family)[1].save(self._own)
 
 
 def _rows(task, config):

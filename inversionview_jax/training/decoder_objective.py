@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from inversionview_jax import sites
+from inversionview_jax import config_schema, sites
 from inversionview_jax.devices import parallel, sharding
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import decoder, storage
@@ -67,18 +67,9 @@ class DecoderObjective:
     held_out: np.ndarray,
     mesh: Mesh | None = None,
   ):
-    _check(config)
+    names, start, self.model = shape_of(config, task, target)
     self.task, self.target, self._config, self._held_out = task, target, config, held_out
-    names = tuple(
-      target.site(name).short
-      for name in config.sites or task.default_sites(target.config.n_layers, target.config.n_heads)
-    )
-    self._sites = tuple(map(sites.parse, names))
-    t = task.tokenizer
-    start = decoder_start.load(config.get("init_from"), task, target, config.model)
-    transformer = start.transformer if start else model_shapes.transformer_config(task, config)
-    width, forbidden = target.config.d_model, (t.bos_id, t.pad_id)
-    self.model = model_shapes.decoder_config(config, transformer, names, width, forbidden)
+    self._sites, t = tuple(map(sites.parse, names)), task.tokenizer
     self._mesh = parallel.make_mesh() if mesh is None else mesh
     self._module = Decoder(self.model, model_shapes.decoder_compute_in_training(self.model, config, self._mesh))
     self.frozen = parallel.put(target.params, sharding.shardings(target.params, self._mesh))
@@ -217,17 +208,30 @@ class DecoderObjective:
     save_decoder(folder, variables, config, self.target, self.task, metrics)
 
 
+def shape_of(
+  config: ConfigDict, task: Task, target: Target
+) -> tuple[tuple[str, ...], decoder_start.LanguageModelStart | decoder_start.DecoderStart | None, DecoderConfig]:
+  """The sites' short names, the warm start and the shape of a config's decoder; needs no data, so that settings are refused before any is read.
+
+  Raises:
+    InversionViewError: settings that cannot be used, a site that the target does not have, or an `init_from` that does not fit.
+  """
+  _check(config)
+  found = config.sites or task.default_sites(target.config.n_layers, target.config.n_heads)
+  names = tuple(target.site(name).short for name in found)
+  start = decoder_start.load(config.get("init_from"), task, target, config.get("model") or {})
+  transformer = start.transformer if start else model_shapes.transformer_config(task, config)
+  forbidden = (task.tokenizer.bos_id, task.tokenizer.pad_id)
+  return names, start, model_shapes.decoder_config(config, transformer, names, target.config.d_model, forbidden)
+
+
 def _check(config: ConfigDict) -> None:
+  config_schema.check(config, config_schema.DECODER)
   weight = config.get("token_count_loss", 0.0)
   if config.pairs_per_text < (0 if weight else 1):
     raise InversionViewError(
       f"pairs_per_text = {config.pairs_per_text} must be at least 1, or 0 with a `token_count_loss` above 0, which trains the encoder alone"
     )
-  for name in ("eval_queries", "final_queries"):
-    if config[name] < 1:
-      raise InversionViewError(f"{name} = {config[name]} must be at least 1; eval_every = 0 evaluates at the end only")
-  if weight < 0:
-    raise InversionViewError(f"token_count_loss = {weight:g} must not be negative")
 
 
 def _split_each(keys: jax.Array, count: int) -> jax.Array:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from inversionview_jax import pretrained
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import path_of
 from inversionview_jax.models import storage
 from inversionview_jax.models.decoder import DecoderConfig
 from inversionview_jax.models.transformer import TransformerConfig
@@ -38,7 +39,7 @@ def load(
   """
   if not source:
     return None
-  folder = pathlib.Path(source).expanduser()
+  folder = path_of(source)
   if not folder.exists() and (shipped := shipped_folder(source)):
     folder = shipped
   if not folder.exists():

@@ -7,6 +7,7 @@ function of (seed, i) and every example has its own random key, so that a resume
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -16,10 +17,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from inversionview_jax import preemption
+from inversionview_jax import config_schema, preemption
 from inversionview_jax.devices import hosts, parallel, sharding
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import make_folder
+from inversionview_jax.files import check_can_make, output_folder, path_of
 from inversionview_jax.training import checkpoints, identity, metrics_log, optimizers, throughput
 from inversionview_jax.training.batches import Batches
 from inversionview_jax.training.nonfinite import NonFiniteGuard
@@ -27,6 +28,8 @@ from inversionview_jax.training.update import Objective, initial_state, make_upd
 
 # Config keys that hold for every model of a run: written once in a config, beside the settings of the target and those of the decoder.
 SHARED_KEYS = ("mesh", "compute", "keep_every", "skip_nonfinite", "profile")
+# What to do where another run is writing into the same folder.
+IN_USE = "wait for it, stop it, or use another --workdir"
 
 
 def train(
@@ -49,21 +52,23 @@ def train(
     The final metrics.
 
   Raises:
-    InversionViewError: a batch or step count that does not divide, an unusable folder, a checkpoint of another config, a loss that is not
-      finite, or checkpoints that cannot be saved.
+    InversionViewError: a setting out of its range, a batch or step count that does not divide, an unusable folder or one that another run
+      is using, a checkpoint of another config, a loss that is not finite, or checkpoints that cannot be saved.
     Stopped: SIGTERM arrived (if `preemption.listen` was called before); all steps done are saved.
   """
   clock = throughput.Clock()
-  folder = make_folder(folder)
+  identity.refuse_renamed(config)
+  config_schema.check(config, config_schema.TRAINING)
   mesh = parallel.mesh_of(config) if mesh is None else mesh
   check(config, mesh)
-  profile = throughput.Profile(config.get("profile", ""), folder)
-  saved = checkpoints.Checkpoints(checkpoints.folder_of(folder), config.keep, config.get("keep_every", 0))
-  run = _Run(objective, rows, config, folder, mesh, clock, profile, saved)
-  with hosts.exit_on_lost_host(), saved, contextlib.closing(profile), hosts.exit_on_lost_host():
-    run.restore()
-    run.steps()
-    return run.finish()
+  profile = throughput.Profile(config.get("profile", ""), path_of(folder))
+  with output_folder(folder) as folder, hosts.exclusive(folder, IN_USE):
+    saved = checkpoints.Checkpoints(checkpoints.folder_of(folder), config.keep, config.get("keep_every", 0))
+    run = _Run(objective, rows, config, folder, mesh, clock, profile, saved)
+    with hosts.exit_on_lost_host(), saved, contextlib.closing(profile), hosts.exit_on_lost_host():
+      run.restore()
+      run.steps()
+      return run.finish()
 
 
 class _Run:
@@ -101,6 +106,7 @@ class _Run:
     with self._clock("start"):
       shapes = jax.eval_shape(fresh, start)
       sharding.check_shardable(shapes.params, self._mesh, "model that is trained")
+      _check_fits(shapes, self._mesh)
       where = state_shardings(shapes, self._config, self._mesh)
       frozen = self._objective.frozen
       self._frozen = parallel.put(frozen, sharding.shardings(frozen, self._mesh))
@@ -240,13 +246,17 @@ def _same_rates(config: ConfigDict) -> Callable[[dict], bool]:
 
 
 def refuse_workdir(config: ConfigDict, folder: str | pathlib.Path, mesh: Mesh) -> None:
-  """Raises what `train` would raise, before anything is loaded or compiled: counts that do not divide, a folder of another config.
+  """Raises what `train` would raise, before anything is loaded or compiled: settings, counts that do not divide, a folder of another config.
 
   Raises:
     InversionViewError: one of these; or hosts that were started with different configs.
   """
   hosts.require_same("config", identity.flat(config))
+  identity.refuse_renamed(config)
+  config_schema.check(config, config_schema.TRAINING)
   check(config, mesh)
+  check_can_make(folder)
+  hosts.refuse_in_use(folder, IN_USE)
   throughput.Profile(config.get("profile", ""), pathlib.Path(folder))
   optimizers.of_training(config, mesh)
   saved = checkpoints.Checkpoints(checkpoints.folder_of(folder), config.keep, config.get("keep_every", 0))
@@ -254,23 +264,37 @@ def refuse_workdir(config: ConfigDict, folder: str | pathlib.Path, mesh: Mesh) -
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-  """Checks the counts of a config.
+  """Checks the settings of a config that the loop uses.
 
   Raises:
-    InversionViewError: a count that cannot be used or does not divide over the mesh, or a key that has another name now.
+    InversionViewError: a setting that is missing, of another type or out of its range, a batch that does not divide over the mesh, or a key
+      that has another name now.
   """
   identity.refuse_renamed(config)
-  for name in ("batch_size", "steps", "steps_per_call"):
-    if config[name] < 1:
-      raise InversionViewError(f"{name} = {config[name]} must be at least 1")
+  config_schema.check(config, config_schema.STEP)
+  config_schema.check_call(config)
   pieces = (config.get("compute") or {}).get("accumulate", 1)
-  if isinstance(pieces, bool) or not isinstance(pieces, int) or pieces < 1:
-    raise InversionViewError(f"compute.accumulate = {pieces!r} must be a whole number of at least 1")
   data = mesh.shape[parallel.DATA]
   if config.batch_size % (data * pieces):
     times = f" x {pieces} pieces (compute.accumulate)" if pieces > 1 else ""
     raise InversionViewError(
       f"batch_size = {config.batch_size} does not divide over {data} devices{times}; use a multiple of {data * pieces}"
+    )
+
+
+def _check_fits(state: Any, mesh: Mesh) -> None:
+  """Raises `InversionViewError` for a state that is larger than the memory of a machine without accelerators."""
+  size = sum(
+    x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+  )
+  try:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  except (AttributeError, ValueError, OSError):
+    return
+  if mesh.devices.flat[0].platform == "cpu" and size > memory:
+    raise InversionViewError(
+      f"the parameters and the optimizer's state take {size / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}: "
+      "make the model smaller (model.d_model, model.n_layers, encoder_width, n_slots)"
     )
 
 

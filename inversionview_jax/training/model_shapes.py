@@ -5,6 +5,7 @@ import dataclasses
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from inversionview_jax import config_schema
 from inversionview_jax.devices import numerics
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.models.config import DTYPES, Compute, TransformerConfig
@@ -14,9 +15,7 @@ from inversionview_jax.tasks import Task
 
 def transformer_config(task: Task, config: ConfigDict) -> TransformerConfig:
   """The transformer of `config.model`, over the task's texts; raises `InversionViewError` for an impossible shape."""
-  for name in ("n_layers", "n_heads", "d_model", "d_mlp"):
-    if config.model[name] < 1:
-      raise InversionViewError(f"model.{name} = {config.model[name]} must be at least 1")
+  config_schema.check(config, config_schema.MODEL_BLOCK)
   if not config.model.get("head_width", 0) and config.model.d_model % config.model.n_heads:
     raise InversionViewError(
       f"model.d_model = {config.model.d_model} does not divide into {config.model.n_heads} heads (model.n_heads); use a multiple of it"
@@ -24,7 +23,14 @@ def transformer_config(task: Task, config: ConfigDict) -> TransformerConfig:
   for name in ("dtype", "remat"):
     if name in config.model:
       raise InversionViewError(f"config key model.{name} is called compute.{name} since version 0.2; use that name")
-  return TransformerConfig(vocab_size=task.tokenizer.vocab_size, n_ctx=task.length, **config.model)
+  try:
+    return TransformerConfig(vocab_size=task.tokenizer.vocab_size, n_ctx=task.length, **config.model)
+  except InversionViewError as error:
+    raise InversionViewError(f"model: {error}") from None
+  except TypeError as error:  # a key that there is not
+    raise InversionViewError(
+      f"the config's block model: {str(error).removeprefix('TransformerConfig.__init__() ')}"
+    ) from None
 
 
 def decoder_config(

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from inversionview_jax import targets
+from inversionview_jax import config_schema, targets
 from inversionview_jax.devices import parallel
 from inversionview_jax.models.transformer import Transformer
 from inversionview_jax.tasks import Task
@@ -33,11 +33,15 @@ class TargetObjective:
       target: random parameters) and `compute`.
     held_out: int[N, T].
     mesh: all devices by default.
+
+  Raises:
+    InversionViewError: settings that cannot be used; a `start` that does not fit.
   """
 
   frozen = ()
 
   def __init__(self, task: Task, config: ConfigDict, held_out: np.ndarray, mesh: Mesh | None = None):
+    config_schema.check(config, config_schema.TARGET)
     self.task, self._config, self._held_out = task, config, held_out
     self.model = model_shapes.transformer_config(task, config)
     self._module = Transformer(self.model, model_shapes.compute_in_training(config))

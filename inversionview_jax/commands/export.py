@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from inversionview_jax.commands import flags
 from inversionview_jax.commands.inputs import texts_of
 from inversionview_jax.errors import InversionViewError, one_of
-from inversionview_jax.files import make_folder
+from inversionview_jax.files import check_can_make, files_together
+from inversionview_jax.terminal import print_text
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage import Preimage
@@ -49,10 +50,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   del rest
   if args.format not in FORMATS:
     raise one_of("format", args.format, FORMATS)
-  flags.check_at_least(args, shown=1)
   texts = texts_of(args)
   if not texts:
     raise InversionViewError("no inputs to export: give texts, or --texts FILE")
+  check_can_make(args.out)
   from inversionview_jax.reading import Request, load_reader
   from inversionview_jax.show import paper_viewer
 
@@ -61,12 +62,14 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   if not positions:
     raise InversionViewError(f"give --position: the viewer has no page for the task {reader.task.name!r}")
   sites = args.site or reader.config.sites
-  folder = make_folder(args.out)
+  requests = [Request(text, site, position) for text in texts for site in sites for position in positions]
+  reader.check(requests)  # all of them, before the work
   count = 0
-  for request in [Request(text, site, position) for text in texts for site in sites for position in positions]:
-    preimage = reader.preimages([request], mixture=args.mixture, num_samples=args.num_samples, seed=args.seed)[0]
-    count += len(paper_viewer.write(folder, pages(reader, preimage, args.shown)))
-  print(f"{count} files of {len(texts)} {'text' if len(texts) == 1 else 'texts'} written to {folder}")
+  with files_together(args.out) as folder:
+    for request in requests:
+      preimage = reader.preimages([request], mixture=args.mixture, num_samples=args.num_samples, seed=args.seed)[0]
+      count += len(paper_viewer.write(folder, pages(reader, preimage, args.shown)))
+  print_text(f"{count} files of {len(texts)} {'text' if len(texts) == 1 else 'texts'} written to {args.out}")
   return 0
 
 

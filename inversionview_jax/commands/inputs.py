@@ -1,12 +1,28 @@
 """Inputs of a command: texts from arguments and files, and files of queries."""
 
 import argparse
-import json
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+from inversionview_jax import values
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import read_lines
+from inversionview_jax.files import parse_json, read_lines
+
+
+def _index_or_label(name: str, value: object) -> int | str:
+  return values.text(name, value) if isinstance(value, str) else values.whole(name, value, -(2**31), 2**31)
+
+
+# Of a query in a file: field -> its type; the reader checks the values.
+_FIELDS = {
+  "text": values.text,
+  "site": values.text,
+  "position": _index_or_label,
+  "epsilon": values.optional(functools.partial(values.number, low=1e-30, high=1e6)),
+  "metric": values.optional(values.text),
+  "match": values.text,
+}
 
 
 def texts_of(args: argparse.Namespace) -> list[str]:
@@ -50,12 +66,12 @@ def read_requests(path: str, sites: Sequence[str] = (), position: str | None = N
     if not line.strip():
       continue
     if line.lstrip().startswith("{"):
-      try:
-        request = json.loads(line)
-      except ValueError as error:
-        raise InversionViewError(f"{path}, line {number} is not JSON ({error})") from None
+      request = parse_json(line, f"{path}, line {number}")
       if missing := {"text", "site", "position"} - set(request):
         raise InversionViewError(f"{path}, line {number} lacks {', '.join(sorted(missing))}")
+      for name, check in _FIELDS.items():
+        if name in request:
+          check(f"{path}, line {number}: {name}", request[name])
       requests.append(request)
       continue
     if not sites or position is None:

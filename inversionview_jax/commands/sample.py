@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from inversionview_jax.commands import flags, source
 from inversionview_jax.commands.inputs import read_requests
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import make_folder, write_whole
+from inversionview_jax.files import check_can_make, output_folder, read_json, write_whole
 from inversionview_jax.progress import bar
+from inversionview_jax.terminal import print_text
 
 if TYPE_CHECKING:
   from inversionview_jax.reading.source import Source
@@ -23,9 +24,12 @@ Draw the preimages of many queries; candidates are spread over all devices, of a
 
 FILE has a query on each line: an object such as {"text": "615+861=1476", "site": "a0.0", "position": "="} (also epsilon, metric, match), or
 a text, which is read at every --site. DIR/preimages.jsonl gets a preimage on each line, in the order of the queries (Preimage.from_json
-reads a line). The same command again resumes where it was interrupted, and does nothing if it is done. Monte Carlo runs on one host.
+reads a line). The same command again resumes where it was interrupted, and does nothing if it is done; one process at a time writes into DIR.
+Monte Carlo runs on one host.
 """
 _FILE, _DRAFT, _SETTINGS = "preimages.jsonl", "preimages.part", "sample.json"
+_MODELS = "models"  # the setting that names what was read by its fingerprints; results of versions before 0.2 lack it
+_IN_USE = "wait for it, stop it, or give another --out"
 _CHUNK = 8  # queries of the decoder between two writes
 _USES = {"decoder": ("no_effects",)}
 
@@ -41,7 +45,10 @@ def add_parser(commands: Any) -> None:
   parser.add_argument("--no-effects", action="store_true", help="leave out the effect of each token, for less work")
   flags.add(parser, "seed", default=0)
   parser.add_argument(
-    "--mesh-model", type=int, default=1, help="devices over which parameters are sharded (default: 1)"
+    "--mesh-model",
+    type=flags.Whole(1, 100_000),
+    default=1,
+    help="devices over which parameters are sharded (default: 1)",
   )
   flags.add_hosts(parser)
 
@@ -71,24 +78,39 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   hosts.require_same("queries", settings)
   hosts.print_on_first_host_only()
   mesh = parallel.mesh_of(ConfigDict({"mesh": {"model": args.mesh_model}}))
-  folder = make_folder(args.out)
-  done = _count_done(folder, settings, _CHUNK if method == "decoder" else 1)
-  if hosts.all_true(done == len(requests) and (not hosts.is_writer() or (folder / _FILE).exists())):
-    print(f"{folder / _FILE}: all {len(requests):,} preimages are there")
-    return 0
+  check_can_make(args.out)
   drawn_from = source.source_of(args, "decoder", mesh=mesh, **_USES)
   for start in range(0, len(requests), _CHUNK):  # a query that is refused is reported before any work
     drawn_from.check(requests[start : start + _CHUNK])
+  settings[_MODELS] = _models(drawn_from)
+  hosts.require_same("models", settings[_MODELS])
   hosts.all_true(True)  # every host has checked before one writes
-  if hosts.is_writer():
-    write_whole(folder / _SETTINGS, json.dumps(settings) + "\n")
-  rate = _draw(drawn_from, requests, args, folder, done)
-  if hosts.is_writer():
-    (folder / _DRAFT).replace(folder / _FILE)
+  with output_folder(args.out) as folder, hosts.exclusive(folder, _IN_USE):
+    done = _count_done(folder, settings, _CHUNK if method == "decoder" else 1)
+    if hosts.all_true(done == len(requests) and (not hosts.is_writer() or (folder / _FILE).exists())):
+      print_text(f"{folder / _FILE}: all {len(requests):,} preimages are there")
+      return 0
+    if hosts.is_writer():
+      write_whole(folder / _SETTINGS, json.dumps(settings) + "\n")
+    rate = _draw(drawn_from, requests, args, folder, done)
+    if hosts.is_writer():
+      (folder / _DRAFT).replace(folder / _FILE)
   kind = "candidates" if drawn_from.method == "decoder" else "inputs" if drawn_from.method == "exact" else "particles"
   share = f"; of the {kind} {rate:.1%} are inside epsilon" if done < len(requests) else ""
-  print(f"{len(requests):,} preimages in {folder / _FILE}{share}")
+  print_text(f"{len(requests):,} preimages in {folder / _FILE}{share}")
   return 0
+
+
+def _models(drawn_from: "Source") -> dict[str, Any]:
+  """What the preimages are of, whatever its name or folder: fingerprints of the target and the decoder, and the task."""
+  reader, target, task = drawn_from.reader, drawn_from.target, drawn_from.task
+  return {
+    "target": target.fingerprint,
+    "convention": target.convention,
+    "decoder": reader.fingerprint if reader is not None else None,
+    "task": task.name,
+    "task_settings": task.settings,
+  }
 
 
 def _draw(
@@ -128,24 +150,55 @@ def _count_done(folder: pathlib.Path, settings: dict[str, Any], chunk: int) -> i
   from inversionview_jax.devices import hosts
 
   done, refusal = 0, ""
-  if hosts.is_writer() and (folder / _SETTINGS).exists():
+  if hosts.is_writer():
     try:
-      same = json.loads((folder / _SETTINGS).read_text()) == json.loads(json.dumps(settings))
-    except ValueError:
-      same = False
-    if not same:
-      refusal = f"{folder} holds the preimages of other queries or settings; give another --out"
-    elif (folder / _FILE).exists():
-      done = len(settings["queries"])
-    elif (folder / _DRAFT).exists():
-      lines = (folder / _DRAFT).read_bytes().splitlines(keepends=True)
-      whole = [line for line in lines if line.endswith(b"\n")]
-      done = len(whole) // chunk * chunk
-      write_whole(folder / _DRAFT, b"".join(whole[:done]))
+      done = _found(folder, json.loads(json.dumps(settings)), chunk)
+    except InversionViewError as error:
+      refusal = str(error)
   done, refusal = json.loads(hosts.exchange(json.dumps([done, refusal]))[0])
   if refusal:
     raise InversionViewError(refusal)
   return done
+
+
+def _found(folder: pathlib.Path, settings: dict[str, Any], chunk: int) -> int:
+  """`_count_done` on the host that writes."""
+  if not (folder / _SETTINGS).exists():
+    if stray := [name for name in (_FILE, _DRAFT) if (folder / name).exists()]:
+      raise InversionViewError(f"{folder / stray[0]} is there without its {_SETTINGS}: move it, or give another --out")
+    return 0
+  other = f"{folder} holds the preimages of other queries or settings; give another --out"
+  try:
+    stored = read_json(folder / _SETTINGS)
+  except InversionViewError:
+    raise InversionViewError(other) from None
+  if (
+    not isinstance(stored, dict)
+    or not isinstance(stored.get(_MODELS, {}), dict)
+    or {**stored, _MODELS: None} != {**settings, _MODELS: None}
+  ):
+    raise InversionViewError(other)
+  if stored.get(_MODELS, settings[_MODELS]) != settings[_MODELS]:
+    changed = [name for name, value in settings[_MODELS].items() if stored[_MODELS].get(name) != value]
+    raise InversionViewError(
+      f"{folder} holds preimages of another model under the same name (its {changed[0]} is another one now); give another --out"
+    )
+  total = len(settings["queries"])
+  if (folder / _FILE).exists():
+    if (lines := len(_whole_lines(folder / _FILE))) != total:
+      raise InversionViewError(f"{folder / _FILE} holds {lines:,} of {total:,} preimages: remove it to draw them again")
+    return total
+  if not (folder / _DRAFT).exists():
+    return 0
+  whole = _whole_lines(folder / _DRAFT)
+  done = min(len(whole), total) // chunk * chunk
+  write_whole(folder / _DRAFT, b"".join(whole[:done]))
+  return done
+
+
+def _whole_lines(path: pathlib.Path) -> list[bytes]:
+  """The lines of a file that have an end."""
+  return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def _append(path: pathlib.Path, lines: list[str]) -> None:

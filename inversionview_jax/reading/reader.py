@@ -38,6 +38,7 @@ class Reader(ShowsTable):
     config: of the decoder; `config.sites` are the sites that can be read.
     variables: of the decoder.
     name: shown with every preimage.
+    fingerprint: of the decoder as it was saved; "" for one that was not.
     sites: S sites, in the order of `config.sites`.
     sampler: decoder and target, compiled together.
     bos_activations: float32[S, D], z0 of every site.
@@ -51,8 +52,10 @@ class Reader(ShowsTable):
     variables: dict,
     name: str = "",
     mesh: Mesh | None = None,
+    fingerprint: str = "",
   ):
     self.target, self.task, self.config, self.name = target, task, config, name or task.name
+    self.fingerprint = fingerprint
     self.variables = jax.tree.map(jnp.asarray, variables)
     if mesh is not None and mesh.shape[parallel.MODEL] > 1:
       self.variables = parallel.put(self.variables, sharding.shardings(self.variables, mesh))

@@ -9,6 +9,11 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.targets import save_target
 
 
+@pytest.fixture(autouse=True)
+def _loaded_once(loaded_once):
+  """Most of the time would go into compiling the same programs for equal targets."""
+
+
 @pytest.fixture
 def inversionview(capsys, tmp_path, monkeypatch) -> Callable[..., tuple[int, str, str]]:
   """A function (arguments) -> (exit code, stdout, stderr), in the folder `tmp_path`."""
@@ -26,11 +31,11 @@ def refused(inversionview, tmp_path) -> Callable[..., str]:
   """A function (arguments) -> the one line on stderr of a command that fails and writes nothing."""
 
   def run(*argv):
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
     code, out, error = inversionview(*argv)
     assert (code, out) == (2, "")
     assert error.startswith("inversionview: ") and error.endswith("\n") and error.count("\n") == 1
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     return error
 
   return run

@@ -3,14 +3,16 @@
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
 
 import pytest
 
-from inversionview_jax import cli
+from inversionview_jax import cli, locks
 from inversionview_jax.commands import inputs, sample
+from inversionview_jax.models import storage
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.reading import Request, load_reader
 
@@ -89,7 +91,54 @@ def test_queries_that_are_wrong_are_refused_and_nothing_is_written(folder, tmp_p
   assert run(folder, tmp_path / "out", *more, queries="wrong") == 2
   error = capsys.readouterr().err
   assert named in error and error.count("\n") == 1
-  assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+  assert not (tmp_path / "out").exists()
+
+
+def test_one_process_at_a_time_writes_into_a_folder(folder, tmp_path, capsys):
+  (tmp_path / "out").mkdir()
+  with locks.exclusive(tmp_path / "out", ""):
+    assert run(folder, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "in use by process" in error and "give another --out" in error and error.count("\n") == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [locks.FILE]
+  assert run(folder, tmp_path / "out") == 0
+
+
+def test_a_reader_that_was_replaced_is_refused(folder, tmp_path, capsys):
+  """The name of the reader is the same, its weights are others."""
+  shutil.copytree(folder, tmp_path / "R")
+  assert run(tmp_path / "R", tmp_path / "out") == 0
+  settings = json.loads((tmp_path / "out" / "sample.json").read_text())
+  decoder = tmp_path / "R" / "decoder"
+  params, description = storage.load_model(decoder)
+  del description["fingerprint"]
+  params["params"]["encoder"]["site_embed"] = params["params"]["encoder"]["site_embed"] + 1
+  storage.save_model(decoder, params, description)
+  for name in ("preimages.jsonl", "preimages.part"):  # finished, and half done
+    (tmp_path / "out" / "preimages.jsonl").rename(tmp_path / "out" / name)
+    assert run(tmp_path / "R", tmp_path / "out") == 2
+    assert "another model under the same name (its decoder" in capsys.readouterr().err
+    (tmp_path / "out" / name).rename(tmp_path / "out" / "preimages.jsonl")
+  # Results of a version that kept no fingerprints go on.
+  del settings["models"]
+  (tmp_path / "out" / "sample.json").write_text(json.dumps(settings))
+  assert run(tmp_path / "R", tmp_path / "out") == 0
+
+
+def test_results_that_lack_lines_or_settings_are_refused(folder, tmp_path, capsys):
+  assert run(folder, tmp_path / "out") == 0
+  written = (tmp_path / "out" / "preimages.jsonl").read_text().splitlines(keepends=True)
+  (tmp_path / "out" / "preimages.jsonl").write_text("".join(written[:8]))
+  capsys.readouterr()
+  assert run(folder, tmp_path / "out") == 2 and "holds 8 of 10 preimages" in capsys.readouterr().err
+  (tmp_path / "out" / "sample.json").unlink()
+  assert run(folder, tmp_path / "out") == 2 and "without its sample.json" in capsys.readouterr().err
+
+
+def test_a_refused_setting_does_not_block_the_right_one(folder, tmp_path, capsys):
+  assert run(folder, tmp_path / "out", "--mixture=nosuch") == 2 and "nosuch" in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
+  assert run(folder, tmp_path / "out", "--mixture=paper") == 0
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from inversionview_jax.commands import (
 )
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preemption import EXIT_AGAIN, Stopped, listen
+from inversionview_jax.terminal import print_message
 
 # In the order in which --help lists them.
 _COMMANDS = (
@@ -68,13 +69,13 @@ def main(argv: list[str] | None = None) -> int:
     args, rest = _parse(argv)
     return _exit_code(args.run(args, rest))
   except InversionViewError as error:
-    print(f"inversionview: {' '.join(str(error).split())}", file=sys.stderr)
+    print_message(str(error))
     return _exit_code(2)
   except Stopped as stopped:
-    print(f"inversionview: {stopped}; the same command resumes from there", file=sys.stderr)
+    print_message(f"{stopped}; the same command resumes from there")
     return _exit_code(EXIT_AGAIN)
   except KeyboardInterrupt:
-    print("inversionview: interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
+    print_message("interrupted; the same command resumes from the newest checkpoint")
     return 130
   except BrokenPipeError:  # | head
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -99,7 +100,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = flags.Parser(
     prog="inversionview",
     description="Read what a neural activation encodes.",
     epilog="inversionview COMMAND --help lists the flags of a command, with examples.",

@@ -13,8 +13,9 @@ def one_of(what: str, value: object, choices) -> InversionViewError:
   """An error for a value that should have been one of a few, with the nearest of them named first."""
   import difflib
 
-  choices = [str(c) for c in choices]
-  near = difflib.get_close_matches(str(value), choices, n=3, cutoff=0.5)
+  choices, shown = [str(c) for c in choices], str(value)
+  shown = shown if len(shown) <= 100 else f"{shown[:97]}..."
+  near = difflib.get_close_matches(shown, choices, n=3, cutoff=0.5)
   hint = f"did you mean {' or '.join(near)}? " if near else ""
   listed = ", ".join(choices[:12]) + (f", ... ({len(choices)} in all)" if len(choices) > 12 else "")
-  return InversionViewError(f"unknown {what} {str(value)!r}: {hint}known: {listed}")
+  return InversionViewError(f"unknown {what} {shown!r}: {hint}known: {listed}")

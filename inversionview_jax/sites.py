@@ -21,6 +21,7 @@ import difflib
 import functools
 import re
 
+from inversionview_jax import values
 from inversionview_jax.errors import InversionViewError
 
 # kind -> (short form, hook form); {l} is the layer and {h} the head.
@@ -40,7 +41,7 @@ VECTOR_KINDS = ("embed", "pos_embed", "pre", "mid", "post", "mlp", "head")
 
 _PATTERNS = {
   kind: [
-    re.compile(re.escape(form).replace(r"\{l\}", r"(?P<l>\d+)").replace(r"\{h\}", r"(?P<h>\d+)") + r"\Z")
+    re.compile(re.escape(form).replace(r"\{l\}", r"(?P<l>[0-9]{1,6})").replace(r"\{h\}", r"(?P<h>[0-9]{1,6})") + r"\Z")
     for form in forms
   ]
   for kind, forms in _FORMS.items()
@@ -86,7 +87,7 @@ def parse(name: "str | Site") -> Site:
         layer, head = groups.get("l"), groups.get("h")
         return Site(kind, None if layer is None else int(layer), None if head is None else int(head))
   raise InversionViewError(
-    f"unknown site {name!r}: a site looks like a0.3 (a head), x0.pre, x1.mid, x1.post, m1, embed or pos_embed, "
+    f"unknown site {values.brief(name)}: a site looks like a0.3 (a head), x0.pre, x1.mid, x1.post, m1, embed or pos_embed, "
     "or like blocks.0.attn.hook_result.3"
   )
 
@@ -121,7 +122,7 @@ def resolve(name: "str | Site", n_layers: int, n_heads: int, kinds=VECTOR_KINDS)
     return site
   near = _near(str(name), known)
   raise InversionViewError(
-    f"no site {str(name)!r} in a network of {n_layers} layers and {n_heads} heads (both counted from 0)"
+    f"no site {values.brief(str(name))} in a network of {n_layers} layers and {n_heads} heads (both counted from 0)"
     + (f"; closest: {', '.join(near)}" if near else "")
   )
 
@@ -139,4 +140,4 @@ def is_position_embedding(name: "str | Site") -> bool:
 
 def _near(name: str, known) -> list[str]:
   by_name = {s.hook if name.startswith(("blocks", "hook")) else s.short: s for s in known}
-  return difflib.get_close_matches(name, list(by_name), n=4, cutoff=0.4)
+  return difflib.get_close_matches(name[:100], list(by_name), n=4, cutoff=0.4)

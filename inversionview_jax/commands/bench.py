@@ -39,8 +39,8 @@ def add_parser(commands: Any) -> None:
     help="some of train, query, shipped, effects, queries, monte_carlo, capture, train_target, enumerate; with --device some of its parts, as its "
     "tables name them (default: all)",
   )
-  parser.add_argument("--repeats", type=int, help="timed runs of each implementation (default: 5)")
-  parser.add_argument("--seconds", type=float, help="shortest duration of a timed run (default: 1)")
+  parser.add_argument("--repeats", type=flags.Whole(1, 1000), help="timed runs of each implementation (default: 5)")
+  parser.add_argument("--seconds", type=flags.Number(0, 3600), help="shortest duration of a timed run (default: 1)")
   parser.add_argument("--scaling", action="store_true", help="also time against samples, sites and length")
   parser.add_argument(
     "--devices", action="store_true", help="also time training and a query on 1, 2, 4, 8 simulated devices"
@@ -52,7 +52,10 @@ def add_parser(commands: Any) -> None:
   checking.add_argument("--small", action="store_true", help="tiny sizes, for a CPU")
   flags.add(checking, "out", unset="device-check")
   checking.add_argument(
-    "--time-limit", type=float, metavar="SECONDS", help="for everything, on a slow machine more (default: 480)"
+    "--time-limit",
+    type=flags.Number(0, 86_400, above=True),
+    metavar="SECONDS",
+    help="for everything, on a slow machine more (default: 480)",
   )
   checking.add_argument("--golden", metavar="FILE", help="the numbers to compare with (default: this package's)")
 
@@ -69,14 +72,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from inversionview_jax.benchmarks.device import check
 
     limit = check.BUDGET if args.time_limit is None else args.time_limit
-    if not 0 < limit < float("inf"):
-      raise InversionViewError(f"--time-limit {limit:g} must be above 0")
     return check.check(args.out or "device-check", small=args.small, golden=args.golden, only=args.only, budget=limit)
   args.size = args.size or "full"
   args.repeats = 5 if args.repeats is None else args.repeats
   args.seconds = 1.0 if args.seconds is None else args.seconds
-  if args.repeats < 1 or args.seconds < 0:
-    raise InversionViewError(f"--repeats {args.repeats} must be at least 1 and --seconds {args.seconds:g} at least 0")
   if args.json:
     check_can_hold(args.json)
   from inversionview_jax.benchmarks import bench, bench_torch, timing

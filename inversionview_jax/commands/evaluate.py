@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from inversionview_jax import terminal
 from inversionview_jax.commands import flags, source
 from inversionview_jax.commands.tables import make_table
 from inversionview_jax.errors import InversionViewError, one_of
@@ -52,12 +53,12 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "method", default="decoder")
   parser.add_argument(
     "--queries",
-    type=int,
+    type=flags.Whole(1, flags.MANY),
     help="queries per site, for the in-epsilon rate (default: 200); of other methods in all, the sites in turn (default: 50)",
   )
   parser.add_argument(
     "--exact",
-    type=int,
+    type=flags.Whole(0, flags.MANY),
     help="queries in all that are compared with exact preimages (default: 50 where the task can enumerate, 0 of a language model)",
   )
   flags.add(parser, "mixture")
@@ -66,18 +67,18 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "budget")
   parser.add_argument(
     "--completeness",
-    type=int,
+    type=flags.Whole(0, flags.MANY),
     default=0,
     help="queries whose distances are compared with log-probabilities over many inputs (default: 0)",
   )
   parser.add_argument(
     "--inputs",
-    type=int,
+    type=flags.Whole(1, 10**9),
     help="for --completeness, so many random inputs (default: all of the task, minutes per query on a CPU)",
   )
   parser.add_argument(
     "--noise-draws",
-    type=int,
+    type=flags.Whole(1, 100_000),
     help="for --completeness, draws of noise 0.1 (the paper: 500; default: 1, without noise)",
   )
   flags.add(parser, "seed", default=0)
@@ -87,8 +88,6 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Measures, prints the tables and writes the files."""
   del rest
-  bounds = {"exact": 0, "num_samples": 1, "completeness": 0, "inputs": 1, "noise_draws": 1, "particles": 2, "budget": 1}
-  flags.check_at_least(args, queries=1, seed=0, **bounds)
   methods = tuple(flags.METHODS)[:3]
   if args.method not in (*methods, _ALL):
     raise one_of("method", args.method, (*methods, _ALL))
@@ -126,7 +125,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     written.append("rates.png")
   if args.completeness:
     written += _completeness(reader, args, folder)
-  print(f"written to {folder}: {', '.join(written)}")
+  terminal.print_text(f"written to {folder}: {', '.join(written)}")
   return 0
 
 
@@ -160,7 +159,7 @@ def _methods(args: argparse.Namespace) -> int:
     comparison = compare_methods(read, queries, methods, **source.settings_of(args), seed=args.seed, progress=advance)
   comparison.to_json(folder / "methods.json")
   _print_methods(comparison)
-  print(f"written to {folder}: methods.json")
+  terminal.print_text(f"written to {folder}: methods.json")
   return 0
 
 
@@ -211,9 +210,8 @@ def _completeness(reader: "Reader", args: argparse.Namespace, folder: pathlib.Pa
 
 def _print_rates(evaluation: "Evaluation") -> None:
   """The in-epsilon rate of each site, and by label of the position."""
-  from rich.console import Console
 
-  console = Console(highlight=False)
+  console = terminal.console(highlight=False)
   console.print(
     f"reader {evaluation.reader}, target {evaluation.target}, epsilon {evaluation.epsilon:g}, {evaluation.metric}; "
     "held-out queries\n",
@@ -238,9 +236,8 @@ def _print_rates(evaluation: "Evaluation") -> None:
 
 def _print_exact(evaluation: "Evaluation") -> None:
   """The candidates against exact preimages, by site and over all."""
-  from rich.console import Console
 
-  console = Console(highlight=False)
+  console = terminal.console(highlight=False)
   columns = ("site", "queries", "members (median)", "precision", "coverage", "features", "distinct")
   table = make_table(*columns, left=_NAMES, no_wrap=True)
   for site in evaluation.sites:
@@ -258,12 +255,11 @@ def _print_exact(evaluation: "Evaluation") -> None:
 
 def _print_methods(comparison: "MethodComparison") -> None:
   """Each method by site and over all."""
-  from rich.console import Console
 
   from inversionview_jax.measures.methods import COLUMNS
   from inversionview_jax.preimage.data import METHODS
 
-  console = Console(highlight=False)
+  console = terminal.console(highlight=False)
   source = f"reader {comparison.reader}, target" if comparison.reader else "target"
   console.print(
     f"{source} {comparison.target}, epsilon {comparison.epsilon:g}, {comparison.metric}; "
@@ -300,7 +296,6 @@ def _means(comparisons: "Sequence[ExactComparison]") -> list[str]:
 
 def _print_completeness(results: "Sequence[Completeness]") -> None:
   """The decoder's probability of the inputs inside epsilon and outside, a row for each query."""
-  from rich.console import Console
 
   columns = ("site", "position", "query", "inputs inside", "probability inside", "outside", "AUC")
   table = make_table(*columns, left=_NAMES, no_wrap=True)
@@ -316,7 +311,7 @@ def _print_completeness(results: "Sequence[Completeness]") -> None:
       f"{outside['probability']:.3f}",
       "" if data["auc"] is None else f"{data['auc']:.4f}",
     )
-  Console(highlight=False).print(table)
+  terminal.console(highlight=False).print(table)
   print(
     "probability: of these inputs under the decoder, in sum; AUC: probability that an input inside has a larger one than an input outside\n"
   )

@@ -3,12 +3,12 @@
 import argparse
 import errno
 import importlib.util
-import pathlib
 import socket
 from typing import Any
 
 from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.files import path_of
 
 _DESCRIPTION = """\
 Open a page on which activations are read: type an input, click a token and a site, and the preimage is drawn.
@@ -17,8 +17,8 @@ Open a page on which activations are read: type an input, click a token and a si
   inversionview explore --reader W --port 8600 --no-browser
   inversionview explore --target addition                  # no reader: Monte Carlo on the target
 
-The page listens on 127.0.0.1 only, unless --address is given; whoever can reach it can run the readers it was started with. It sends no
-request to any other machine. The method is chosen on the page; Monte Carlo from the decoder's candidates where the task has moves, without a
+The page listens on 127.0.0.1 only, unless --address is given; whoever can reach it can run the readers it was started with. It answers to the
+names of that address (and --host) only, and to no other page. It sends no request to any other machine. The method is chosen on the page; Monte Carlo from the decoder's candidates where the task has moves, without a
 reader Monte Carlo from the prior.
 """
 MISSING = "no page: streamlit is not installed; pip install 'inversionview_jax[explore]'"
@@ -34,7 +34,16 @@ def add_parser(commands: Any) -> None:
   parser.add_argument(
     "--address", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
   )
-  parser.add_argument("--port", type=int, help="port to listen on (default: 8501, or the next that is free)")
+  parser.add_argument(
+    "--host",
+    action="append",
+    default=[],
+    metavar="NAME",
+    help="a host name under which the page is reached besides, as behind a proxy (may be repeated)",
+  )
+  parser.add_argument(
+    "--port", type=flags.Whole(1, 65535), help="port to listen on (default: 8501, or the next that is free)"
+  )
   parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
 
 
@@ -57,44 +66,15 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   for path in args.target or ():
     check_target(path)
   readers.preload()  # while Streamlit is imported and a browser opens
-  from streamlit.web import bootstrap
+  from inversionview_jax.show.explorer import server
 
-  disable_ip_lookup()
-  options = settings(args.address, port, args.no_browser)
-  bootstrap.load_config_options(options)
-  script = pathlib.Path(service.__file__).parent / "app.py"
-  print(f"the explorer is at {_url(args.address, port)} (Ctrl-C ends it)", flush=True)
-  bootstrap.run(str(script), False, [], options)
+  url = _url(args.address, port)
+  print(f"the explorer is at {url} (Ctrl-C ends it)", flush=True)
+  try:
+    server.serve(args.address, port, server.host_names(args.address, args.host), url, browser=not args.no_browser)
+  except KeyboardInterrupt:
+    pass
   return 0
-
-
-def disable_ip_lookup() -> None:
-  """Keeps Streamlit from sending a request to another machine for this one's address, which it does to check the origin of an unknown page."""
-  from streamlit import net_util
-
-  net_util.get_external_ip = lambda: None
-
-
-def settings(address: str, port: int, no_browser: bool) -> dict:
-  """Streamlit's settings, as its own flags name them; they take precedence over its configuration files."""
-  return {
-    "server_address": address,
-    "server_port": port,
-    "server_headless": no_browser,
-    "server_fileWatcherType": "none",
-    "server_runOnSave": False,
-    "browser_gatherUsageStats": False,  # nothing is sent anywhere
-    "browser_serverAddress": "localhost" if address in ("127.0.0.1", "0.0.0.0", "::", "::1") else address,
-    "logger_hideWelcomeMessage": True,  # its message looks up this machine's address on another one
-    "client_toolbarMode": "minimal",
-    "global_developmentMode": False,
-    "theme_light_primaryColor": "#3f72cf",
-    "theme_dark_primaryColor": "#6d9bea",
-    "theme_dark_backgroundColor": "#0d0f12",
-    "theme_dark_secondaryBackgroundColor": "#15181d",
-    "theme_light_secondaryBackgroundColor": "#f4f6f8",
-    "theme_font": "sans-serif",
-  }
 
 
 def _shipped() -> list[str]:
@@ -110,8 +90,6 @@ def _url(address: str, port: int) -> str:
 
 def _port(address: str, requested: int | None) -> int:
   """The port to listen on; raises `InversionViewError` if nothing can listen there."""
-  if requested is not None and not 1 <= requested <= 65535:
-    raise InversionViewError(f"--port {requested} must be from 1 to 65535")
   for port in [requested] if requested is not None else range(8501, 8601):
     try:
       family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
@@ -132,7 +110,7 @@ def check_exists(path: str) -> None:
   """Raises `InversionViewError` for a reader that is neither shipped nor a folder; the page shows what is wrong inside of one."""
   from inversionview_jax.reading import shipped_readers
 
-  if path not in shipped_readers() and not (pathlib.Path(path) / "decoder" / "model.json").exists():
+  if path not in shipped_readers() and not (path_of(path) / "decoder" / "model.json").exists():
     raise InversionViewError(
       f"no reader in {path}: it has no decoder/model.json; shipped readers: {', '.join(shipped_readers())}"
     )
@@ -142,7 +120,7 @@ def check_target(path: str) -> None:
   """Raises `InversionViewError` for a target that is neither shipped nor a folder or file; the page shows what is wrong inside of one."""
   from inversionview_jax.targets import shipped_names
 
-  if path not in shipped_names() and not pathlib.Path(path).expanduser().exists():
+  if path not in shipped_names() and not path_of(path).exists():
     raise InversionViewError(
       f"no target {path!r}: not a folder or file, and shipped are only: {', '.join(shipped_names())}"
     )

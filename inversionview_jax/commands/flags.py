@@ -2,11 +2,74 @@
 
 import argparse
 import dataclasses
+import math
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preimage.methods import SETTINGS
+
+
+class Parser(argparse.ArgumentParser):
+  """A parser whose refusals are `InversionViewError`: one line, like those of everything else."""
+
+  def error(self, message: str) -> NoReturn:
+    # argparse: "argument --particles: 1 must be ..." and "unrecognized arguments: ..."
+    message = re.sub(r"^argument (-\S+): (?=.* must be )", r"\1 ", message).removeprefix("argument ")
+    raise InversionViewError(f"{message}; see {self.prog} --help")
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+  """Type of a flag: a whole number in a range, written in decimal digits.
+
+  Attributes:
+    low, high: the smallest and the largest value.
+  """
+
+  low: int
+  high: int
+
+  def __call__(self, text: str) -> int:
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", text) and self.low <= int(text) <= self.high:
+      return int(text)
+    raise argparse.ArgumentTypeError(f"{_short(text)} must be a whole number from {self.low:,} to {self.high:,}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+  """Type of a flag: a finite number in a range.
+
+  Attributes:
+    low, high: the smallest and the largest value.
+    above: whether it must be above `low`.
+  """
+
+  low: float
+  high: float
+  above: bool = False
+
+  def __call__(self, text: str) -> float:
+    try:
+      value = float(text) if len(text) <= 40 and text.isascii() and "_" not in text else math.nan
+    except ValueError:
+      value = math.nan
+    if self.low <= value <= self.high and not (self.above and value == self.low):
+      return value
+    least = f"above {self.low:g} and at most" if self.above else f"from {self.low:g} to"
+    raise argparse.ArgumentTypeError(f"{_short(text)} must be a number {least} {self.high:g}")
+
+
+def _short(text: str) -> str:
+  """A value for a message; of a long one its beginning."""
+  return text if len(text) <= 40 else f"{text[:20]}... ({len(text):,} characters)"
+
+
+# What can be a million: candidates, queries and inputs are held in memory together, a kilobyte and more each.
+MANY = 1_000_000
+# JAX's keys take 32 bits, and drop the others without a word; what is derived from a seed, such as seed + 1, has to fit too.
+SEED = Whole(0, 2**31 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +78,7 @@ class Flag:
 
   Attributes:
     help: one line, without the default.
-    type: of its value; None for text, bool for a switch.
+    type: of its value: a `Whole` or a `Number`; None for text, bool for a switch.
     metavar: name of its value in --help; None: the flag's own name.
     unset: what holds when it is not given and has no default value; "" where the help says so.
   """
@@ -47,24 +110,24 @@ FLAGS = {
   "position": Flag('a position: an index (BOS is 0, -1 is the last) or a label of the task, such as "=", "+", "A1"'),
   "texts": Flag("a file of inputs, one on each line", metavar="FILE"),
   # What counts as near.
-  "epsilon": Flag("threshold on the distance", float, unset="the task's"),
+  "epsilon": Flag("threshold on the distance", Number(0, 1e6, above=True), unset="the task's"),
   "metric": Flag("euclidean (normalized) or cosine", unset="the task's"),
   "match": Flag('"anywhere": minimum over positions; "position": the position of the query only'),
   # How candidates are drawn, and how many are shown.
   "mixture": Flag(
     'sampling mixture: one of the task\'s, such as "paper", or package.module:NAME', unset="the task's first"
   ),
-  "num-samples": Flag("candidates for each query", int, unset="the mixture's"),
+  "num-samples": Flag("candidates for each query", Whole(1, MANY), unset="the mixture's"),
   "method": Flag("how preimages are found: {}".format(", ".join(METHODS))),
-  "particles": Flag("of Monte Carlo: how many; a multiple of twice the number of devices", int, unset="1024; 128 with --prior"),
-  "budget": Flag("of Monte Carlo: runs of the target after which it ends, converged or not", int, unset="200000; 8000 with --prior"),
+  "particles": Flag("of Monte Carlo: how many; a multiple of twice the number of devices", Whole(2, MANY), unset="1024; 128 with --prior"),
+  "budget": Flag("of Monte Carlo: runs of the target after which it ends, converged or not", Whole(1, 10**12), unset="200000; 8000 with --prior"),
   "prior": Flag('"model": in place of a task, any text, with the probability that the target gives it (a language model, without --reader)'),
-  "growth": Flag("with --prior: by how many tokens a text may be longer or shorter than the query", int, unset="0"),
+  "growth": Flag("with --prior: by how many tokens a text may be longer or shorter than the query", Whole(0, 1000), unset="0"),
   "start": Flag(
     'with --prior: "query" (copies of it, heated and cooled) or "prior" (texts that the model writes; gives bits)', unset="query"
   ),
-  "shown": Flag("at most so many are shown", int),
-  "seed": Flag("seed of everything that is drawn", int),
+  "shown": Flag("at most so many are shown", Whole(1, MANY)),
+  "seed": Flag("seed of everything that is drawn", SEED),
   # Where it runs, and where results go.
   "config": Flag("a config file, with a variant where it has any; --config.KEY=VALUE changes a setting", metavar="FILE[:VARIANT]"),
   "workdir": Flag("the folder of this run: checkpoints, logs, the finished model", metavar="DIR"),
@@ -72,8 +135,8 @@ FLAGS = {
   "json": Flag("also write the results as JSON", metavar="FILE"),
   "no-color": Flag("print no colors (so does the environment variable NO_COLOR)", bool),
   "coordinator": Flag("address of process 0, reachable from all hosts", metavar="HOST:PORT", unset="detected"),
-  "num-processes": Flag("number of processes", int, metavar="N", unset="detected"),
-  "process-id": Flag("index of this process, from 0", int, metavar="I", unset="detected"),
+  "num-processes": Flag("number of processes", Whole(1, 100_000), metavar="N", unset="detected"),
+  "process-id": Flag("index of this process, from 0", Whole(0, 99_999), metavar="I", unset="detected"),
 }  # fmt: skip
 
 # (commands, old flag) -> new flag. An empty tuple stands for all commands.
@@ -165,14 +228,6 @@ def add_command(
   )
   parser.set_defaults(run=run, overrides=overrides)
   return parser
-
-
-def check_at_least(args: argparse.Namespace, **bounds: int) -> None:
-  """Raises `InversionViewError` for the first of these flags that was given and is smaller: `check_at_least(args, queries=1)`."""
-  for name, bound in bounds.items():
-    value = getattr(args, name)
-    if value is not None and value < bound:
-      raise InversionViewError(f"--{name.replace('_', '-')} {value} must be at least {bound}")
 
 
 def check_used(args: argparse.Namespace, method: str, **uses: tuple[str, ...]) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import make_folder
+from inversionview_jax.files import make_folder, path_of
+from inversionview_jax.terminal import print_text
 
 if TYPE_CHECKING:
   from inversionview_jax.targets import Target
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   from inversionview_jax import tasks
   from inversionview_jax.pretrained import release
 
-  source = pathlib.Path(args.source).expanduser()
+  source = path_of(args.source)
   if not source.is_dir():
     raise InversionViewError(f"no folder {args.source!r}")
   task = tasks.get(args.task)
@@ -68,7 +69,7 @@ def _import_preimages(args: argparse.Namespace, source: pathlib.Path, task: "Tas
   for path, preimage in preimages:
     make_folder(folder / path.split("/")[0])
     preimage.to_json(folder / path)
-  print(f"{len(preimages)} preimages written to {folder}")
+  print_text(f"{len(preimages)} preimages written to {folder}")
   return 0
 
 
@@ -79,7 +80,7 @@ def _import_decoder(args: argparse.Namespace, source: pathlib.Path, task: "Task"
   from inversionview_jax.targets import task_and_target
   from inversionview_jax.training import decoder_objective
 
-  out = pathlib.Path(args.out).expanduser()
+  out = path_of(args.out)
   if (out / "decoder" / "model.json").exists() or (out / "target" / "model.json").exists():
     raise InversionViewError(f"{args.out} holds a reader already; give another --out")
   config, variables, metadata = release.load(source)
@@ -93,7 +94,7 @@ def _import_decoder(args: argparse.Namespace, source: pathlib.Path, task: "Task"
   raw.save(out / "target")
   notes = {"imported": source.name, "cross_attn": bool(config.transformer.cross_width)}
   decoder_objective.save_decoder(out / "decoder", variables, config, target, task, notes)
-  print(f"{len(config.sites)} sites: {', '.join(config.sites)}\nreader: {out}")
+  print_text(f"{len(config.sites)} sites: {', '.join(config.sites)}\nreader: {out}")
   return 0
 
 

@@ -3,11 +3,11 @@
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from inversionview_jax import terminal
 from inversionview_jax.commands import flags, source
 from inversionview_jax.commands.inputs import texts_of
 from inversionview_jax.errors import InversionViewError
@@ -50,7 +50,9 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "site", unset="none; needed without saved preimages")
   flags.add(parser, "position", unset="none; needed without saved preimages")
   flags.add(parser, "texts")
-  parser.add_argument("--inputs", type=int, help="without --texts: so many held-out inputs (default: 8)")
+  parser.add_argument(
+    "--inputs", type=flags.Whole(1, flags.MANY), help="without --texts: so many held-out inputs (default: 8)"
+  )
   flags.add(parser, "seed", unset="0")
   parser.add_argument("--model", required=True, help="name of the language model at the endpoint")
   flags.add(parser, "out", required=True)
@@ -59,20 +61,30 @@ def add_parser(commands: Any) -> None:
     "--replay", metavar="FILE", help='take answers from lines {"hash": ..., "text": ...}; no request is sent'
   )
   parser.add_argument("--prompts-only", action="store_true", help="write OUT/prompts.jsonl and send no request")
-  parser.add_argument("--queries", type=int, default=5, help="queries in a prompt (default: 5)")
+  parser.add_argument("--queries", type=flags.Whole(1, 10_000), default=5, help="queries in a prompt (default: 5)")
   parser.add_argument(
-    "--samples", type=int, default=20, help="samples in a prompt: so many inside and so many outside (default: 20)"
+    "--samples",
+    type=flags.Whole(1, 10_000),
+    default=20,
+    help="samples in a prompt: so many inside and so many outside (default: 20)",
   )
   parser.add_argument(
     "--temperature",
-    type=float,
+    type=flags.Number(0, 100),
     dest="sampling_temperature",  # the name "temperature" is that of the decoder's
     help="of the language model (default: the endpoint's)",
   )
-  parser.add_argument("--max-tokens", type=int, default=2048, help="tokens of an answer at most (default: 2048)")
-  parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one attempt (default: 120)")
-  parser.add_argument("--retries", type=int, default=4, help="after a failed attempt (default: 4)")
-  parser.add_argument("--at-once", type=int, default=4, help="requests in flight at most (default: 4)")
+  parser.add_argument(
+    "--max-tokens", type=flags.Whole(1, flags.MANY), default=2048, help="tokens of an answer at most (default: 2048)"
+  )
+  parser.add_argument(
+    "--timeout",
+    type=flags.Number(0, 86_400, above=True),
+    default=120.0,
+    help="seconds for one attempt, the whole answer included (default: 120)",
+  )
+  parser.add_argument("--retries", type=flags.Whole(0, 100), default=4, help="after a failed attempt (default: 4)")
+  parser.add_argument("--at-once", type=flags.Whole(1, 256), default=4, help="requests in flight at most (default: 4)")
   parser.add_argument(
     "--prices", metavar="IN,OUT", help="price of a million tokens of prompts and of answers, to show the cost"
   )
@@ -110,9 +122,6 @@ class _Interpretation:
 def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Sends the prompts, tests the answers and prints both; 2 if a prompt stays without an answer."""
   del rest
-  flags.check_at_least(args, queries=1, samples=1, max_tokens=1, retries=0, at_once=1)
-  if not args.timeout > 0:
-    raise InversionViewError(f"--timeout {args.timeout:g} must be above 0")
   prices = _prices(args.prices)
   _check(args)
   from inversionview_jax.interpret import hypotheses, language_model
@@ -128,7 +137,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   if args.prompts_only:
     lines = [json.dumps({"hash": name, "prompt": text}, ensure_ascii=False) for name, text in by_hash.items()]
     write_whole(folder / "prompts.jsonl", "\n".join(lines) + "\n")
-    print(f"{len(lines)} prompts written to {folder / 'prompts.jsonl'}")
+    terminal.print_text(f"{len(lines)} prompts written to {folder / 'prompts.jsonl'}")
     return 0
   if args.replay:
     answers = language_model.replayed(by_hash, args.replay)
@@ -140,7 +149,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     folder / "interpretations.json", json.dumps(_table(args.model, results), indent=1, ensure_ascii=False) + "\n"
   )
   _print(results, list(answers.values()), prices)
-  print(f"written to {folder}: interpretations.json")
+  terminal.print_text(f"written to {folder}: interpretations.json")
   return _report_failures(results, bool(args.replay))
 
 
@@ -155,7 +164,6 @@ def _check(args: argparse.Namespace) -> None:
     return
   if args.site is None or args.position is None:
     raise InversionViewError("give saved preimages, or --site and --position of those that are to be drawn")
-  flags.check_at_least(args, inputs=1, seed=0)
   if args.texts and args.inputs is not None:
     raise InversionViewError(f"--inputs {args.inputs} is a number of held-out inputs; leave it out with --texts")
   source.check(args)
@@ -216,12 +224,11 @@ def _table(model: str, results: Sequence[_Interpretation]) -> dict[str, Any]:
 
 
 def _print(results: Sequence[_Interpretation], answers: "list[Answer]", prices: tuple[float, float] | None) -> None:
-  from rich.console import Console
   from rich.markup import escape
 
   from inversionview_jax.interpret import language_model
 
-  console = Console(highlight=False)
+  console = terminal.console(highlight=False)
   for result in results:
     group = result.group
     about = f"{len(group.preimages)} queries{_results(group.preimages)}"
@@ -268,8 +275,8 @@ def _report_failures(results: Sequence[_Interpretation], replay: bool) -> int:
   if not errors:
     return 0
   remedy = "add them to the file" if replay else "the same command again sends only these"
-  line = f"inversionview: {len(errors)} of {len(results)} prompts have no answer ({errors[0]}); {remedy}"
-  print(" ".join(line.split()), file=sys.stderr)
+  line = f"{len(errors)} of {len(results)} prompts have no answer ({errors[0]}); {remedy}"
+  terminal.print_message(line)
   return 2
 
 
@@ -280,10 +287,9 @@ class _ProgressBar:
     self._total, self._prices = total, prices
 
   def __enter__(self) -> "_ProgressBar":
-    from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     self._bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     self._bar.__enter__()
     self._task = self._bar.add_task("asking", total=self._total)

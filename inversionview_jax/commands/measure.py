@@ -5,6 +5,7 @@ import dataclasses
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from inversionview_jax import terminal
 from inversionview_jax.commands import flags, source
 from inversionview_jax.commands.inputs import texts_of
 from inversionview_jax.files import check_can_hold
@@ -47,7 +48,7 @@ def add_parser(commands: Any) -> None:
   parser = flags.add_command(commands, "measure", run, "measure what an activation encodes", _DESCRIPTION)
   parser.add_argument("text", nargs="*", help="inputs of the task (default: held-out ones)")
   flags.add(parser, "texts")
-  parser.add_argument("--queries", type=int, help="so many held-out inputs (default: 20)")
+  parser.add_argument("--queries", type=flags.Whole(2, flags.MANY), help="so many held-out inputs (default: 20)")
   source.add_flags(parser, default="monte_carlo, or decoder where the task has no moves or is of a language model")
   flags.add(parser, "site", required=True)
   flags.add(parser, "position", required=True)
@@ -56,15 +57,19 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "match", default="anywhere")
   parser.add_argument(
     "--controls",
-    type=int,
+    type=flags.Whole(2, 10_000),
     default=16,
     help="for given texts: activations of other inputs that serve as the control (held-out inputs are each other's; default: 16)",
   )
   parser.add_argument(
-    "--inputs", type=int, help="of a method that starts from the decoder: random inputs for the bits (default: 8192)"
+    "--inputs",
+    type=flags.Whole(64, flags.MANY),
+    help="of a method that starts from the decoder: random inputs for the bits (default: 8192)",
   )
   parser.add_argument(
-    "--draws", type=int, help="of a method that starts from the decoder: its texts for the bits (default: 768)"
+    "--draws",
+    type=flags.Whole(12, flags.MANY),
+    help="of a method that starts from the decoder: its texts for the bits (default: 768)",
   )
   parser.add_argument("--no-bits", action="store_true", help="no information in bits")
   parser.add_argument("--no-tokens", action="store_true", help="the task's features only, not plain tokens")
@@ -82,7 +87,6 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Measures and prints the table."""
   del rest
-  flags.check_at_least(args, queries=2, num_samples=1, controls=2, inputs=64, draws=12, shown=1, seed=0)
   texts = texts_of(args)
   if args.json:
     check_can_hold(args.json)
@@ -133,10 +137,9 @@ class _ProgressBars:
   """A bar for each step on a terminal; nothing elsewhere."""
 
   def __enter__(self) -> "_ProgressBars":
-    from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     self._bars = Progress(console=console, transient=True, disable=not console.is_terminal)
     self._bars.__enter__()
     self._tasks: dict[str, Any] = {}
@@ -156,9 +159,8 @@ class _ProgressBars:
 
 def print_readings(readings: "Readings", shown: int = 20) -> None:
   """Prints what was measured, with at most `shown` rows of the table."""
-  from rich.console import Console
 
-  console = Console(highlight=False)
+  console = terminal.console(highlight=False)
   _print_header(console, readings)
   _print_bits(console, readings)
   _print_diversity(console, readings)

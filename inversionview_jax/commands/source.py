@@ -1,12 +1,12 @@
 """The flags that choose what preimages are drawn from and how, and the `reading.Source` that they describe: the same in every command."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.terminal import print_message
 
 if TYPE_CHECKING:
   from jax.sharding import Mesh
@@ -64,7 +64,6 @@ def check(args: argparse.Namespace, default: str | None = None, **uses: tuple[st
   Raises:
     InversionViewError: an unknown method, or flags that do not go with it.
   """
-  flags.check_at_least(args, particles=2, budget=1)
   method, alone = args.method or default, without_reader(args)
   if method is not None and method not in flags.METHODS:
     raise one_of("method", method, tuple(flags.METHODS))
@@ -128,10 +127,7 @@ def note_decoder(args: argparse.Namespace, made: "Source") -> None:
       if has_moves(made.task)
       else "has no moves, which Monte Carlo needs"
     )
-    print(
-      f"inversionview: the task {made.task.name!r} {why}: --method decoder is used",
-      file=sys.stderr,
-    )
+    print_message(f"the task {made.task.name!r} {why}: --method decoder is used")
 
 
 def target_and_task(args: argparse.Namespace) -> "tuple[Target, Task]":

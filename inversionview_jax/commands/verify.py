@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from inversionview_jax import terminal
 from inversionview_jax.commands import flags
 from inversionview_jax.commands.tables import estimate_text, make_table
 from inversionview_jax.files import check_can_hold, write_whole
@@ -39,7 +40,9 @@ def add_parser(commands: Any) -> None:
     "--predict", help="the answer token that is judged (default: the one predicted there, else the first)"
   )
   parser.add_argument("--where", default="", help='a condition on the clean input, such as "C1 == 0 and F2 + S2 != 9"')
-  parser.add_argument("--pairs", type=int, default=8192, help="pairs of each kind (default: 8192)")
+  parser.add_argument(
+    "--pairs", type=flags.Whole(1, flags.MANY), default=8192, help="pairs of each kind (default: 8192)"
+  )
   parser.add_argument("--split", default="test", help="train or test (default: test)")
   flags.add(parser, "seed", default=0)
   flags.add(parser, "json")
@@ -77,12 +80,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _print(verdict: "Verdict", target: str, task: str) -> None:
-  from rich.console import Console
   from rich.markup import escape
 
   from inversionview_jax.tasks.contrast import VARY
 
-  console = Console(highlight=False)
+  console = terminal.console(highlight=False)
   console.print(
     f"{verdict.site} at {escape(repr(verdict.position))}, feature {verdict.feature}, judged by {verdict.predict} "
     f"(target {escape(target)}, task {task})\n"
@@ -105,4 +107,4 @@ def _print(verdict: "Verdict", target: str, task: str) -> None:
   for label, key, percent in rows:
     table.add_row(label, *(estimate_text(side[key], *((100, " %") if percent else ())) for side in sides))
   console.print(table)
-  print(f"\n{verdict}")
+  terminal.print_text(f"\n{verdict}")

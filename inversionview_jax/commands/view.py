@@ -1,7 +1,6 @@
 """`inversionview view`: the preimage of one activation."""
 
 import argparse
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.commands import flags, source
@@ -54,13 +53,13 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "match", default="anywhere")
   parser.add_argument(
     "--temperature",
-    type=float,
+    type=flags.Number(0, 100, above=True),
     action="append",
     help="sampling temperature (may be repeated; default: the mixture's)",
   )
   parser.add_argument(
     "--noise",
-    type=float,
+    type=flags.Number(0, 1000),
     action="append",
     help="Gaussian noise on the activation, in units of its standard deviation; one, or one for each temperature",
   )
@@ -98,7 +97,6 @@ def _has_prior(args: argparse.Namespace) -> bool:
     if unused := [name for name in ("growth", "start") if getattr(args, name) is not None]:
       raise InversionViewError(f"--{unused[0]} belongs to --prior model: give it, or leave --{unused[0]} out")
     return False
-  flags.check_at_least(args, particles=2, budget=1, growth=0)
   if not source.without_reader(args):
     raise InversionViewError("--prior is for a language model without a reader: give --target, and no --reader")
   if args.task:
@@ -158,7 +156,6 @@ def _by_monte_carlo(args: argparse.Namespace, target: "Target", **inputs: Any) -
 
 def _check(args: argparse.Namespace) -> None:
   """Raises `InversionViewError` for flags that do not go together, and for files that cannot be written."""
-  flags.check_at_least(args, shown=1)
   if args.task_texts and (not source.without_reader(args) or args.task or args.prior):
     raise InversionViewError(
       "--texts says what the inputs of a --target are: leave out --reader, --task and --prior, and give --target"
@@ -167,5 +164,3 @@ def _check(args: argparse.Namespace) -> None:
     if not path:
       continue
     check_can_hold(path)  # before the work, not after it
-    if pathlib.Path(path).is_dir():
-      raise InversionViewError(f"cannot write {path}: it is a folder; give the name of a file")

@@ -46,6 +46,7 @@ CHIPS = {
     Chip("v6e", "TPU v6 lite", 31.24 * 2**30, 918e12, 1638e9, 400e9, 2, 4, "tpu-v6e-slice"),
   )
 }
+MOST_SIMULATED, MOST_CHIPS = 1024, 16_384  # devices of a topology; the largest slice that there is has 8,960
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +91,14 @@ def topology(name: str) -> Topology:
   kind, _, grid = name.partition(":")
   if kind not in (*CHIPS, "cpu"):
     raise one_of("chip of the topology", kind, [*CHIPS, "cpu"])
-  if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", grid):
+  if not re.fullmatch(r"[1-9][0-9]{0,5}(x[1-9][0-9]{0,5})*", grid):
     raise InversionViewError(f"topology {name!r}: write a shape after the colon, such as v5e:16x16 or cpu:8")
   shape = tuple(map(int, grid.split("x")))
   if kind == "cpu":
     if len(shape) > 1:
       raise InversionViewError(f"topology {name!r}: CPUs have no grid; write the number of simulated devices, cpu:8")
+    if shape[0] > MOST_SIMULATED:
+      raise InversionViewError(f"topology {name!r}: at most {MOST_SIMULATED:,} devices are simulated")
     return Topology(name, None, shape)
   chip = CHIPS[kind]
   if len(shape) != chip.dimensions:
@@ -105,4 +108,6 @@ def topology(name: str) -> Topology:
     )
   if math.prod(shape) > 1 and any(size % 2 for size in shape[:2]):
     raise InversionViewError(f"topology {name!r}: a host holds 2x2 chips, so the first two sizes are even")
+  if math.prod(shape) > MOST_CHIPS:
+    raise InversionViewError(f"topology {name!r}: no slice has more than {MOST_CHIPS:,} chips")
   return Topology(name, chip, shape)

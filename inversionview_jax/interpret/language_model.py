@@ -5,22 +5,26 @@ Each answer is written to a file named by its prompt's hash as soon as it arrive
 
 import concurrent.futures
 import dataclasses
+import importlib
 import json
 import math
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import make_folder, read_lines, write_whole
+from inversionview_jax.files import make_folder, parse_json, read_json, read_lines, write_whole
 
 if TYPE_CHECKING:
   import openai
   from openai.types.chat import ChatCompletion
 
 FORMAT_VERSION = 1
+MOST_BYTES = 10_000_000  # of an answer
+_LONGEST_PAUSE = 60.0  # seconds between two attempts, where the endpoint asks for a pause
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Endpoint:
     base_url: of the endpoint; None for OPENAI_BASE_URL, or OpenAI's own.
     temperature: None for the endpoint's default.
     max_tokens: of an answer.
-    timeout: seconds for one attempt.
+    timeout: seconds for one attempt, from the request to the last byte of the answer.
     retries: attempts after a failed one that may succeed later: no connection, timeout, too many requests, a server error.
   """
 
@@ -60,6 +64,11 @@ class Endpoint:
   max_tokens: int = 2048
   timeout: float = 120.0
   retries: int = 4
+
+  @property
+  def longest(self) -> float:
+    """Seconds that all attempts take at most, with the pauses between them."""
+    return (self.retries + 1) * self.timeout + self.retries * _LONGEST_PAUSE + 1.0
 
   def settings(self) -> dict[str, float | int | None]:
     """The settings on which an answer depends, besides model and prompt; they are part of its hash."""
@@ -83,8 +92,64 @@ class Endpoint:
         "no endpoint: set OPENAI_API_KEY, or give --base-url (or OPENAI_BASE_URL) for a server of your own, "
         "such as http://127.0.0.1:8080/v1"
       )
-    # A local server often needs no key; the client refuses an empty one.
-    return openai.OpenAI(base_url=base_url, api_key=key or "none", timeout=self.timeout, max_retries=self.retries)
+    try:
+      # A local server often needs no key; the client refuses an empty one.
+      return openai.OpenAI(
+        base_url=base_url,
+        api_key=key or "none",
+        timeout=self.timeout,
+        max_retries=self.retries,
+        default_headers={"Accept-Encoding": "identity"},  # so that the size of an answer is that of its bytes
+        http_client=openai.DefaultHttpxClient(event_hooks=_Bounds(self.timeout).hooks()),
+      )
+    except (openai.OpenAIError, ValueError, TypeError) as error:
+      raise InversionViewError(f"--base-url {base_url!r} cannot be used: {error}") from None
+
+
+class _TooLong(Exception):
+  """An answer of more than `MOST_BYTES`."""
+
+
+class _Bounds:
+  """Ends an attempt whose answer is not whole after so many seconds, or is too long.
+
+  The client's own timeout is one of every read: an answer that comes a byte at a time would never end.
+  """
+
+  def __init__(self, seconds: float):
+    self._seconds = seconds
+    self._started = threading.local()  # the requests of a client run in several threads
+
+  def hooks(self) -> dict[str, list[Callable[[Any], None]]]:
+    """The event hooks of the HTTP client."""
+    return {"request": [self._start], "response": [self._bound]}
+
+  def _start(self, request: Any) -> None:
+    del request
+    self._started.at = time.monotonic()
+
+  def _bound(self, response: Any) -> None:
+    """Puts a bounded stream in place of the response's; its body has not been read."""
+    library = importlib.import_module(type(response).__module__.partition(".")[0])  # httpx, or its successor
+    stream, end = response.stream, self._started.at + self._seconds
+    if response.headers.get("content-encoding", "identity") != "identity":
+      raise _TooLong("it is compressed, which was not asked for")
+
+    class Bounded(library.SyncByteStream):
+      def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for chunk in stream:
+          size += len(chunk)
+          if size > MOST_BYTES:
+            raise _TooLong(f"it is longer than {MOST_BYTES // 10**6} MB")
+          if time.monotonic() > end:
+            raise library.ReadTimeout("the answer is not whole")
+          yield chunk
+
+      def close(self) -> None:
+        stream.close()
+
+    response.stream = Bounded()
 
 
 def ask(
@@ -115,7 +180,7 @@ def ask(
   client, lock = endpoint.client(), threading.Lock()
 
   def request(name: str) -> None:
-    answer = _request(client, endpoint, prompts[name])
+    answer = _within(endpoint.longest, lambda: _request(client, endpoint, prompts[name])) or _no_answer(endpoint)
     if not answer.error:
       _write_answer(folder / f"{name}.json", name, endpoint.model, prompts[name], answer)
     with lock:
@@ -131,6 +196,27 @@ def ask(
       pool.shutdown(wait=False, cancel_futures=True)
       raise
   return answers
+
+
+def _within(seconds: float, work: Callable[[], Answer]) -> Answer | None:
+  """What `work` returns, or None after so many seconds: headers that come a byte at a time are beyond the reach of `_Bounds`."""
+  future: concurrent.futures.Future[Answer] = concurrent.futures.Future()
+
+  def run() -> None:
+    try:
+      future.set_result(work())
+    except BaseException as error:
+      future.set_exception(error)
+
+  threading.Thread(target=run, daemon=True).start()  # the process does not wait for it
+  try:
+    return future.result(seconds)
+  except concurrent.futures.TimeoutError:
+    return None
+
+
+def _no_answer(endpoint: Endpoint) -> Answer:
+  return Answer(error=f"no answer within {endpoint.timeout:g} s, {endpoint.retries + 1} times")
 
 
 def _write_answer(path: pathlib.Path, name: str, model: str, prompt: str, answer: Answer) -> None:
@@ -161,8 +247,10 @@ def _request(client: "openai.OpenAI", endpoint: Endpoint, prompt: str) -> Answer
     sent, received = (_count(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens"))
     return Answer(text, prompt_tokens=sent, answer_tokens=received)
   except openai.APITimeoutError:
-    return Answer(error=f"no answer within {endpoint.timeout:g} s, {endpoint.retries + 1} times")
+    return _no_answer(endpoint)
   except openai.APIConnectionError as error:
+    if isinstance(error.__cause__, _TooLong):
+      return Answer(error=f"the endpoint's answer is not taken: {error.__cause__}")
     return Answer(error=f"no connection to {client.base_url}: {error.__cause__ or error}")
   except openai.APIStatusError as error:
     return Answer(
@@ -170,7 +258,9 @@ def _request(client: "openai.OpenAI", endpoint: Endpoint, prompt: str) -> Answer
     )
   except openai.OpenAIError as error:
     return Answer(error=f"the endpoint answered something else than a completion: {' '.join(str(error).split())[:200]}")
-  except (AttributeError, TypeError, IndexError, KeyError, ValueError) as error:
+  except _TooLong as error:
+    return Answer(error=f"the endpoint's answer is not taken: {error}")
+  except (AttributeError, TypeError, IndexError, KeyError, ValueError, RecursionError) as error:
     return Answer(error=f"the endpoint answered something else than a completion ({type(error).__name__})")
 
 
@@ -199,7 +289,7 @@ def _count(value: object) -> int | None:
 def _read_answer(path: pathlib.Path) -> Answer | None:
   """An answer on disk; None where there is none, or a damaged one, whose prompt is then sent again."""
   try:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     if content["format_version"] != FORMAT_VERSION or not isinstance(content["text"], str):
       return None
     sent, received = (_count(content.get(name)) for name in ("prompt_tokens", "answer_tokens"))
@@ -226,7 +316,7 @@ def replayed(prompts: dict[str, str], path: "str | os.PathLike") -> dict[str, An
     if not line.strip():
       continue
     try:
-      record = json.loads(line)
+      record = parse_json(line, f"line {number}")
       name, text = record["hash"], record["text"]
       if not isinstance(name, str) or not isinstance(text, str):
         raise TypeError("hash and text must be strings")

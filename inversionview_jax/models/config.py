@@ -4,16 +4,69 @@ Shapes: V vocabulary, T tokens, L layers, H heads, G key/value heads, D d_model,
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
+from inversionview_jax import values
 from inversionview_jax.devices import numerics
-from inversionview_jax.errors import one_of
+from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.models import storage
 
 ATTENTIONS = ("auto", "plain", "multiply_and_sum")
 DTYPES = ("float32", "bfloat16")
-
-
 NORMS = ("layer", "rms")
+LINEAR = ("q", "k", "v", "o", "gate", "fc", "proj", "unembed")  # the linear maps that may have a bias
+# The largest sizes that are taken for one: what is larger is a damaged file, and would be allocated or looped over before a tensor is missed.
+MOST_LAYERS, MOST_WIDTH, MOST_INNER, MOST_TOKENS, MOST_CONTEXT = 10_000, 2**20, 2**24, 2**24, 2**27
+
+
+def _whole(low: int, high: int) -> Callable[[str, object], int]:
+  return functools.partial(values.whole, low=low, high=high)
+
+
+def _number(low: float, high: float) -> Callable[[str, object], float]:
+  return functools.partial(values.number, low=low, high=high)
+
+
+def _list_of(check: Callable[[str, object], Any], most: int) -> Callable[[str, object], tuple]:
+  return functools.partial(values.sequence, check=check, most=most)
+
+
+# Attribute of `TransformerConfig` -> its type and range.
+_CHECKS: dict[str, Callable[[str, object], Any]] = {
+  "vocab_size": _whole(1, MOST_TOKENS),
+  "n_ctx": _whole(1, MOST_CONTEXT),
+  "n_layers": _whole(0, MOST_LAYERS),
+  "n_heads": _whole(1, MOST_WIDTH),
+  "d_model": _whole(1, MOST_WIDTH),
+  "d_mlp": _whole(1, MOST_INNER),
+  "activation": values.text,
+  "norm_eps": _number(0, 1),
+  "tied": values.switch,
+  "attn_scale": values.switch,
+  "embed_std": _number(0, 1e3),
+  "init_std": _number(0, 1e3),
+  "dropout_embed": _number(0, 1),
+  "dropout_attn": _number(0, 1),
+  "dropout_resid": _number(0, 1),
+  "norm": values.text,
+  "query_width": _number(0, MOST_INNER),
+  "n_kv_heads": _whole(0, MOST_WIDTH),
+  "head_width": _whole(0, MOST_WIDTH),
+  "rotary": _list_of(_number(0, 1e6), MOST_WIDTH),
+  "rotary_gain": _number(0, 1e6),
+  "unrotated": _list_of(_whole(0, MOST_LAYERS), MOST_LAYERS),
+  "windows": _list_of(_whole(0, MOST_CONTEXT), MOST_LAYERS),
+  "biases": _list_of(functools.partial(values.choice, choices=LINEAR), len(LINEAR)),
+  "gated": values.switch,
+  "qk_norm": values.switch,
+  "post_norm": values.switch,
+  "embed_scale": _number(0, 1e6),
+  "attn_cap": _number(0, 1e9),
+  "logit_cap": _number(0, 1e9),
+  "cross_width": _whole(0, MOST_WIDTH),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +135,21 @@ class TransformerConfig:
   cross_width: int = 0
 
   def __post_init__(self) -> None:
-    for name in ("rotary", "unrotated", "windows", "biases"):  # JSON has lists; a module's configuration is hashed
-      if not isinstance(value := getattr(self, name), (list, tuple)):
-        raise TypeError(f"{name} = {value!r} is not a list")
-      object.__setattr__(self, name, tuple(value))
+    """Raises `InversionViewError` for an attribute of another type or out of its range, and for sizes that do not go together."""
+    for name, check in _CHECKS.items():
+      checked = check(name, getattr(self, name))
+      if isinstance(checked, tuple):  # JSON has lists; a module's configuration is hashed
+        object.__setattr__(self, name, checked)
     if self.norm not in NORMS:
       raise one_of("norm", self.norm, NORMS)
+    if not self.head_width and self.d_model % self.n_heads:
+      raise InversionViewError(f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}")
+    if self.n_heads % self.kv_heads:
+      raise InversionViewError(f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}")
+    if self.rotary and 2 * len(self.rotary) != self.d_head:
+      raise InversionViewError(f"rotary has {len(self.rotary)} frequencies for heads of {self.d_head} dimensions")
+    if self.windows and len(self.windows) < self.n_layers:
+      raise InversionViewError(f"windows has {len(self.windows)} entries for {self.n_layers} layers")
 
   @classmethod
   def from_dict(cls, stored: dict) -> "TransformerConfig":

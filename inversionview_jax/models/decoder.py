@@ -7,6 +7,7 @@ Shapes: N pairs, T tokens, D width of the activation, S sites, R = D + S, L laye
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -14,14 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inversionview_jax import values
 from inversionview_jax.devices import numerics
-from inversionview_jax.errors import one_of
-from inversionview_jax.models.config import Compute, TransformerConfig
+from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.models.config import MOST_TOKENS, MOST_WIDTH, Compute, TransformerConfig
 from inversionview_jax.models.layers import Linear, layer_norm
 from inversionview_jax.models.transformer import Transformer
 
 NORMALIZATIONS = ("none", "standard", "whiten")
 NEVER = -1e9  # a logit that no sample will have
+MOST_SLOTS = 1024  # also of residual blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +59,34 @@ class DecoderConfig:
   encoder_inner: int = 0
   site_inputs: bool = False
 
+  def __post_init__(self) -> None:
+    """Raises `InversionViewError` for an attribute of another type or out of its range, and for sizes that do not go together."""
+    sizes = {
+      "d_activation": 1,
+      "n_slots": 1,
+      "encoder_blocks": 0,
+      "encoder_width": 0,
+      "site_width": 0,
+      "encoder_inner": 0,
+    }
+    for name, low in sizes.items():
+      values.whole(name, getattr(self, name), low, MOST_SLOTS if name in ("n_slots", "encoder_blocks") else MOST_WIDTH)
+    object.__setattr__(self, "sites", values.sequence("sites", self.sites, values.text, MOST_WIDTH))
+    token = functools.partial(values.whole, low=0, high=MOST_TOKENS)
+    object.__setattr__(self, "forbidden", values.sequence("forbidden", self.forbidden, token, MOST_TOKENS))
+    values.switch("site_inputs", self.site_inputs)
+    if self.normalize not in NORMALIZATIONS:
+      raise one_of("normalization", self.normalize, NORMALIZATIONS)
+    if not self.sites:
+      raise InversionViewError("sites = [] must name at least one site")
+    if self.site_inputs and not self.encoder_width:
+      raise InversionViewError("site_inputs = True needs an encoder_width above 0")
+
   @classmethod
   def from_dict(cls, stored: dict) -> "DecoderConfig":
     """The inverse of `dataclasses.asdict`, as `TransformerConfig.from_dict`."""
     return cls(
-      **{
-        **stored,
-        "transformer": TransformerConfig.from_dict(stored["transformer"]),
-        "sites": tuple(stored["sites"]),
-        "forbidden": tuple(stored["forbidden"]),
-      }
+      **{**stored, "transformer": TransformerConfig.from_dict(values.mapping("transformer", stored["transformer"]))}
     )
 
 
@@ -103,8 +124,6 @@ class ActivationEncoder(nn.Module):
     elif c.normalize == "whiten":
       turn = self.variable("stats", "turn", jnp.zeros, (len(c.sites), c.d_activation, c.d_activation)).value
       x = _by_site(x, turn, site) - jnp.einsum("sd,sde->se", mean, turn)[site]
-    elif c.normalize != "none":
-      raise one_of("normalization", c.normalize, NORMALIZATIONS)
     own = 0.0
     if c.site_inputs:  # starts at zero, so that a finished decoder can be given one
       each = self.param("site_inputs", nn.initializers.zeros, (len(c.sites), c.d_activation, c.encoder_width))

@@ -8,13 +8,15 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import jax
 import numpy as np
 
+from inversionview_jax import values
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import make_folder, write_whole
+from inversionview_jax.files import check_is_file, make_folder, read_json, write_whole
 
 FORMAT_VERSION = 1
 
@@ -123,16 +125,13 @@ def save_model(folder: str | os.PathLike, params, description: dict) -> None:
 def read_description(folder: str | os.PathLike) -> dict:
   """The `model.json` of a finished model; raises `InversionViewError` if there is none or it cannot be read."""
   path = pathlib.Path(folder) / "model.json"
-  try:
-    description = json.loads(path.read_text())
-  except FileNotFoundError:
-    raise InversionViewError(f"no model in {folder}: {path.name} is missing") from None
-  except (OSError, ValueError) as error:
-    raise InversionViewError(f"cannot read {path}: {error}; the file is damaged or not a model description") from None
+  if not path.exists():
+    raise InversionViewError(f"no model in {folder}: {path.name} is missing")
+  description = read_json(path, "the file is damaged or not a model description")
   if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
     version = description.get("format_version") if isinstance(description, dict) else None
     raise InversionViewError(
-      f"{path} is of format version {version!r}; this version of the package reads {FORMAT_VERSION}"
+      f"{path} is of format version {values.brief(version)}; this version of the package reads {FORMAT_VERSION}"
     )
   return {RENAMED_DESCRIPTION_KEYS.get(key, key): value for key, value in description.items()}
 
@@ -142,7 +141,7 @@ def load_model(folder: str | os.PathLike, expected=None) -> tuple[dict, dict]:
 
   Args:
     folder: as given to `save_model`.
-    expected: a function from the description to a pytree of shapes that the parameters must have, or None.
+    expected: a function from the description and the names of the parameters to a pytree of shapes that these must have, or None.
 
   Returns:
     ``(params, description)``, the parameters as NumPy arrays.
@@ -156,7 +155,7 @@ def load_model(folder: str | os.PathLike, expected=None) -> tuple[dict, dict]:
   stored = read_safetensors(path)
   flat = {renamed_parameter(name): leaf for name, leaf in stored.items()}
   if expected is not None:
-    check_shapes(flat, expected(description), path)
+    check_shapes(flat, _expected(expected, description, frozenset(flat), path.with_name("model.json")), path)
   if fingerprint(unflatten(stored), description.get("config", {})) != description.get("fingerprint"):
     raise InversionViewError(
       f"{folder} is damaged: model.safetensors and model.json do not belong together (the fingerprint differs)"
@@ -164,6 +163,23 @@ def load_model(folder: str | os.PathLike, expected=None) -> tuple[dict, dict]:
   for name, leaf in flat.items():
     refuse_not_finite(leaf, f"{path}: parameter {name}")
   return unflatten(flat), description
+
+
+def _expected(expected: Callable, description: dict, names: frozenset[str], path: pathlib.Path) -> Any:
+  """The shapes that `expected` returns; an error names the file, also one of whatever is made from damaged sizes."""
+  try:
+    return expected(description, names)
+  except InversionViewError as error:
+    raise InversionViewError(f"{path}: {error}") from None
+  except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    reason = next(iter(str(error).splitlines()), "") or repr(error)
+    raise InversionViewError(f"{path} describes no model that this version knows: {reason}") from None
+
+
+def refuse_more_layers(layers: int, names: Collection[str]) -> None:
+  """Raises `InversionViewError` if a model has more layers than there are parameters, before something is made for each layer."""
+  if layers > len(names):
+    raise InversionViewError(f"n_layers = {layers:,} is more than there are parameters, {len(names):,}")
 
 
 def refuse_not_finite(array: np.ndarray, name: str) -> None:
@@ -182,6 +198,7 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   import safetensors
   import safetensors.numpy
 
+  check_is_file(path)
   try:
     return safetensors.numpy.load_file(path)
   except FileNotFoundError:

@@ -1,8 +1,14 @@
-"""Checks of a config.json: the attributes that every family may have, and the refusal of those that are not handled."""
+"""Attributes of a config.json: those that every family may have, the refusal of those that are not handled, and typed reading of the rest."""
 
-from collections.abc import Mapping, Sequence, Set
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from typing import Any
 
+from inversionview_jax import values
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models.config import MOST_CONTEXT, MOST_LAYERS
+
+REQUIRED: Any = object()  # in place of a default
 
 # Attributes of generation and of bookkeeping: they do not change the forward pass.
 NO_EFFECT = {
@@ -87,19 +93,65 @@ def refuse_unhandled(attributes: Mapping, where: str, handled: Set[str], must_be
   must_be = {**must_be, **MUST_BE}
   for name, value in attributes.items():
     if name in must_be:
-      if value not in must_be[name]:
-        raise InversionViewError(f"{where}: {name} = {value!r} is not handled, only {must_be[name][0]!r}")
+      if not any(value == right and type(value) in (type(right), int, float) for right in must_be[name]):
+        raise InversionViewError(f"{where}: {name} = {values.brief(value)} is not handled, only {must_be[name][0]!r}")
     elif name not in handled and name not in NO_EFFECT:
       raise InversionViewError(
-        f"{where}: attribute {name} = {value!r} is not handled; the model might compute something else without it"
+        f"{where}: attribute {name} = {values.brief(value)} is not handled; the model might compute something else without it"
       )
 
 
 def refuse_sizes(attributes: Mapping, where: str, names: Sequence[str]) -> None:
-  """Raises `InversionViewError` naming the first of these attributes that is missing or is not a whole number from 1 (layers: 0) on."""
+  """Raises `InversionViewError` naming the first of these attributes that is missing, or is no size: a whole number from 1 (layers: 0) on."""
+  read = Attributes(attributes, where)
   for name in names:
-    if name not in attributes:
-      raise InversionViewError(f"{where}: attribute {name} is missing")
-    least = 0 if "layer" in name else 1  # a model may have no layers, only embedding and unembedding
-    if not isinstance(attributes[name], int) or attributes[name] < least:
-      raise InversionViewError(f"{where}: {name} = {attributes[name]!r} is not a whole number from {least} on")
+    low, high = (0, MOST_LAYERS) if "layer" in name else (1, MOST_CONTEXT)  # a model may have no layers
+    read.whole(name, low, high)
+
+
+class Attributes:
+  """The attributes of a config.json, each read with its type and range; a refusal names the file, the attribute and its value.
+
+  Args:
+    attributes: of config.json, or of a GGUF file's metadata.
+    where: name of the file, for error messages.
+  """
+
+  def __init__(self, attributes: Mapping, where: str):
+    self._attributes, self._where = attributes, where
+
+  def whole(self, name: str, low: int, high: int, default: Any = REQUIRED, null: bool = False) -> Any:
+    """A whole number from `low` to `high`.
+
+    Args:
+      name: of the attribute.
+      low, high: the smallest and the largest value.
+      default: where it is left out; it must be there without one.
+      null: whether null means the default, too.
+    """
+    return self.read(name, functools.partial(values.whole, low=low, high=high), default, null)
+
+  def number(self, name: str, low: float, high: float, default: Any = REQUIRED, null: bool = False) -> Any:
+    """A finite number from `low` to `high`; arguments as for `whole`."""
+    return self.read(name, functools.partial(values.number, low=low, high=high), default, null)
+
+  def switch(self, name: str, default: Any = REQUIRED, null: bool = False) -> Any:
+    """True or false; arguments as for `whole`."""
+    return self.read(name, values.switch, default, null)
+
+  def choice(self, name: str, choices: Collection[str], default: Any = REQUIRED, null: bool = False) -> Any:
+    """One of a few texts; arguments as for `whole`."""
+    value = self.read(name, values.text, default, null)
+    if isinstance(value, str) and value not in choices:
+      raise InversionViewError(
+        f"{self._where}: {name} = {values.brief(value)} is not handled, only {', '.join(choices)}"
+      )
+    return value
+
+  def read(self, name: str, check: Callable[[str, object], Any], default: Any = REQUIRED, null: bool = False) -> Any:
+    """An attribute that `check` takes: (name, value) -> value; arguments as for `whole`."""
+    if name not in self._attributes or (null and self._attributes[name] is None):
+      if default is REQUIRED:
+        raise InversionViewError(f"{self._where}: attribute {name} is missing")
+      return default
+    return check(f"{self._where}: {name}", self._attributes[name])

@@ -1,13 +1,13 @@
 """Opens a checkpoint: a Hugging Face folder or a GGUF file, with the family that its configuration names."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import read_json
 from inversionview_jax.models.transformer import TransformerConfig
 from inversionview_jax.pretrained import gguf_tokenizer, gpt2, llama, tokenizer_files
 from inversionview_jax.pretrained.family import Family
@@ -65,12 +65,9 @@ def open_checkpoint(path: str | os.PathLike, family: str | Family | None = None)
     file = GgufFile(path)
     return _opened(file.attributes, str(path), lambda: file, GGUF_FAMILIES, file)
   where = path / "config.json"
-  try:
-    attributes = json.loads(where.read_text())
-  except FileNotFoundError:
-    raise InversionViewError(_nothing_in(path)) from None
-  except (OSError, ValueError) as error:
-    raise InversionViewError(f"cannot read {where}: {error}") from None
+  if not where.exists():
+    raise InversionViewError(_nothing_in(path))
+  attributes = read_json(where, finite=False)  # a number that is not finite is refused by its name, where it is used
   if not isinstance(attributes, dict):
     raise InversionViewError(f"{where} is damaged or not the configuration of a model")
   return _opened(attributes, str(where), lambda: Safetensors(path), FAMILIES if family is None else (family,))
@@ -128,9 +125,13 @@ def _opened(
     known = ", ".join(name for family in families for name in family.model_types)
     whose = "this version reads" if len(families) > 1 else "the family reads"
     raise InversionViewError(f"{where}: model_type {model_type!r} is not handled; {whose} {known}")
-  config = family.config(attributes, where)
+  config = _config_of(family, attributes, where)
   place = where.removesuffix("/config.json")
   tensors = Renamed(weights(), family.rename, place)
+  if config.n_layers > len(tensors.names):  # before anything is made for each layer
+    raise InversionViewError(
+      f"{where}: {config.n_layers:,} layers are more than {place} has tensors, {len(tensors.names):,}; is the number of layers right?"
+    )
   if config.tied:
     untied = dataclasses.replace(config, tied=False)
     refuse_dropped_unembedding(tensors, family.layout(config), family.layout(untied), place)
@@ -138,6 +139,17 @@ def _opened(
       config = untied
   parts = Parts(tensors, family.layout(config), family.unused, place)
   return Checkpoint(parts, config, attributes, gguf)
+
+
+def _config_of(family: Family, attributes: Mapping, where: str) -> TransformerConfig:
+  """The architecture that the attributes describe; errors name the file, those of a family that a user wrote too."""
+  try:
+    return family.config(attributes, where)
+  except InversionViewError as error:
+    message = str(error)
+    raise InversionViewError(message if message.startswith(where) else f"{where}: {message}") from None
+  except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    raise InversionViewError(f"{where} is damaged or not the configuration of a model: {error!r}") from error
 
 
 def _nothing_in(folder: pathlib.Path) -> str:

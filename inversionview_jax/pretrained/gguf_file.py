@@ -4,13 +4,18 @@ So the families' modules serve both formats. What llama.cpp's conversion did to 
 Sources: the `gguf` package, which also dequantises, and llama.cpp's conversion script.
 """
 
+import functools
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from inversionview_jax import values
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models.config import MOST_CONTEXT, MOST_INNER, MOST_LAYERS, MOST_WIDTH
+from inversionview_jax.pretrained import gguf_header
 from inversionview_jax.pretrained.weights import read_array
 
 ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3", "smollm3", "gemma", "gemma2")
@@ -78,6 +83,16 @@ _KEYS_GPT2 = {
   "attention.head_count": "n_head",
   "attention.layer_norm_epsilon": "layer_norm_epsilon",
 }
+# Key -> the smallest and the largest size.
+_SIZES = {
+  "context_length": (1, MOST_CONTEXT),
+  "embedding_length": (1, MOST_WIDTH),
+  "block_count": (0, MOST_LAYERS),
+  "feed_forward_length": (1, MOST_INNER),
+  "attention.head_count": (1, MOST_WIDTH),
+  "attention.head_count_kv": (1, MOST_WIDTH),
+  "attention.key_length": (1, MOST_WIDTH),
+}
 _ROPE_KEYS = {
   "rope.freq_base": "rope_theta",
   "rope.scaling.type": "rope_type",
@@ -113,15 +128,13 @@ class GgufFile:
     reader = _reader(path)
     self.path = path
     self.metadata = {name: field.contents for name, field in reader.fields.items()}
-    self._arch = self.value("general.architecture", "")
+    self._arch = self.read_value("general.architecture", values.text, "")
     if self._arch not in ARCHITECTURES:
       raise InversionViewError(
         f"{path}: architecture {self._arch!r} is not handled; of GGUF files this version reads {', '.join(ARCHITECTURES)}"
       )
-    if self.value("split.count", 0) > 1:
-      raise InversionViewError(
-        f"{path} is one of {self.value('split.count')} parts; join them with llama.cpp's gguf-split --merge"
-      )
+    if (parts := self.read_value("split.count", functools.partial(values.whole, low=0, high=2**16), 0)) > 1:
+      raise InversionViewError(f"{path} is one of {parts} parts; join them with llama.cpp's gguf-split --merge")
     self._tensors = {}  # Hugging Face's name -> (name here, type, shape, first byte, length)
     self._divisors = None
     size = path.stat().st_size
@@ -141,7 +154,16 @@ class GgufFile:
 
   def value(self, key: str, default: Any = None) -> Any:
     """A value of the metadata as it is stored, or `default`."""
-    return self.metadata[key]() if key in self.metadata else default
+    if key not in self.metadata:
+      return default
+    try:
+      return self.metadata[key]()
+    except (ValueError, IndexError, TypeError) as error:  # such as a text that is not UTF-8
+      raise InversionViewError(f"cannot read {self.path}: the value of {key} is damaged ({error})") from None
+
+  def read_value(self, key: str, check: Callable[[str, object], Any], default: Any = None) -> Any:
+    """A value of the metadata that `check` takes: (name, value) -> value; or `default`."""
+    return check(f"{self.path}: {key}", self.value(key)) if key in self.metadata else default
 
   def shape(self, name: str) -> tuple[int, ...]:
     """A tensor's shape, as Hugging Face has it."""
@@ -203,21 +225,25 @@ class GgufFile:
       name, value = key.removeprefix(f"{self._arch}."), self.value(key)
       if isinstance(value, list):
         raise InversionViewError(f"{self.path}: {key} differs between layers, which is not handled")
+      if name in _SIZES:
+        values.whole(f"{self.path}: {key}", value, *_SIZES[name])
       if name in keys:
         attributes[keys[name]] = value
       elif name in _ROPE_KEYS and not gpt2:
         rope[_ROPE_KEYS[name]] = value
       elif name not in _OTHER_KEYS:
         raise InversionViewError(f"{self.path}: attribute {key} = {value!r} is not handled")
-    if self._entry("expert_count", 0):
+    if self._entry("expert_count", 0) != 0:
       raise InversionViewError(
-        f"{self.path}: {self._arch}.expert_count = {self._entry('expert_count')} is not handled, only 0"
+        f"{self.path}: {self._arch}.expert_count = {values.brief(self._entry('expert_count'))} is not handled, only 0"
       )
-    if not self._entry("attention.causal", True):
-      raise InversionViewError(f"{self.path}: {self._arch}.attention.causal = False is not handled, only True")
+    if (causal := self._entry("attention.causal", True)) is not True:
+      raise InversionViewError(
+        f"{self.path}: {self._arch}.attention.causal = {values.brief(causal)} is not handled, only True"
+      )
     embedding = self._tensors.get("wte.weight" if gpt2 else "embed_tokens.weight")
-    if embedding is None:
-      raise InversionViewError(f"{self.path}: tensor token_embd.weight is missing")
+    if embedding is None or len(embedding[2]) != 2:
+      raise InversionViewError(f"{self.path}: tensor token_embd.weight is missing, or no matrix")
     attributes |= {"vocab_size": embedding[2][0], "tie_word_embeddings": "lm_head.weight" not in self._tensors}
     return attributes if gpt2 else self._llama(attributes, rope)
 
@@ -233,7 +259,7 @@ class GgufFile:
     for name in ("rope.dimension_count", "attention.value_length"):
       if self._entry(name, attributes.get("head_dim")) != attributes.get("head_dim"):
         raise InversionViewError(
-          f"{self.path}: {self._arch}.{name} = {self._entry(name)} is not handled, only the width of a head, {attributes['head_dim']}"
+          f"{self.path}: {self._arch}.{name} = {values.brief(self._entry(name))} is not handled, only the width of a head, {attributes['head_dim']}"
         )
     if self._arch != "qwen2" and "layers.0.self_attn.q_proj.bias" in self._tensors:
       attributes["attention_bias"] = True
@@ -265,6 +291,7 @@ def _reader(path: pathlib.Path):
     raise InversionViewError(
       f"reading {path} needs the gguf package; install it with: pip install 'inversionview-jax[gguf]'"
     ) from None
+  gguf_header.check(path)
   try:
     reader = gguf.GGUFReader(path)
   except Exception as error:  # it does not check the file: any index, shape or memory error is possible

@@ -3,9 +3,13 @@
 Where a file names no BOS, its EOS is used, and the other way round; where it names no PAD, its EOS.
 """
 
+import functools
 import pathlib
+from collections.abc import Callable
 
+from inversionview_jax import values
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models.config import MOST_TOKENS
 from inversionview_jax.pretrained.gguf_file import GgufFile
 from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
 
@@ -18,6 +22,17 @@ _PATTERNS = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "smau
 _SPLITS = ("gpt-2", "smollm", *_PATTERNS)
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # types of tokens in a GGUF file
 
+_TEXTS = functools.partial(values.sequence, check=values.text, most=MOST_TOKENS)
+_WHOLES = functools.partial(values.sequence, check=functools.partial(values.whole, low=0, high=2**31), most=MOST_TOKENS)
+_NUMBERS = functools.partial(
+  values.sequence, check=functools.partial(values.number, low=-1e30, high=1e30), most=MOST_TOKENS
+)
+
+
+def _token(count: int) -> Callable[[str, object], int]:
+  """The check of an id of one of so many tokens."""
+  return functools.partial(values.whole, low=0, high=count - 1)
+
 
 class Unread(InversionViewError):
   """A tokenizer that is intact, but of a kind that is not read; the model still runs on token ids."""
@@ -25,26 +40,28 @@ class Unread(InversionViewError):
 
 def from_gguf(file: GgufFile) -> HuggingFaceTokenizer:
   """The tokenizer inside a GGUF file; raises `Unread` if there is none, or of a kind that is not read (named)."""
-  kind, tokens = file.value("tokenizer.ggml.model"), file.value("tokenizer.ggml.tokens")
+  kind, tokens = file.read_value("tokenizer.ggml.model", values.text), file.read_value("tokenizer.ggml.tokens", _TEXTS)
   if kind is None or tokens is None:
     raise Unread(f"{file.path} has no tokenizer in it; give a tokenizer")
   if kind == "llama":
     content = _sentencepiece(file, tokens)
   elif kind == "gpt2":
-    merges = [merge.split(" ") for merge in file.value("tokenizer.ggml.merges", [])]
-    kinds = file.value("tokenizer.ggml.token_type", [])
+    merges = [merge.split(" ") for merge in file.read_value("tokenizer.ggml.merges", _TEXTS, ())]
+    kinds = file.read_value("tokenizer.ggml.token_type", _WHOLES, ())
     special = {token: k == _CONTROL for token, k in zip(tokens, kinds, strict=False) if k in (_CONTROL, _USER_DEFINED)}
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    content = _byte_level(vocabulary, merges, file.value("tokenizer.ggml.pre"), special, str(file.path))
+    content = _byte_level(
+      vocabulary, merges, file.read_value("tokenizer.ggml.pre", values.text), special, str(file.path)
+    )
   else:
     raise Unread(
       f"{file.path}: its tokenizer is of kind {kind!r}, which is not read, only 'gpt2' and 'llama'; give a tokenizer"
     )
-  ids = [file.value(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")]
+  ids = [file.read_value(f"tokenizer.ggml.{name}_token_id", _token(len(tokens))) for name in ("bos", "eos", "padding")]
   return _with_specials(content, ids, file.path)
 
 
-def _sentencepiece(file: GgufFile, tokens: list[str]) -> str:
+def _sentencepiece(file: GgufFile, tokens: tuple[str, ...]) -> str:
   """SentencePiece's BPE (Kudo and Richardson, 2018), as of Llama 2 and Mistral, as the content of a tokenizer.json.
 
   The file has a score for each piece instead of merges: two pieces are merged if the result is a piece, the best score first.
@@ -52,7 +69,8 @@ def _sentencepiece(file: GgufFile, tokens: list[str]) -> str:
   import tokenizers
   from tokenizers import decoders, models, normalizers
 
-  scores, kinds = file.value("tokenizer.ggml.scores"), file.value("tokenizer.ggml.token_type")
+  scores = file.read_value("tokenizer.ggml.scores", _NUMBERS)
+  kinds = file.read_value("tokenizer.ggml.token_type", _WHOLES)
   if not scores or not kinds or not len(tokens) == len(scores) == len(kinds):
     raise InversionViewError(
       f"{file.path}: its tokenizer is damaged: it needs a score and a type for each of {len(tokens)} tokens"
@@ -79,7 +97,7 @@ def _sentencepiece(file: GgufFile, tokens: list[str]) -> str:
   out = tokenizers.Tokenizer(
     models.BPE(vocabulary, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=_BYTE in kinds)
   )
-  prefix = file.value("tokenizer.ggml.add_space_prefix", True)
+  prefix = file.read_value("tokenizer.ggml.add_space_prefix", values.switch, True)
   out.normalizer = normalizers.Sequence(
     [*([normalizers.Prepend("▁")] if prefix else []), normalizers.Replace(" ", "▁")]
   )

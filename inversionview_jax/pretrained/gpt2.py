@@ -6,8 +6,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models.config import MOST_CONTEXT, MOST_INNER, MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
 from inversionview_jax.models.transformer import ACTIVATIONS, TransformerConfig
-from inversionview_jax.pretrained.attributes import refuse_sizes, refuse_unhandled
+from inversionview_jax.pretrained.attributes import Attributes, refuse_unhandled
 from inversionview_jax.pretrained.family import Family
 from inversionview_jax.pretrained.parts import Leaf
 
@@ -42,31 +43,22 @@ def config(attributes: Mapping, where: str) -> TransformerConfig:
     InversionViewError: names an attribute that is missing, of no use or not handled.
   """
   refuse_unhandled(attributes, where, _SHAPE | _NO_EFFECT, _MUST_BE)
-  refuse_sizes(attributes, where, ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"))
-  activation = attributes.get("activation_function", "gelu_new")
-  if activation not in ACTIVATIONS:
-    raise InversionViewError(
-      f"{where}: activation_function = {activation!r} is not handled, only {', '.join(ACTIVATIONS)}"
-    )
-  if attributes["n_embd"] % max(attributes["n_head"], 1):
-    raise InversionViewError(
-      f"{where}: n_embd = {attributes['n_embd']} is not a multiple of n_head = {attributes['n_head']}"
-    )
-  try:
-    return TransformerConfig(
-      vocab_size=attributes["vocab_size"],
-      n_ctx=attributes["n_positions"],
-      n_layers=attributes["n_layer"],
-      n_heads=attributes["n_head"],
-      d_model=attributes["n_embd"],
-      d_mlp=attributes.get("n_inner") or 4 * attributes["n_embd"],
-      activation=activation,
-      norm_eps=attributes.get("layer_norm_epsilon", 1e-5),
-      tied=attributes.get("tie_word_embeddings", True),
-      attn_scale=attributes.get("scale_attn_weights", True),
-    )
-  except TypeError as error:
-    raise InversionViewError(f"{where} is damaged or not the configuration of a model: {error}") from None
+  read = Attributes(attributes, where)
+  width, heads = read.whole("n_embd", 1, MOST_WIDTH), read.whole("n_head", 1, MOST_WIDTH)
+  if width % heads:
+    raise InversionViewError(f"{where}: n_embd = {width} is not a multiple of n_head = {heads}")
+  return TransformerConfig(
+    vocab_size=read.whole("vocab_size", 1, MOST_TOKENS),
+    n_ctx=read.whole("n_positions", 1, MOST_CONTEXT),
+    n_layers=read.whole("n_layer", 0, MOST_LAYERS),  # a model may have none, only embedding and unembedding
+    n_heads=heads,
+    d_model=width,
+    d_mlp=read.whole("n_inner", 1, MOST_INNER, 4 * width, null=True),
+    activation=read.choice("activation_function", tuple(ACTIVATIONS), "gelu_new"),
+    norm_eps=read.number("layer_norm_epsilon", 0, 1, 1e-5),
+    tied=read.switch("tie_word_embeddings", True),
+    attn_scale=read.switch("scale_attn_weights", True),
+  )
 
 
 def layout(config: TransformerConfig) -> dict:

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from inversionview_jax import values
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models.config import MOST_CONTEXT, MOST_INNER, MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
 from inversionview_jax.models.transformer import TransformerConfig
 from inversionview_jax.pretrained import rotary
-from inversionview_jax.pretrained.attributes import refuse_sizes, refuse_unhandled
+from inversionview_jax.pretrained.attributes import REQUIRED, Attributes, refuse_unhandled
 from inversionview_jax.pretrained.family import Family
 from inversionview_jax.pretrained.parts import Leaf
 
@@ -33,14 +35,6 @@ _SHAPE = {
 }
 _BIASES, _WINDOWS = {"attention_bias", "mlp_bias"}, {"sliding_window", "layer_types"}
 _QWEN = _WINDOWS | {"use_sliding_window", "max_window_layers"}
-_SIZES = (
-  "vocab_size",
-  "hidden_size",
-  "intermediate_size",
-  "num_hidden_layers",
-  "num_attention_heads",
-  "max_position_embeddings",
-)
 # Model type -> the attributes that its config.json may have besides.
 _MORE = {
   "llama": _BIASES,
@@ -85,125 +79,127 @@ def config(attributes: Mapping, where: str) -> TransformerConfig:
   """
   model_type = attributes["model_type"]
   refuse_unhandled(attributes, where, _SHAPE | _MORE[model_type] | _NO_EFFECT, _MUST_BE)
-  refuse_sizes(attributes, where, _SIZES)
-  try:
-    layers, width, heads = attributes["num_hidden_layers"], attributes["hidden_size"], attributes["num_attention_heads"]
-    kv_heads = (attributes.get if model_type == "llama" else attributes.__getitem__)("num_key_value_heads") or heads
-    head_width = attributes.get("head_dim") or _HEAD_DIM.get(model_type, 0)
-    if not head_width and width % heads:
-      raise InversionViewError(
-        f"{where}: hidden_size = {width} is not a multiple of num_attention_heads = {heads}, and head_dim is not given"
-      )
-    if heads % kv_heads:
-      raise InversionViewError(
-        f"{where}: num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}"
-      )
-    head_width = head_width or width // heads
-    frequencies, gain = rotary.frequencies(
-      _rope(attributes, where), head_width, attributes["max_position_embeddings"], where
+  read = Attributes(attributes, where)
+  layers, n_ctx = (
+    read.whole("num_hidden_layers", 0, MOST_LAYERS),
+    read.whole("max_position_embeddings", 1, MOST_CONTEXT),
+  )
+  width, heads = read.whole("hidden_size", 1, MOST_WIDTH), read.whole("num_attention_heads", 1, MOST_WIDTH)
+  kv_default = heads if model_type == "llama" or attributes.get("num_key_value_heads", 0) is None else REQUIRED
+  kv_heads = read.whole("num_key_value_heads", 1, MOST_WIDTH, kv_default, null=True)
+  head_width = read.whole("head_dim", 1, MOST_WIDTH, _HEAD_DIM.get(model_type, 0), null=True)
+  if not head_width and width % heads:
+    raise InversionViewError(
+      f"{where}: hidden_size = {width} is not a multiple of num_attention_heads = {heads}, and head_dim is not given"
     )
-    gemma = model_type.startswith("gemma")
-    return TransformerConfig(
-      vocab_size=attributes["vocab_size"],
-      n_ctx=attributes["max_position_embeddings"],
-      n_layers=layers,
-      n_heads=heads,
-      d_model=width,
-      d_mlp=attributes["intermediate_size"],
-      activation=_activation(attributes, where),
-      norm="rms",
-      norm_eps=float(attributes.get("rms_norm_eps", 1e-6)),
-      tied=attributes.get("tie_word_embeddings", model_type in _TIED),
-      query_width=float(attributes.get("query_pre_attn_scalar", 256)) if model_type == "gemma2" else 0.0,
-      n_kv_heads=kv_heads if kv_heads != heads else 0,
-      head_width=head_width if head_width * heads != width else 0,
-      rotary=frequencies,
-      rotary_gain=gain,
-      unrotated=_unrotated(attributes, where) if model_type == "smollm3" else (),
-      windows=_windows(attributes, where),
-      biases=_biases(attributes),
-      gated=True,
-      qk_norm=model_type == "qwen3",
-      post_norm=model_type == "gemma2",
-      embed_scale=width**0.5 if gemma else 1.0,
-      attn_cap=(attributes.get("attn_logit_softcapping", 50.0) or 0.0) if model_type == "gemma2" else 0.0,
-      logit_cap=(attributes.get("final_logit_softcapping", 30.0) or 0.0) if model_type == "gemma2" else 0.0,
+  if heads % kv_heads:
+    raise InversionViewError(
+      f"{where}: num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}"
     )
-  except KeyError as error:
-    raise InversionViewError(f"{where}: attribute {error.args[0]} is missing") from None
-  except InversionViewError:
-    raise
-  except (TypeError, ValueError, ZeroDivisionError) as error:
-    raise InversionViewError(f"{where} is damaged or not the configuration of a model: {error}") from None
+  head_width = head_width or width // heads
+  frequencies, gain = rotary.frequencies(_rope(read, model_type, where), head_width, n_ctx, where)
+  gemma, gemma2 = model_type.startswith("gemma"), model_type == "gemma2"
+  return TransformerConfig(
+    vocab_size=read.whole("vocab_size", 1, MOST_TOKENS),
+    n_ctx=n_ctx,
+    n_layers=layers,
+    n_heads=heads,
+    d_model=width,
+    d_mlp=read.whole("intermediate_size", 1, MOST_INNER),
+    activation=_activation(read, model_type),
+    norm="rms",
+    norm_eps=read.number("rms_norm_eps", 0, 1, 1e-6),
+    tied=read.switch("tie_word_embeddings", model_type in _TIED),
+    query_width=float(read.number("query_pre_attn_scalar", 1e-6, MOST_INNER, 256)) if gemma2 else 0.0,
+    n_kv_heads=kv_heads if kv_heads != heads else 0,
+    head_width=head_width if head_width * heads != width else 0,
+    rotary=frequencies,
+    rotary_gain=gain,
+    unrotated=_unrotated(read, layers, where) if model_type == "smollm3" else (),
+    windows=_windows(read, model_type, layers, n_ctx, where),
+    biases=_biases(read, model_type),
+    gated=True,
+    qk_norm=model_type == "qwen3",
+    post_norm=gemma2,
+    embed_scale=width**0.5 if gemma else 1.0,
+    attn_cap=read.read("attn_logit_softcapping", _cap, 50.0) if gemma2 else 0.0,
+    logit_cap=read.read("final_logit_softcapping", _cap, 30.0) if gemma2 else 0.0,
+  )
 
 
-def _rope(attributes: Mapping, where: str) -> dict:
+def _cap(name: str, value: object) -> float:
+  """The cap of scores or logits; 0 where the attribute is null, for none."""
+  return 0.0 if value is None else values.number(name, value, 0, 1e9)
+
+
+def _window(name: str, value: object) -> int | None:
+  """The length of a sliding window; None where the attribute is null, for none."""
+  return None if value is None else values.whole(name, value, 1, MOST_CONTEXT)
+
+
+def _rope(read: Attributes, model_type: str, where: str) -> dict:
   """Attributes of the rotary embedding: "rope_parameters" since transformers 5, "rope_theta" and "rope_scaling" before."""
-  rope = attributes.get("rope_scaling") or attributes.get("rope_parameters") or {}
-  if not isinstance(rope, dict):
-    raise InversionViewError(f"{where}: rope_scaling = {rope!r} is not handled")
-  theta = attributes.get("rope_theta") or _THETA.get(attributes["model_type"], 10_000.0)
+  for name in ("rope_scaling", "rope_parameters"):
+    if rope := read.read(name, values.mapping, {}, null=True):
+      break
+  theta = read.number("rope_theta", 1e-6, 1e30, _THETA.get(model_type, 10_000.0), null=True)
   return {"rope_theta": theta} | rope
 
 
-def _activation(attributes: Mapping, where: str) -> str:
+def _activation(read: Attributes, model_type: str) -> str:
   """The activation of the MLP, as `TransformerConfig` names it."""
-  name = attributes.get("hidden_act", "silu")
-  if attributes["model_type"].startswith("gemma"):
-    # Gemma's "gelu" has always meant the approximation that "hidden_activation" names since.
-    name = attributes.get("hidden_activation") or attributes.get("hidden_act", "gelu_pytorch_tanh")
-    name = "gelu_pytorch_tanh" if name == "gelu" and attributes.get("hidden_activation") is None else name
-  if name not in _ACTIVATIONS:
-    raise InversionViewError(f"{where}: hidden_act = {name!r} is not handled, only {', '.join(_ACTIVATIONS)}")
-  return _ACTIVATIONS[name]
+  if not model_type.startswith("gemma"):
+    return _ACTIVATIONS[read.choice("hidden_act", tuple(_ACTIVATIONS), "silu")]
+  # Gemma's "gelu" has always meant the approximation that "hidden_activation" names since.
+  older = read.choice("hidden_act", tuple(_ACTIVATIONS), "gelu_pytorch_tanh", null=True)
+  older = "gelu_pytorch_tanh" if older == "gelu" else older
+  return _ACTIVATIONS[read.choice("hidden_activation", tuple(_ACTIVATIONS), older, null=True)]
 
 
-def _biases(attributes: Mapping) -> tuple[str, ...]:
+def _biases(read: Attributes, model_type: str) -> tuple[str, ...]:
   """The linear maps that have a bias."""
-  if attributes["model_type"] == "qwen2":
+  if model_type == "qwen2":
     return ("q", "k", "v")
-  attention = ("q", "k", "v", "o") if attributes.get("attention_bias") else ()
-  return attention + (("gate", "fc", "proj") if attributes.get("mlp_bias") else ())
+  attention = ("q", "k", "v", "o") if read.switch("attention_bias", False) else ()
+  return attention + (("gate", "fc", "proj") if read.switch("mlp_bias", False) else ())
 
 
-def _unrotated(attributes: Mapping, where: str) -> tuple[int, ...]:
+def _unrotated(read: Attributes, layers: int, where: str) -> tuple[int, ...]:
   """The layers of SmolLM3 without rotary embedding, by default every fourth."""
-  layers, rotates = attributes["num_hidden_layers"], attributes.get("no_rope_layers")  # 1 for a layer that has it
+  zero_or_one = functools.partial(values.whole, low=0, high=1)  # 1 for a layer that has it
+  check = functools.partial(values.sequence, check=zero_or_one, most=MOST_LAYERS)
+  rotates = read.read("no_rope_layers", check, None, null=True)
   if rotates is None:
-    interval = attributes.get("no_rope_layer_interval", 4)
+    interval = read.whole("no_rope_layer_interval", 1, MOST_LAYERS, 4)
     rotates = [int((layer + 1) % interval != 0) for layer in range(layers)]
   if len(rotates) < layers:
     raise InversionViewError(f"{where}: no_rope_layers has {len(rotates)} entries for {layers} layers")
   return tuple(layer for layer in range(layers) if not rotates[layer])
 
 
-def _windows(attributes: Mapping, where: str) -> tuple[int, ...]:
+def _windows(read: Attributes, model_type: str, layers: int, n_ctx: int, where: str) -> tuple[int, ...]:
   """Length of each layer's sliding window, 0 for none; () where no window is shorter than the context."""
-  model_type, layers, window = (
-    attributes["model_type"],
-    attributes["num_hidden_layers"],
-    attributes.get("sliding_window"),
-  )
-  if model_type == "gemma2" and "sliding_window" not in attributes:
-    window = 4096
-  if window is None or "sliding_window" not in _MORE[model_type] or window >= attributes["max_position_embeddings"]:
+  if "sliding_window" not in _MORE[model_type]:
     return ()
-  if model_type in ("qwen2", "qwen3", "smollm3") and not attributes.get("use_sliding_window", False):
+  window = read.read("sliding_window", _window, 4096 if model_type == "gemma2" else None)
+  sliding = functools.partial(values.choice, choices=("full_attention", "sliding_attention"))
+  kinds = read.read("layer_types", functools.partial(values.sequence, check=sliding, most=MOST_LAYERS), None, null=True)
+  most = read.whole("max_window_layers", 0, MOST_CONTEXT, 28)
+  if window is None or window >= n_ctx:
     return ()
-  kinds = attributes.get("layer_types")
+  if model_type in ("qwen2", "qwen3", "smollm3") and not read.switch("use_sliding_window", False):
+    return ()
   if kinds is None:
     if model_type == "gemma2":
       slides = [layer % 2 == 0 for layer in range(layers)]
     elif model_type == "smollm3":
-      slides = [layer in _unrotated(attributes, where) for layer in range(layers)]
+      unrotated = set(_unrotated(read, layers, where))
+      slides = [layer in unrotated for layer in range(layers)]
     elif model_type == "mistral":
       slides = [True] * layers
     else:
-      slides = [layer >= attributes.get("max_window_layers", 28) for layer in range(layers)]
+      slides = [layer >= most for layer in range(layers)]
   else:
-    for kind in kinds:
-      if kind not in ("full_attention", "sliding_attention"):
-        raise InversionViewError(f"{where}: layer_types has {kind!r}, which is not handled")
     if len(kinds) != layers:
       raise InversionViewError(f"{where}: layer_types has {len(kinds)} entries for {layers} layers")
     slides = [kind == "sliding_attention" for kind in kinds]

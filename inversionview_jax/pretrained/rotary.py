@@ -3,11 +3,13 @@
 In float32 and in the order of operations of the training code: at position 100,000 the last bit of a frequency changes the angle.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 
 import numpy as np
 
+from inversionview_jax import values
 from inversionview_jax.errors import InversionViewError
 
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
@@ -20,6 +22,19 @@ _KEYS = {
   "yarn": {"factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
 }
 _ALWAYS = {"rope_theta", "rope_type", "type", "original_max_position_embeddings", "partial_rotary_factor"}
+
+
+def _number(name: str, value: object) -> object:
+  """A number of 0 or more; null stands for one that is left out."""
+  return value if value is None else values.number(name, value, 0, 1e30)
+
+
+_CHECKS = {
+  "rope_type": values.text,
+  "type": values.text,
+  "truncate": values.switch,
+  "divisors": functools.partial(values.sequence, check=_number, most=2**20),
+}
 
 
 def frequencies(rope: Mapping, width: int, n_ctx: int, where: str) -> tuple[tuple[float, ...], float]:
@@ -40,12 +55,15 @@ def frequencies(rope: Mapping, width: int, n_ctx: int, where: str) -> tuple[tupl
   Sources: linear, Chen et al. 2023 (arXiv 2306.15595); dynamic, r/LocalLLaMA 2023; yarn, Peng et al. 2023 (arXiv 2309.00071); llama3, the
   Llama 3.1 release. "dynamic" changes nothing within the context the model states, which is as far as this package runs it.
   """
-  kind = rope.get("rope_type", rope.get("type", "default"))
+  kind = values.text(f"{where}: rope_type", rope.get("rope_type", rope.get("type", "default")))
   if kind not in _KEYS:
     raise InversionViewError(f"{where}: rope_type {kind!r} is not handled; this version reads {', '.join(KINDS)}")
   for name, value in rope.items():
     if name not in _ALWAYS | _KEYS[kind]:
-      raise InversionViewError(f"{where}: attribute {name} = {value!r} of rope_type {kind!r} is not handled")
+      raise InversionViewError(
+        f"{where}: attribute {name} = {values.brief(value)} of rope_type {kind!r} is not handled"
+      )
+    _CHECKS.get(name, _number)(f"{where}: {name} of the rotary embedding", value)
   if rope.get("partial_rotary_factor", 1.0) != 1.0:
     raise InversionViewError(
       f"{where}: partial_rotary_factor = {rope['partial_rotary_factor']!r} is not handled, only 1.0"
@@ -55,9 +73,9 @@ def frequencies(rope: Mapping, width: int, n_ctx: int, where: str) -> tuple[tupl
   try:
     with np.errstate(all="ignore"):  # what is not finite is refused below
       theta = float(rope["rope_theta"])
-      plain: np.ndarray = np.float32(1) / np.float32(theta) ** (
-        np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-      )
+      # The power in double precision: NumPy's in float32 depends on the processor, and with it would the model's fingerprint.
+      exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+      plain: np.ndarray = np.float32(1) / (float(np.float32(theta)) ** exponent.astype(np.float64)).astype(np.float32)
       scaled, gain = plain, 1.0
       if kind == "linear":
         scaled = plain / np.float32(rope["factor"])

@@ -5,14 +5,18 @@ instead of by the safetensors library because that maps the file into memory, wh
 must not be in memory twice.
 """
 
-import json
+import functools
+import itertools
+import math
 import pathlib
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from inversionview_jax import values
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import open_file, parse_json, read_json
 
 _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _LONGEST_HEADER = 100_000_000  # the format's own limit
@@ -45,27 +49,31 @@ class Safetensors:
     self.names = frozenset(self._entries)
 
   def _add(self, path: pathlib.Path) -> None:
+    """Adds the tensors of a file; every entry of its header is checked against the file before anything is read."""
     try:
-      with open(path, "rb") as file:
+      with open_file(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
-          raise ValueError("its header is not whole")
-        header = json.loads(file.read(length))
-      header.pop("__metadata__", None)
-      for name, entry in header.items():
-        (start, end), shape = entry["data_offsets"], tuple(entry["shape"])
-        if 8 + length + end > size:
-          raise ValueError(f"tensor {name} ends after the file")
-        if entry["dtype"] in _TYPES and end - start != np.dtype(_TYPES[entry["dtype"]]).itemsize * np.prod(
-          shape, dtype=int
-        ):
-          raise ValueError(f"tensor {name} has another size than its shape")
-        self._entries[name] = (path, entry["dtype"], shape, 8 + length + start)
+          raise InversionViewError(f"cannot read {path}: truncated or corrupt (its header is not whole)")
+        header = values.mapping("the header", parse_json(file.read(length), f"the header of {path}"))
     except FileNotFoundError:
       raise InversionViewError(f"no model in {path.parent}: {path.name} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+      raise InversionViewError(f"cannot read {path}: {error.strerror}") from None
+    header.pop("__metadata__", None)
+    places = []
+    try:
+      for name, entry in header.items():
+        kind, shape, start, end = _entry(name, entry, size - 8 - length)
+        places.append((start, end, name))
+        self._entries[name] = (path, kind, shape, 8 + length + start)
+      places = sorted(place for place in places if place[0] < place[1])
+      for (_, end, name), (start, _, other) in itertools.pairwise(places):
+        if start < end:
+          raise InversionViewError(f"tensors {name} and {other} overlap: data_offsets {other} begin at {start:,}")
+    except InversionViewError as error:
       raise InversionViewError(f"cannot read {path}: truncated or corrupt ({error})") from None
 
   def shape(self, name: str) -> tuple[int, ...]:
@@ -78,6 +86,34 @@ class Safetensors:
     if kind not in _TYPES:
       raise InversionViewError(f"{path}: tensor {name} is of type {kind}; types that are read: {', '.join(_TYPES)}")
     return read_array(path, _TYPES[kind], shape, start)
+
+
+def _entry(name: str, entry: object, size: int) -> tuple[str, tuple[int, ...], int, int]:
+  """An entry of a header: (type, shape, first byte, byte behind the last), counted from behind the header.
+
+  Args:
+    name: of the tensor.
+    entry: as read from JSON.
+    size: bytes behind the header.
+  """
+  fields = values.mapping(f"tensor {name}", entry)
+  if missing := sorted({"dtype", "shape", "data_offsets"} - set(fields)):
+    raise InversionViewError(f"tensor {name} lacks {missing[0]}")
+  kind = values.text(f"dtype of tensor {name}", fields["dtype"])
+  whole = functools.partial(values.whole, low=0, high=2**62)
+  shape = values.sequence(f"shape of tensor {name}", fields["shape"], whole, 32)
+  offsets = values.sequence(f"data_offsets of tensor {name}", fields["data_offsets"], whole, 2)
+  if len(offsets) != 2 or offsets[0] > offsets[1]:
+    raise InversionViewError(f"data_offsets of tensor {name} = {list(offsets)} must be two numbers, the smaller first")
+  start, end = offsets
+  if end > size:
+    raise InversionViewError(f"tensor {name} ends after the file: data_offsets {start:,} to {end:,} of {size:,} bytes")
+  count = math.prod(shape)
+  if kind in _TYPES and end - start != np.dtype(_TYPES[kind]).itemsize * count:
+    raise InversionViewError(
+      f"tensor {name} has another size than its shape: {end - start:,} bytes for {list(shape)} of {kind}"
+    )
+  return kind, shape, start, end
 
 
 def read_array(path: pathlib.Path, dtype: npt.DTypeLike, shape: tuple[int, ...], start: int) -> np.ndarray:
@@ -94,15 +130,16 @@ def read_array(path: pathlib.Path, dtype: npt.DTypeLike, shape: tuple[int, ...],
 
 def _shards(index: pathlib.Path) -> dict[str, list[str]]:
   """File name of each shard -> names of its tensors, from a model.safetensors.index.json."""
-  try:
-    shards: dict[str, list[str]] = {}
-    for name, shard in json.loads(index.read_text())["weight_map"].items():
-      shards.setdefault(pathlib.PurePath(shard).name, []).append(
-        name
-      )  # a shard is in the folder of its index, nowhere else
-    return shards
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise InversionViewError(f"cannot read {index}: {error!r}; it is damaged or not the index of shards") from None
+  shards: dict[str, list[str]] = {}
+  name = str(index)
+  content = values.mapping(name, read_json(index))
+  if "weight_map" not in content:
+    raise InversionViewError(f"{name} has no weight_map; it is damaged or not the index of shards")
+  for tensor, shard in values.mapping(f"{name}: weight_map", content["weight_map"]).items():
+    # A shard is in the folder of its index, nowhere else.
+    file = pathlib.PurePath(values.text(f"{name}: weight_map of {tensor}", shard)).name
+    shards.setdefault(file, []).append(tensor)
+  return shards
 
 
 def _no_weights(folder: pathlib.Path) -> str:

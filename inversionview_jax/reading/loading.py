@@ -1,14 +1,17 @@
 """Loading readers: shipped ones, a training's workdir, or a folder with `target/` and `decoder/`."""
 
+import functools
 import os
 import pathlib
+from collections.abc import Collection
 
 import jax
 from jax.sharding import Mesh
 
-from inversionview_jax import targets, tasks
+from inversionview_jax import targets, tasks, values
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import path_of
 from inversionview_jax.models import decoder, storage
 from inversionview_jax.models.decoder import DecoderConfig
 from inversionview_jax.reading.reader import Reader
@@ -32,7 +35,7 @@ def load_reader(
     InversionViewError: no such reader, files missing or damaged, or a decoder trained on another target, convention or tokenizer.
   """
   parallel.use_compilation_cache()
-  folder = pathlib.Path(name)
+  folder = path_of(name)
   if (shipped := targets.shipped_folder(str(name))) and not folder.is_dir():
     folder = shipped
   if not folder.is_dir():
@@ -58,7 +61,8 @@ def load_reader(
     moved_to=target,
   )
   _check_belongs(description, loaded, task, folder)
-  return Reader(loaded, task, DecoderConfig.from_dict(description["config"]), variables, description["name"], mesh)
+  config, fingerprint = DecoderConfig.from_dict(description["config"]), description["fingerprint"]
+  return Reader(loaded, task, config, variables, description["name"], mesh, fingerprint)
 
 
 def shipped_readers() -> list[str]:
@@ -88,23 +92,37 @@ def _check_belongs(description: dict, target: Target, task: Task, folder: pathli
       )
 
 
-def _expected_shapes(description: dict) -> dict:
-  """The parameters that a decoder with this model.json has, as shapes; raises `InversionViewError` for another kind or missing keys."""
+_TARGET = {"name": values.text, "fingerprint": values.text, "convention": values.text}
+_DESCRIPTION = {
+  "name": values.text,
+  "task": values.text,
+  "config": values.mapping,
+  "tokenizer": values.mapping,
+  "target": functools.partial(values.fields, checks=_TARGET),
+}
+_OPTIONAL = {
+  "task_settings": values.optional(values.mapping),
+  "count_classes": values.optional(functools.partial(values.whole, low=0, high=1024)),
+}
+
+
+def _expected_shapes(description: dict, names: Collection[str]) -> dict:
+  """The parameters that a decoder with this model.json has, as shapes; raises `InversionViewError` for another kind or missing keys.
+
+  Args:
+    description: of the model.
+    names: of the parameters that are there.
+  """
   if description.get("kind") != "decoder":
-    raise InversionViewError(f"this is a {description.get('kind')!r}, not a decoder")
-  if missing := {"name", "task", "config", "tokenizer", "target"} - set(description):
-    raise InversionViewError(f"model.json is damaged: it lacks {', '.join(sorted(missing))}")
-  try:
-    if missing := {"name", "fingerprint", "convention"} - set(description["target"]):
-      raise InversionViewError(f"model.json is damaged: it lacks the target's {', '.join(sorted(missing))}")
-    config = DecoderConfig.from_dict(description["config"])
-    shapes = jax.eval_shape(lambda: decoder.initial(config, jax.random.key(0)))
-    if classes := description.get("count_classes"):
-      encoding = shapes["params"]["encoder"]["ln_f"]["scale"]
-      head = decoder.token_count_head(config, classes)
-      shapes["count_head"] = jax.eval_shape(head.init, jax.random.key(0), encoding)["params"]
-    return shapes
-  except (KeyError, TypeError) as error:
-    raise InversionViewError(
-      f"model.json describes no decoder that this version knows: {str(error).splitlines()[0]}"
-    ) from None
+    raise InversionViewError(f"this is a {values.brief(description.get('kind'))}, not a decoder")
+  values.fields("model.json", description, _DESCRIPTION)
+  for name, check in _OPTIONAL.items():
+    check(f"{name} of model.json", description.get(name))
+  config = DecoderConfig.from_dict(description["config"])
+  storage.refuse_more_layers(max(config.transformer.n_layers, config.encoder_blocks), names)
+  shapes = jax.eval_shape(lambda: decoder.initial(config, jax.random.key(0)))
+  if classes := description.get("count_classes"):
+    encoding = shapes["params"]["encoder"]["ln_f"]["scale"]
+    head = decoder.token_count_head(config, classes)
+    shapes["count_head"] = jax.eval_shape(head.init, jax.random.key(0), encoding)["params"]
+  return shapes

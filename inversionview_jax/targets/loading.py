@@ -4,14 +4,16 @@ import dataclasses
 import importlib.resources
 import os
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from inversionview_jax import pretrained, tasks
+from inversionview_jax import pretrained, tasks, values
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.files import path_of
 from inversionview_jax.models import storage
 from inversionview_jax.models.config import Compute, TransformerConfig
 from inversionview_jax.models.transformer import Transformer
@@ -21,8 +23,7 @@ from inversionview_jax.tasks import tokenizers
 
 def shipped_folder(name: str) -> pathlib.Path | None:
   """The folder of a model that ships with the package, or None."""
-  folder = _shipped() / name
-  return folder if folder.is_dir() else None
+  return _shipped() / name if name in shipped_names() else None
 
 
 def shipped_names() -> list[str]:
@@ -66,7 +67,7 @@ def load_target(
   task = ""
   if isinstance(tokenizer, str) and not _is_path(tokenizer):
     task, tokenizer = tokenizer, tasks.get(tokenizer).tokenizer
-  folder = pathlib.Path(name)
+  folder = path_of(name)
   if (shipped := shipped_folder(str(name))) and not folder.is_dir():
     folder = shipped
   if folder.is_file():
@@ -156,16 +157,24 @@ def _first_layers(parts, config: TransformerConfig, layers: int | None):
   return pretrained.FirstLayers(parts, layers), dataclasses.replace(config, n_layers=layers)
 
 
-def _expected_shapes(description: dict):
-  """The parameters' shapes for a model.json; raises `InversionViewError` if it describes no target."""
+_DESCRIPTION = {
+  "name": values.text,
+  "task": values.text,
+  "config": values.mapping,
+  "tokenizer": values.optional(values.mapping),
+}
+
+
+def _expected_shapes(description: dict, names: Collection[str]):
+  """The parameters' shapes for a model.json; raises `InversionViewError` if it describes no target.
+
+  Args:
+    description: of the model.
+    names: of the parameters that are there.
+  """
   if description.get("kind") != "target":
-    raise InversionViewError(f"this is a {description.get('kind')!r}, not a target model")
-  if missing := {"name", "task", "config", "tokenizer"} - set(description):
-    raise InversionViewError(f"model.json is damaged: {', '.join(sorted(missing))} is missing")
-  try:
-    module = Transformer(TransformerConfig.from_dict(description["config"]))
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
-  except (KeyError, TypeError) as error:
-    raise InversionViewError(
-      f"model.json describes no model that this version knows: {str(error).splitlines()[0]}"
-    ) from None
+    raise InversionViewError(f"this is a {values.brief(description.get('kind'))}, not a target model")
+  config = TransformerConfig.from_dict(values.fields("model.json", description, _DESCRIPTION)["config"])
+  storage.refuse_more_layers(config.n_layers, names)
+  module = Transformer(config)
+  return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]

@@ -8,11 +8,13 @@ import dataclasses
 import functools
 import math
 import operator
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from inversionview_jax import values
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks.contrast import Pairs
 from inversionview_jax.tasks.extension import is_named, load_named
@@ -287,7 +289,7 @@ class Task(abc.ABC):
         return labels.index(position)
       known = ", ".join(label for label in labels if label)
       raise InversionViewError(
-        f"unknown position {position!r}: "
+        f"unknown position {values.brief(position)}: "
         + (
           f"{self.tokenizer.text(used)!r} has the positions {known}"
           if known
@@ -297,7 +299,7 @@ class Task(abc.ABC):
       )
     if not -len(used) <= index < len(used):
       raise InversionViewError(
-        f"position {index} is out of range: {self.tokenizer.text(used)!r} has the positions 0 (BOS) to {len(used) - 1}"
+        f"position {values.brief(index)} is out of range: {self.tokenizer.text(used)!r} has the positions 0 (BOS) to {len(used) - 1}"
       )
     return index % len(used)
 
@@ -312,7 +314,7 @@ class Task(abc.ABC):
 
 def index_or_label(typed: str) -> int | str:
   """A position from a flag: "8" -> 8, "-1" -> -1, "=" -> "="."""
-  return int(typed) if typed.lstrip("-").isdigit() else typed
+  return int(typed) if re.fullmatch("-?[0-9]{1,9}", typed) else typed
 
 
 def shift_left(array: Array, fill: int | bool) -> Array:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from inversionview_jax import values
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.tasks.tokenizer_base import BOS, EOS, PAD, Batches, Tokenizer, strings_of
 
@@ -298,17 +299,20 @@ class PartTokenizer(Batches):
 
 def from_description(description: dict) -> Tokenizer:
   """The tokenizer that a `describe` describes; raises `InversionViewError` for a kind this version does not know."""
-  kind = description.get("kind")
+  where = "the description of the tokenizer"
+  kind = values.mapping(where, description).get("kind")
   if kind == "characters":
+    values.fields(where, description, {"vocabulary": functools.partial(values.sequence, check=values.text, most=2**24)})
     return CharTokenizer(tuple(description["vocabulary"]))
+  token = functools.partial(values.whole, low=0, high=2**31)
   if kind == "huggingface":
-    if missing := {"content", "bos", "eos", "pad"} - set(description):
-      raise InversionViewError(f"the description of the tokenizer is damaged: {sorted(missing)[0]} is missing")
+    values.fields(where, description, {"content": values.text, "bos": token, "eos": token, "pad": token})
     ids = description["bos"], description["eos"], description["pad"]
-    return HuggingFaceTokenizer(description["content"], *ids, description.get("split_special_tokens", False))
+    split = values.switch(f"split_special_tokens of {where}", description.get("split_special_tokens", False))
+    return HuggingFaceTokenizer(description["content"], *ids, split)
   if kind == "part":
-    if missing := {"base", "kept"} - set(description):
-      raise InversionViewError(f"the description of the tokenizer is damaged: {sorted(missing)[0]} is missing")
+    kept = functools.partial(values.sequence, check=token, most=2**24)
+    values.fields(where, description, {"base": values.mapping, "kept": kept})
     base = from_description(description["base"])
     if not isinstance(base, HuggingFaceTokenizer):
       raise InversionViewError("the description of the tokenizer is damaged: only a Hugging Face tokenizer has parts")

@@ -9,7 +9,10 @@ import hashlib
 import json
 import os
 import secrets
+import sys
+import threading
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Self
 
 import jax
@@ -31,6 +34,22 @@ def silence_orbax() -> None:
   from absl import logging
 
   logging.set_verbosity(logging.FATAL)
+  if sys.excepthook is sys.__excepthook__:
+    sys.excepthook = _print_exception
+
+
+def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+  """Prints an exception that nothing caught, but not that of an array that is written after a failed save has ended.
+
+  Its writer, in a thread outside of Python, reports to the event loop of the save, which is closed by then; on a full disk for every array.
+  """
+  if (
+    kind is RuntimeError
+    and str(error) == "Event loop is closed"
+    and threading.current_thread() is not threading.main_thread()
+  ):
+    return
+  sys.__excepthook__(kind, error, trace)
 
 
 def folder_of(workdir: str | os.PathLike) -> str:

@@ -64,8 +64,8 @@ def test_evaluate_compares_with_exact_preimages(inversionview, tmp_path, save_sm
   ("wrong", "named"),
   [
     (["--reader", "nobody"], "'nobody'"),
-    (["--queries", "0"], "--queries 0 must be at least 1"),
-    (["--exact", "-1"], "--exact -1 must be at least 0"),
+    (["--queries", "0"], "--queries 0 must be a whole number"),
+    (["--exact", "-1"], "--exact -1 must be a whole number"),
     (["--mixture", "papre"], "did you mean paper?"),
     (["--target", "counting"], "the target counting has another tokenizer"),
   ],

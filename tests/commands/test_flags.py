@@ -87,3 +87,50 @@ def test_help_does_not_import_jax(argv):
     "sys.exit(bool({'jax', 'flax', 'ml_collections', 'rich'} & set(sys.modules)))"
   )
   assert subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, check=False).returncode == 0
+
+
+NUMERIC = [
+  (command, action)
+  for command, parser in commands().items()
+  for action in parser._actions
+  if isinstance(action.type, flags.Whole | flags.Number)
+]
+
+
+def test_every_flag_with_a_number_has_a_range():
+  for parser in commands().values():
+    for action in parser._actions:
+      assert action.type is None or isinstance(action.type, flags.Whole | flags.Number), action.option_strings
+  assert len(NUMERIC) > 70
+
+
+@pytest.mark.parametrize(
+  "value", ["nan", "inf", "-inf", "1e400", "1" + 5000 * "0", "-10000000000000", "0x10", "1_0", "", "\u0663", "1\n2"]
+)
+def test_numbers_out_of_range_are_refused_when_they_are_parsed(value):
+  for _, action in NUMERIC:
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a (whole )?number") as caught:
+      action.type(value)
+    assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize(
+  ("argv", "named"),
+  [
+    (
+      ["view", "1", "--site", "a0.0", "--position", "=", "--num-samples", "1000000000"],
+      "--num-samples 1000000000 must be",
+    ),
+    (["view", "1", "--site", "a0.0", "--position", "=", "--particles", "1000000000"], "--particles 1000000000 must be"),
+    (["measure", "--site", "a0.0", "--position", "=", "--controls", "1000000000"], "--controls 1000000000 must be"),
+    (["measure", "--site", "a0.0", "--position", "=", "--queries", "1000000000"], "--queries 1000000000 must be"),
+    (["verify", "--site", "a0.0", "--position", "=", "--feature", "C2", "--pairs", "1000000000"], "--pairs 1000000000"),
+    (["bench", "--seconds", "nan"], "--seconds nan must be a number from 0 to 3600"),
+    (["evaluate", "--out", "E", "--seed", str(2**40)], "--seed 1099511627776 must be a whole number from 0"),
+    (["plan", "--config", "c.py", "--topology", "cpu:1000000"], "cpu:1000000"),
+    (["plan", "--config", "c.py", "--topology", "v5p:64x64x64"], "v5p:64x64x64"),
+    (["veiw"], "view"),
+  ],
+)
+def test_a_refusal_is_one_line_that_names_the_value(refused, argv, named):
+  assert named in refused(*argv)

@@ -79,7 +79,7 @@ def test_command_over_a_task_of_ours(capsys):
     (["--prompts", "no.txt", "--target", "{}"], "no file"), (["--task", "factual"], "--target"), (["--task", "addition"], "--position"),
     (["--task", "factual", "--target", "{}", "--first-layer", "9"], "layers 9 to 2"),
     (["--task", "factual", "--target", "{}", "--count", "0"], "--count"), (["--task", "nothing"], "task 'nothing'"),
-    (["--task", "factual", "--target", "{}", "--threshold", "2"], "threshold = 2"), (["--prompts", "{p}", "--target", "{}", "--known"], "answers"),
+    (["--task", "factual", "--target", "{}", "--threshold", "2"], "--threshold 2"), (["--prompts", "{p}", "--target", "{}", "--known"], "answers"),
     (["--prompts", "{p}", "--target", "{}", "--position", "40"], "out of range"),
   ],
 )  # fmt: skip

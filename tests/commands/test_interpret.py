@@ -129,8 +129,8 @@ def test_answers_can_be_replayed_from_a_file(folder, tmp_path, capsys):
   [
     (["nowhere.json"], "cannot read preimage 'nowhere.json'"),
     (["--prices", "cheap"], "--prices 'cheap' must be two numbers"),
-    (["--queries", "0"], "--queries 0 must be at least 1"),
-    (["--timeout", "0"], "--timeout 0 must be above 0"),
+    (["--queries", "0"], "--queries 0 must be a whole number"),
+    (["--timeout", "0"], "--timeout 0 must be a number above 0"),
     ([], "no endpoint: set OPENAI_API_KEY, or give --base-url"),
   ],
 )

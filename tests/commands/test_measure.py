@@ -52,7 +52,7 @@ def test_what_the_decoder_drew_is_not_called_encoded(capsys):
     ),
     (["615+861=1476", "615+861=1476"], "given twice"),
     (["--texts", "nowhere.txt"], "cannot read nowhere.txt"),
-    (["--queries", "1"], "--queries 1 must be at least 2"),
+    (["--queries", "1"], "--queries 1 must be a whole number from 2"),
     (["615+861=1476", "--json", "nowhere/m.json"], "does not exist"),
     (["6x5", "--controls", "2"], "character 'x'"),
     (["--feature", "F1 **"], "is not understood"),

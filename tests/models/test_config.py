@@ -11,7 +11,9 @@ from inversionview_jax.models.config import Compute, TransformerConfig
 from inversionview_jax.models.decoder import DecoderConfig
 from inversionview_jax.targets import load_target
 
-CONFIG = TransformerConfig(vocab_size=15, n_ctx=14, n_layers=2, n_heads=2, d_model=16, d_mlp=32, rotary=(1.0, 0.5))
+CONFIG = TransformerConfig(
+  vocab_size=15, n_ctx=14, n_layers=2, n_heads=2, d_model=16, d_mlp=32, rotary=(1.0, 0.5, 0.25, 0.125)
+)
 OLD_KEYS = {"dtype": "float32", "remat": True, "quick": True}
 
 

@@ -1,12 +1,21 @@
 """The interactive page: its address, what is drawn and when, and its error messages."""
 
+import asyncio
+import base64
+import contextlib
 import dataclasses
 import html
+import http.client
 import json
 import math
+import os
 import pathlib
 import re
+import signal
 import socket
+import subprocess
+import sys
+import time
 import urllib.parse
 
 import numpy as np
@@ -16,7 +25,7 @@ from inversionview_jax import cli
 from inversionview_jax.commands import explore
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preimage import Preimage, Query, Sample
-from inversionview_jax.show.explorer import panels, service
+from inversionview_jax.show.explorer import panels, server, service
 from inversionview_jax.show.explorer.service import Input, Service
 from inversionview_jax.show.explorer.state import PANELS, Pin, View
 
@@ -122,6 +131,15 @@ def test_every_part_of_a_view_is_in_the_address():
 def test_errors_in_an_address_are_reported_and_the_rest_is_used(name, value, message):
   view, errors = View().read({name: [value], "text": [TEXT]})
   assert view == View(text=TEXT) and len(errors) == 1 and message in errors[0]
+
+
+@pytest.mark.parametrize("value", [5000 * "9", 5000 * "x", 3999 * "9", "-" + 3999 * "9", "\u0663", "1e999", "nan"])
+def test_no_value_in_an_address_is_too_long_to_be_named(value):
+  for name in (*(field.name for field in dataclasses.fields(View)), "pin", value):
+    view, errors = View().read({name: [value]})
+    assert all(len(error) < 400 for error in errors)
+    assert errors or (len(value) <= 4000 and name in ("reader", "text", "site", "position", "mixture", "head"))
+    assert errors == [] or view == View()
 
 
 def test_queries_are_pinned_once_and_unpinned():
@@ -394,6 +412,9 @@ def test_every_panel_is_shown(page, panel):
     ({"epsilon": "-1"}, "epsilon '-1'"),
     ({"sitee": "a0.0"}, "sitee"),
     ({"reader": "nowhere"}, "unknown reader 'nowhere'"),
+    ({"site": "a" + 3000 * "9" + ".0"}, "unknown site"),
+    ({"position": 3000 * "9"}, "out of range"),
+    ({"seed": 5000 * "9"}, "seed has 5,000 characters"),
   ],
 )
 def test_errors_are_shown_in_place_and_the_page_goes_on(page, params, message):
@@ -478,22 +499,117 @@ def test_the_method_is_chosen_on_the_page(page):
 
 
 def test_it_listens_here_only_and_sends_nothing():
-  settings = explore.settings("127.0.0.1", 8600, True)
-  assert settings["server_address"] == "127.0.0.1" and settings["browser_gatherUsageStats"] is False
-  assert settings["logger_hideWelcomeMessage"] is True  # the message looks up this machine's address on another one
+  settings = server.settings("127.0.0.1", 8600)
+  assert settings["server.address"] == "127.0.0.1" and settings["browser.gatherUsageStats"] is False
+  assert settings["logger.hideWelcomeMessage"] is True  # the message looks up this machine's address on another one
   args = cli._parser().parse_args(["explore"])
-  assert args.address == "127.0.0.1"
+  assert args.address == "127.0.0.1" and args.host == []
 
 
-def test_a_page_of_another_origin_is_refused_without_a_request(monkeypatch):
+def test_settings_of_the_current_folder_have_no_effect(tmp_path, monkeypatch):
   pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'inversionview_jax[explore]'")
-  from streamlit import net_util
-  from streamlit.web.server import server_util
+  from streamlit import config, net_util
+  from streamlit.web import bootstrap
 
-  monkeypatch.setattr(net_util, "get_external_ip", lambda: pytest.fail("sent a request to another machine"))
-  explore.disable_ip_lookup()
-  assert not server_util.is_url_from_allowed_origins("http://evil.invalid")
-  assert server_util.is_url_from_allowed_origins("http://127.0.0.1:8501")
+  for module, name in ((config, "get_config_files"), (net_util, "get_external_ip"), (config, "_config_options")):
+    monkeypatch.setattr(module, name, getattr(module, name))  # so that all of them are put back
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / ".streamlit").mkdir()
+  (tmp_path / ".streamlit" / "config.toml").write_text(
+    '[server]\nenableCORS = false\nenableXsrfProtection = false\nenableAgentApi = true\ncorsAllowedOrigins = ["http://evil.invalid"]\n'
+  )
+  server.ignore_folder_settings()
+  server.disable_ip_lookup()
+  bootstrap.load_config_options(server.settings("127.0.0.1", 8600))
+  assert config.get_option("server.enableCORS") is True and config.get_option("server.enableXsrfProtection") is True
+  assert config.get_option("server.corsAllowedOrigins") == [] and not config.get_option("server.enableAgentApi")
+  assert net_util.get_external_ip() is None  # Streamlit would ask another machine for it
+
+
+OWN = [("Host", "localhost:8501")]
+
+
+@pytest.mark.parametrize(
+  "headers, passes",
+  [
+    (OWN, True),
+    ([("Host", "127.0.0.1:8501")], True),
+    ([("Host", "[::1]:8501")], True),
+    ([("Host", "LOCALHOST.")], True),
+    ([*OWN, ("Origin", "http://localhost:8501")], True),
+    ([("Host", "evil.invalid:8501")], False),
+    ([("Host", "evil.invalid:8501"), ("Origin", "http://evil.invalid:8501")], False),  # DNS rebinding
+    ([("Host", "192.168.1.7:8501")], False),
+    ([("Host", "localhost:8501@evil.invalid")], False),
+    ([("Host", "localhost:x")], False),
+    ([("Host", "")], False),
+    ([], False),
+    ([*OWN, *OWN], False),
+    ([*OWN, ("Origin", "http://evil.invalid")], False),
+    ([*OWN, ("Origin", "http://localhost:3000")], False),
+    ([*OWN, ("Origin", "http://127.0.0.1:8501")], False),
+    ([*OWN, ("Origin", "null")], False),
+    ([*OWN, ("Origin", "http://localhost:8501"), ("Origin", "http://evil.invalid")], False),
+  ],
+  ids=str,
+)
+def test_only_the_page_itself_is_answered(headers, passes):
+  async def answer(scope, receive, send):
+    await send({"type": "answered"})
+
+  sent = []
+
+  async def send(message):
+    sent.append(message["type"])
+
+  guard = server.SameOrigin(answer, server.host_names("127.0.0.1"))
+  encoded = [(name.encode(), value.encode()) for name, value in headers]
+  for kind, refused in (("http", "http.response.start"), ("websocket", "websocket.close")):
+    sent.clear()
+    asyncio.run(guard({"type": kind, "headers": encoded}, None, send))
+    assert sent[0] == ("answered" if passes else refused)
+
+
+def test_the_names_of_a_page_are_those_that_it_was_started_for():
+  assert server.host_names("10.0.0.7") == {"10.0.0.7"}
+  assert "localhost" in server.host_names("127.0.0.1", ["Lab.Example."]) >= {"lab.example"}
+  everywhere = server.SameOrigin(None, server.host_names("0.0.0.0"), any_address=True)
+  assert not everywhere.refusal([(b"host", b"192.168.1.7:8501")])  # no one can point an address elsewhere
+  assert everywhere.refusal([(b"host", b"evil.invalid:8501")])
+
+
+@pytest.mark.slow  # a server process: 10 s
+def test_a_server_refuses_other_names_and_other_origins(tmp_path):
+  pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'inversionview_jax[explore]'")
+  (tmp_path / ".streamlit").mkdir()
+  (tmp_path / ".streamlit" / "config.toml").write_text('[server]\nenableCORS = false\nbaseUrlPath = "elsewhere"\n')
+  port = explore._port("127.0.0.1", None)
+  argv = [sys.executable, "-m", "inversionview_jax.cli", "explore", "--reader", "addition", "--no-browser", "--port"]
+  environment = os.environ | {"PYTHONPATH": str(APP.parents[3]), "XLA_FLAGS": ""}
+  process = subprocess.Popen([*argv, str(port)], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+
+  def status(path, host, origin=None, **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", path, headers={"Host": host, **({"Origin": origin} if origin else {}), **headers})
+    return connection.getresponse().status
+
+  try:
+    for _ in range(240):
+      with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        break
+      assert process.poll() is None
+      time.sleep(0.5)
+    own, page = f"localhost:{port}", f"http://localhost:{port}"
+    socketed = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    socketed["Sec-WebSocket-Key"] = base64.b64encode(16 * b"a").decode()
+    assert status("/_stcore/health", own) == status("/", own, page) == 200
+    assert status("/_stcore/stream", own, page, **socketed) == 101
+    for host, origin in ((f"evil.invalid:{port}", f"http://evil.invalid:{port}"), (own, "http://localhost:3000")):
+      assert status("/", host, origin) == status("/_stcore/stream", host, origin, **socketed) == 403
+  finally:
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ Token strings and names come from vocabularies and files, so none is trusted: co
 parsed, and every string that enters HTML is escaped. Pages have no scripts and load nothing.
 """
 
-from inversionview_jax.preimage.render.formatting import visible
 from inversionview_jax.preimage.render.fragments import DisplayOptions, to_html
 from inversionview_jax.preimage.render.pages import to_page, write_page
 from inversionview_jax.preimage.render.style import STYLE
 from inversionview_jax.preimage.render.terminal import TerminalView, print_preimage, to_rich, to_text
+from inversionview_jax.terminal import visible
 
 __all__ = [
   "STYLE",

@@ -8,24 +8,12 @@ from typing import TYPE_CHECKING
 
 from inversionview_jax.distance import MATCHES, METRICS
 from inversionview_jax.preimage.methods import METHODS, PART
+from inversionview_jax.terminal import visible
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage.data import Preimage, Query, Sample
 
 TRUNCATED = "…"  # after a candidate without EOS
-
-
-def visible(text: str) -> str:
-  """`text` with control and invisible characters replaced by visible ones: "\\n" -> "⏎", ESC -> "␛"."""
-  return "".join(map(_visible_character, text))
-
-
-def _visible_character(c: str) -> str:
-  if c.isprintable():  # False for control, format (bidirectional overrides), surrogate and unassigned characters
-    return c
-  if c in "\n\t\x7f":
-    return {"\n": "⏎", "\t": "⇥", "\x7f": "␡"}[c]
-  return chr(0x2400 + ord(c)) if ord(c) < 32 else f"\\u{{{ord(c):x}}}"
 
 
 def grouped(samples: Iterable[Sample]) -> list[tuple[Sample, int]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from inversionview_jax.preimage.render import formatting, plots
 from inversionview_jax.preimage.render.style import STYLE
+from inversionview_jax.terminal import visible
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage.data import Preimage, Query, Sample
@@ -39,7 +40,7 @@ class DisplayOptions:
 
 def escape(text: str) -> str:
   """`text` with control characters made visible, escaped for HTML text and quoted attributes."""
-  return html.escape(formatting.visible(text), quote=True)
+  return html.escape(visible(text), quote=True)
 
 
 def to_html(preimage: Preimage, shown: int = 100) -> str:

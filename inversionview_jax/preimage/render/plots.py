@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inversionview_jax.preimage.render import formatting
+from inversionview_jax.terminal import visible
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage.data import Preimage
@@ -88,7 +89,7 @@ def pattern(strings: Sequence[str], weights: np.ndarray, position: int = -1, lab
   names = ""
   if labels:
     for k, string in enumerate(strings):
-      short = {"<BOS>": "▸", "<EOS>": "◂"}.get(string, formatting.visible(string).strip() or "∅")[:5]
+      short = {"<BOS>": "▸", "<EOS>": "◂"}.get(string, visible(string).strip() or "∅")[:5]
       at = left + 10 * k + 7.5
       names += f'<text x="{left - 3}" y="{at:g}" text-anchor="end">{_escape(short)}</text>'
       names += f'<text transform="translate({at:g} {left - 3})rotate(-90)">{_escape(short)}</text>'
@@ -103,4 +104,4 @@ def pattern(strings: Sequence[str], weights: np.ndarray, position: int = -1, lab
 
 
 def _escape(text: str) -> str:
-  return html.escape(formatting.visible(text), quote=True)
+  return html.escape(visible(text), quote=True)

@@ -13,6 +13,8 @@ from rich.rule import Rule
 from rich.text import Text
 
 from inversionview_jax.preimage.render import formatting
+from inversionview_jax.terminal import console as make_console
+from inversionview_jax.terminal import visible
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage.data import Preimage, Query, Sample
@@ -30,14 +32,14 @@ def to_rich(preimage: Preimage, shown: int = 100, colors: bool = True) -> Termin
 def to_text(preimage: Preimage, shown: int = 100, width: int = 80) -> str:
   """Plain text, `width` columns: what a pipe or a log receives."""
   file = io.StringIO()
-  console = Console(file=file, width=width, color_system=None, force_terminal=False, force_jupyter=False)
+  console = make_console(file=file, width=width, color_system=None, force_terminal=False, force_jupyter=False)
   print_preimage(preimage, console, shown)
   return file.getvalue()
 
 
 def print_preimage(preimage: Preimage, console: Console | None = None, shown: int = 100, colors: bool = True) -> None:
   """Prints to `console` (default: standard output), honouring NO_COLOR and pipes as rich does."""
-  (console or Console()).print(to_rich(preimage, shown, colors))
+  (console or make_console()).print(to_rich(preimage, shown, colors))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _legend(plain: bool, effects: bool, cut: bool) -> Text:
 
 def _query_lines(query: Query, width: int, plain: bool) -> Iterator[Text]:
   """The query's tokens, a row of bars for attention below them, and a caret below the position; folded at `width` columns."""
-  strings = [formatting.visible(s) or "∅" for s in query.token_strings]
+  strings = [visible(s) or "∅" for s in query.token_strings]
   attention = query.attention or ()
   top = max(attention, default=0.0) or 1.0
   # BOS is written into the gutter, so that the query's text is aligned with that of the samples.
@@ -145,7 +147,7 @@ def _query_lines(query: Query, width: int, plain: bool) -> Iterator[Text]:
       bars.rstrip()
       yield bars
     if caret is not None:
-      label = formatting.visible(query.label) or f"position {query.position}"
+      label = visible(query.label) or f"position {query.position}"
       yield caret.append(f" {label}") if cell_len(f"{caret.plain} {label}") <= _GUTTER + width else caret
   if attention:
     ranked = sorted(range(len(attention)), key=lambda k: -attention[k])[:3]

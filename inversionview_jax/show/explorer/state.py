@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+import re
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from inversionview_jax import values
 from inversionview_jax.distance import MATCHES, METRICS
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.preimage.methods import SETTINGS
@@ -19,7 +21,7 @@ PANELS = {
 }
 SAMPLES = (256, 512, 1024, 2048, 4096)
 BUDGETS = (20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000)
-MOST_PINS, MOST_SHOWN = 6, 500
+MOST_PINS, MOST_SHOWN, MOST_CHARACTERS = 6, 500, 4000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Pin:
     """Reads "reader|site|position|text"."""
     parts = text.split("|", 3)  # the text may contain "|", the others do not
     if len(parts) < 4 or not all(parts):
-      raise InversionViewError(f"pin {text!r} is not reader|site|position|text")
+      raise InversionViewError(f"pin {values.brief(text)} is not reader|site|position|text")
     return cls(*parts)
 
 
@@ -123,12 +125,14 @@ class View:
     """
     changes: dict[str, Any] = {}
     errors: list[str] = []
-    for name, values in params.items():
+    for name, given in params.items():
       try:
+        if (longest := max(map(len, given), default=0)) > MOST_CHARACTERS:
+          raise InversionViewError(f"{name[:40]} has {longest:,} characters; a setting has at most {MOST_CHARACTERS:,}")
         if name == "pin":
-          changes["pins"] = _pins(values)
+          changes["pins"] = _pins(given)
         elif name in _PARSERS:
-          changes[name] = _PARSERS[name](name, values[-1])
+          changes[name] = _PARSERS[name](name, given[-1])
         else:
           raise one_of("setting", name, (*_PARSERS, "pin"))
       except InversionViewError as error:
@@ -148,7 +152,7 @@ class View:
     except ValueError:
       params = {}
     if not params:
-      raise InversionViewError(f"{action!r} is not the action of a click")
+      raise InversionViewError(f"{values.brief(action)} is not the action of a click")
     if unpinned := params.pop("unpin", None):
       return dataclasses.replace(self, pins=tuple(pin for k, pin in enumerate(self.pins) if str(k) != unpinned[-1]))
     view, errors = self.read(params)
@@ -166,10 +170,10 @@ def numbers(name: str, text: str) -> tuple[float, ...]:
   return tuple(_number(name, part) for part in text.replace(";", ",").split(",") if part.strip())
 
 
-def _pins(values: Sequence[str]) -> tuple[Pin, ...]:
-  if len(values) > MOST_PINS:
-    raise InversionViewError(f"{len(values)} pins are more than the {MOST_PINS} that fit on the page")
-  return tuple(dict.fromkeys(map(Pin.parse, values)))
+def _pins(given: Sequence[str]) -> tuple[Pin, ...]:
+  if len(given) > MOST_PINS:
+    raise InversionViewError(f"{len(given)} pins are more than the {MOST_PINS} that fit on the page")
+  return tuple(dict.fromkeys(map(Pin.parse, given)))
 
 
 def _to_string(value: object) -> str:
@@ -182,11 +186,11 @@ def _to_string(value: object) -> str:
 
 def _number(name: str, text: str) -> float:
   try:
-    value = float(text)
+    value = float(text) if text.isascii() else math.nan
   except ValueError:
     value = math.nan
   if not (math.isfinite(value) and value >= 0):
-    raise InversionViewError(f"{name} {text.strip()!r} is not a number of 0 or more")
+    raise InversionViewError(f"{name} {values.brief(text.strip())} is not a number of 0 or more")
   return value
 
 
@@ -198,8 +202,8 @@ def _epsilon(name: str, text: str) -> float:
 
 def _whole(low: int, high: int) -> Callable[[str, str], int]:
   def read(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
-      raise InversionViewError(f"{name} {text!r} must be a whole number from {low} to {high}")
+    if not (re.fullmatch("[0-9]{1,18}", text) and low <= int(text) <= high):
+      raise InversionViewError(f"{name} {values.brief(text)} must be a whole number from {low} to {high}")
     return int(text)
 
   return read

@@ -7,17 +7,22 @@ import json
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 
-from inversionview_jax import cli
+from inversionview_jax import cli, sites, tasks
 from inversionview_jax.benchmarks import timing
 from inversionview_jax.commands import configs
 from inversionview_jax.devices import chips, program_cost
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.models.transformer import Transformer
-from inversionview_jax.planning import abstract_programs, architectures, planning, report, topologies
+from inversionview_jax.models.transformer import Transformer, TransformerConfig
+from inversionview_jax.planning import abstract_programs, architectures, planning, report, scenario, topologies
 from inversionview_jax.planning.planning import training_step
 from inversionview_jax.planning.scenario import scenario_of
+from inversionview_jax.sampling.candidates import Queries
+from inversionview_jax.sampling.language_prior import LanguagePrior
+from inversionview_jax.sampling.sweeps import Nearness, TaskSweeps
+from inversionview_jax.sampling.text_sweeps import TextSettings, TextSweeps
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 ADDITION = f"{ROOT / 'configs' / 'addition.py'}:tiny"
@@ -60,7 +65,7 @@ def test_flops_of_a_step_are_those_on_paper():
   # On a CPU attention over so few tokens is no matrix product (keys = 0). Of the target's last layer only the position that is read goes
   # through the MLP, and its unembedding is not run.
   decoder = 3 * timing.transformer_flops(plan.decoder.transformer, length, 0)
-  shape = dataclasses.replace(plan.target, n_layers=1, vocab_size=0)
+  shape = dataclasses.replace(plan.target, n_layers=1, vocab_size=1)
   layer = timing.transformer_flops(shape, length, 0)
   encoder = 3 * 2 * (35 * 16 + 2 * 16 * 16 + 16 * 16)  # widen, one block, one slot
   assert decoder + encoder + layer < 1.02 * found and found < 1.02 * (decoder + encoder + 2 * layer)
@@ -89,6 +94,66 @@ def test_sharded_state_takes_less_memory_and_the_same_work():
   assert halved.arguments < 0.7 * whole.arguments
 
 
+def texts():
+  """A small language model that is the prior of texts of five tokens."""
+  target = TransformerConfig(vocab_size=50, n_ctx=8, n_layers=2, n_heads=2, d_model=16, d_mlp=32)
+  task = scenario_of(configs.load_config(str(ROOT / "configs" / "plan_gpt2_xl.py"), [])).task
+  return dataclasses.replace(small(), task=type(task)(50, 7), target=target)
+
+
+@functools.cache
+def swept(make, count):
+  return planning.monte_carlo(make(), chips.topology(f"cpu:{count}"), particles=4)
+
+
+def test_flops_of_a_sweep_are_the_target_run_once_for_each_particle():
+  found = swept(small, 1)
+  assert found.examples == 4
+  # On a CPU attention over so few tokens is no matrix product (keys = 0); there are no logits.
+  layers = timing.transformer_flops(dataclasses.replace(small().target, vocab_size=1), 14, 0)
+  heads = 2 * 14 * 32 * 32  # what each head of the layer of a1.0 writes, by itself
+  assert found.flops / 4 == pytest.approx(layers + heads, rel=0.002)
+  # Of a text of five tokens one to five are computed, each with its logits.
+  written = timing.transformer_flops(texts().target, 1, 0)
+  assert swept(texts, 1).flops / 4 == pytest.approx(3 * written, rel=0.1)
+
+
+@pytest.mark.parametrize("make", [small, texts])
+def test_sweeps_on_more_devices_are_the_same_work_on_each(make):
+  one, two = swept(make, 1), swept(make, 2)
+  assert (one.flops, one.examples * 2) == (two.flops, two.examples)
+  assert not one.collectives and two.collectives  # the nearest rejected proposals of all devices are kept
+  assert two.arguments == pytest.approx(one.arguments, rel=0.01)  # each has its own particles only
+  assert one.arguments > 4 * report.parameters(abstract_programs.target_shapes(make().target_module))
+
+
+@pytest.mark.parametrize("of_texts", [False, True])
+def test_program_of_sweeps_is_the_one_that_is_run(of_texts, small_target, meshes):
+  task, names, mesh = texts().task if of_texts else tasks.get("addition"), ("x1.post",), meshes(2)
+  site, ran = tuple(map(sites.parse, names)), []
+  if of_texts:
+    made = TextSweeps(LanguagePrior(small_target, site, np.ones(15, bool)), task, mesh, TextSettings((5, 5)))
+  else:
+    made = TaskSweeps(small_target, task, Nearness(small_target, task, site, mesh))
+
+  def record(*arguments):
+    ran.append(arguments)
+    return arguments[-1], None
+
+  made.program = record
+  query = Queries.of(np.zeros((1, 16)), 0, "euclidean")
+  state = made.begin(query, None, np.random.default_rng(0), None, 8)
+  if not of_texts:
+    made.sweep(query, None, jax.random.key(0), (0.1, 0.1), (1.0, 2), state)
+  planned = abstract_programs.monte_carlo_sweeps(task, small_target.module, names, mesh, of_texts)
+  _, arguments = abstract_programs.monte_carlo(planned, small_target.module, mesh, 8)
+  assert kinds(arguments) == kinds(ran[0])
+
+
+def kinds(tree):
+  return jax.tree.map(lambda x: (np.shape(x), str(x.dtype)), tree)
+
+
 def plan(capsys, *argv):
   code = cli.main(["plan", *map(str, argv)])
   return code, *capsys.readouterr()
@@ -112,6 +177,35 @@ def test_command_prints_memory_flops_and_traffic(capsys, tmp_path):
     assert text in out
   (data,) = json.loads((tmp_path / "p.json").read_text())["plans"]
   assert data["programs"]["sampler"]["examples"] == 8 and data["programs"]["sampler"]["flops"] > 0
+
+
+def test_command_plans_sweeps(capsys, monkeypatch):
+  monkeypatch.setattr(planning, "monte_carlo", lambda plan, topology, particles: swept(small, topology.devices))
+  arguments = ["--config", ADDITION, "--topology=cpu:2", *SMALL, "--program=monte_carlo", "--particles=4"]
+  code, out, _ = plan(capsys, *arguments)
+  assert code == 0 and "Monte Carlo: fits" in out
+  assert [line.split()[1] for line in out.splitlines() if line.startswith("examples")] == ["4"]
+
+
+class NoMoves(tasks.Task):
+  """A task whose inputs have no known probability."""
+
+  name, tokenizer, length, num_inputs = "plain", tasks.get("addition").tokenizer, 14, 10
+  tokens, loss_mask = tasks.get("addition").tokens, tasks.get("addition").loss_mask
+
+
+def test_sweeps_are_left_out_where_there_are_none_and_refused_by_name(capsys, monkeypatch):
+  made, known = dataclasses.replace(small(), task=NoMoves()), small()
+  program = planning.Program("training step", 0.0, 0.0, 1.0, 1.0, {}, 8, 1.0)
+  for name in ("training_step", "sampler", "monte_carlo"):
+    named = dataclasses.replace(program, name=name)
+    monkeypatch.setattr(planning, name, lambda *_, named=named, **__: named)
+  for task, found in ((known, True), (made, False)):
+    monkeypatch.setattr(scenario, "scenario_of", lambda config, task=task: task)
+    code, out, _ = plan(capsys, "--config", ADDITION, "--topology=cpu:2", *SMALL)
+    assert (code, "monte_carlo: fits" in out) == (0, found) and "sampler: fits" in out
+  code, out, error = plan(capsys, "--config", ADDITION, "--topology=cpu:2", *SMALL, "--program=monte_carlo")
+  assert (code, out, error.count("\n")) == (2, "", 1) and "plain" in error and "log_prior" in error
 
 
 def test_several_topologies_are_a_table(capsys, monkeypatch):
@@ -163,6 +257,8 @@ def test_roofline():
     (["--topology=cpu:8", "--config.batch_size=12"], "12"),
     (["--topology=cpu:8", "--program=tain"], "train"),
     (["--topology=cpu:8", "--rows=0"], "--rows 0"),
+    (["--topology=cpu:8", "--particles=3"], "--particles 3"),
+    (["--topology=cpu:8", "--particles=0"], "--particles 0"),
     (["--topology=cpu:8", "--batch-per-device=0"], "--batch-per-device 0"),
     (["--topology=cpu:8", "--config.sites=('a9.0',)"], "a9.0"),
     (["--topology=cpu:8", "--config.modle=3"], "model"),
@@ -216,6 +312,8 @@ def test_program_is_compiled_for_a_tpu_slice():
     1 < found.flops / stepped(1, "--config.batch_size=4").flops < 1.2
   )  # there attention over few tokens is a matrix product, too
   assert "all-reduce" in found.collectives
+  sweeps = planning.monte_carlo(small(), chips.topology("v5e:2x2"), particles=4)
+  assert sweeps.fits(chips.CHIPS["v5e"]) and 1 <= sweeps.flops / swept(small, 1).flops < 1.2
   large = small("--config.batch_size=16000000")
   refused = planning.training_step(large, chips.topology("v5e:2x2"))
   assert not refused.fits(chips.CHIPS["v5e"]) and refused.total > chips.CHIPS["v5e"].memory

@@ -30,9 +30,7 @@ from inversionview_jax.models.transformer import Transformer, TransformerConfig
 from inversionview_jax.targets import Target, for_task, load_target, save_target
 from inversionview_jax.training import decoder_objective
 
-gc.set_threshold(
-  50_000, 20, 50
-)  # tracing makes many objects that stay; a tenth of the time went into looking through them
+gc.set_threshold(50_000, 20, 50)  # a tenth of the time went into looking through the many objects that tracing makes
 
 TASK = tasks.get("addition")
 SHAPE = {"vocab_size": 15, "n_ctx": 14, "n_layers": 2, "n_heads": 2, "d_model": 16, "d_mlp": 32}
@@ -153,8 +151,10 @@ def loaded_once(monkeypatch):
 
   def once(load):
     def from_files(name, *args, **kwargs):
+      if not isinstance(name, str | os.PathLike):
+        return load(name, *args, **kwargs)
       folder = pathlib.Path(name)
-      paths = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
+      paths = [path for path in sorted(folder.rglob("*")) if path.is_file()] if os.path.isdir(folder) else []
       files = tuple((str(path.relative_to(folder)), path.read_bytes()) for path in paths)
       patched = tuple(getattr(type(TASK), attribute) for attribute in ("moves", "log_prior", "split"))
       key = load.__name__, folder.name if files else str(name), files, repr((args, kwargs)), patched

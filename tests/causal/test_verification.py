@@ -2,7 +2,6 @@
 
 import jax
 import pytest
-from small_models import gpt2_folder
 
 import inversionview_jax as iv
 from inversionview_jax.causal import verification
@@ -61,11 +60,6 @@ def test_verify_refuses_what_it_does_not_know(addition, wrong, message):
     iv.verify(addition, **(call | wrong))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  return gpt2_folder(tmp_path_factory.mktemp("models") / "gpt2", layers=3)
-
-
 def refused(capsys, *argv) -> str:
   capsys.readouterr()
   assert main(list(argv)) == 2
@@ -74,9 +68,9 @@ def refused(capsys, *argv) -> str:
   return error
 
 
-def test_verify_asks_about_a_feature_of_a_language_task(folder, capsys):
+def test_verify_asks_about_a_feature_of_a_language_task(ioi_folder, capsys):
   argv = ["verify", "--task", "ioi", "--site", "x1.post", "--position", "S2", "--feature", "S", "--pairs", "8"]
-  assert main([*argv, "--target", str(folder)]) == 0
+  assert main([*argv, "--target", str(ioi_folder)]) == 0
   assert "S only" in capsys.readouterr().out
   assert "is about a language model" in refused(capsys, *argv)
 

@@ -15,7 +15,12 @@ def get_config(variant: str = "") -> ConfigDict:
   config = blocks.reader("extending.reversal_task:Reversal")
   blocks.devices(config)
   config.target = ConfigDict(
-    {"model": blocks.transformer(16, n_heads=2), "optimizer": blocks.muon(5e-3), "average": 0.0, "eval_examples": 64}
+    {
+      "model": blocks.transformer(16, n_layers=1, n_heads=2),
+      "optimizer": blocks.muon(5e-3),
+      "average": 0.0,
+      "eval_examples": 64,
+    }
   )
   config.target.start = blocks.start_of_target()
   blocks.schedule(config.target, batch_size=32, steps=10, steps_per_call=5, log_every=5, eval_every=10, save_every=10)

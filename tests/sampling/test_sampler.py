@@ -60,6 +60,7 @@ QUERIES = [  # site, position of the query, where candidates are compared, metri
 ]  # fmt: skip
 SETTINGS = ((0.5, 0.0), (1.0, 0.0), (2.0, 0.8))
 EACH = 9  # candidates per query: 36 rows, which 8 devices do not divide
+CHUNK = 40  # what 36 rows are padded to, so that more rows take the same program
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +92,9 @@ def samplers(small_target, small_decoder, meshes):
 
 @pytest.fixture(scope="module")
 def draw(samplers, small_target, small_decoder, z0):
-  def run(queries, rows, seed=0, devices=8):
+  def run(queries, rows, seed=0, devices=8, **how):
     return jax.tree.map(
-      np.asarray, samplers[devices].run(small_decoder[1], small_target.params, z0, queries, rows, seed)
+      np.asarray, samplers[devices].run(small_decoder[1], small_target.params, z0, queries, rows, seed, **how)
     )
 
   return run
@@ -220,13 +221,14 @@ def test_another_query_compiles_nothing(samplers, draw, drawn, queries, rows):
 
 
 def test_strata_have_fewer_duplicates_and_each_setting_has_its_own(draw, queries):
-  one = jax.tree.map(lambda x: x[:1], queries)
-  rows = {kind: mixture_rows(((0.4, 0.0), (0.6, 0.0)), 400, stratified=kind) for kind in (False, True)}
+  rows = {
+    kind: mixture_rows(((0.4, 0.0), (0.6, 0.0)), 400, stratified=kind) for kind in (False, True)
+  }  # of the first query
   for setting in (0.4, 0.6):
     own = rows[True].stratum[rows[True].temperature == np.float32(setting)]
     np.testing.assert_allclose(np.sort(own[:, 0]), np.arange(200) / 200, atol=1e-6)
     np.testing.assert_allclose(own[:, 1], 1 / 200, rtol=1e-6)
-  distinct = {kind: len(np.unique(draw(one, row).tokens, axis=0)) for kind, row in rows.items()}
+  distinct = {kind: len(np.unique(draw(queries, row, chunk=CHUNK).tokens, axis=0)) for kind, row in rows.items()}
   assert distinct[True] >= distinct[False] > 20
 
 
@@ -237,12 +239,11 @@ def test_strata_do_not_depend_on_devices(draw, queries):
 
 
 def test_decoder_can_read_another_activation_than_distances_are_taken_to(draw, queries):
-  one = queries.take(1)
-  rows = mixture_rows(((1.0, 0.0),), 36)
-  plain, same = draw(one, rows), draw(one.replace(decoder_activation=one.activation), rows)
+  rows = mixture_rows(((1.0, 0.0),), 36)  # of the first query
+  plain, same = draw(queries, rows), draw(queries.replace(decoder_activation=queries.activation), rows)
   np.testing.assert_array_equal(plain.tokens, same.tokens)
   np.testing.assert_array_equal(plain.distance, same.distance)
-  elsewhere = draw(one.replace(activation=-one.activation, decoder_activation=one.activation), rows)
+  elsewhere = draw(queries.replace(activation=-queries.activation, decoder_activation=queries.activation), rows)
   np.testing.assert_array_equal(elsewhere.tokens, same.tokens)
   assert not np.allclose(elsewhere.distance, same.distance)
 

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from small_models import gpt2_folder
+from small_models import TRAIN_IOI, gpt2_folder
 
 from inversionview_jax import reading as reader
 from inversionview_jax.cli import main
@@ -14,20 +14,6 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.targets import load_target
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
-TINY = "configs/ioi_smollm2.py:tiny"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  return gpt2_folder(tmp_path_factory.mktemp("models") / "gpt2", layers=3)
-
-
-@pytest.fixture(scope="module")
-def workdir(folder, tmp_path_factory):
-  """A reader trained for four steps by the command line."""
-  workdir = tmp_path_factory.mktemp("reader")
-  assert main(["train", "--config", TINY, "--target", str(folder), "--workdir", str(workdir)]) == 0
-  return workdir
 
 
 def refused(capsys, *argv) -> str:
@@ -38,36 +24,36 @@ def refused(capsys, *argv) -> str:
   return error
 
 
-def test_a_reader_of_a_language_model_is_trained_and_read(workdir, folder, capsys):
-  assert not (workdir / "target" / "model.safetensors").exists()  # named, not copied
-  assert json.loads((workdir / "target" / "reference.json").read_text())["layers"] == 1
-  loaded = reader.load_reader(workdir)
+def test_a_reader_of_a_language_model_is_trained_and_read(ioi_workdir, ioi_folder, capsys):
+  assert not (ioi_workdir / "target" / "model.safetensors").exists()  # named, not copied
+  assert json.loads((ioi_workdir / "target" / "reference.json").read_text())["layers"] == 1
+  loaded = reader.load_reader(ioi_workdir)
   assert loaded.target.config.n_layers == 1
   text = loaded.task.tokenizer.text(loaded.task.tokens(np.array([5]))[0])
   preimage = loaded.preimage(text, "a0.0", "S2", num_samples=16)
   assert len(preimage.samples) == 16 and preimage.metric == "cosine"
   # Every distance is that of the whole model on the text itself.
-  whole, t = load_target(folder), loaded.task.tokenizer
+  whole, t = load_target(ioi_folder), loaded.task.tokenizer
   for sample in [s for s in preimage.samples if s.position >= 0][:5]:
     run = whole.run(t.to_base([[t.bos_id, *sample.tokens]]), ["a0.0"])["a0.0"]
     one, other = np.asarray(run)[0, sample.position], np.asarray(preimage.query.activation)
     cosine = 1 - one @ other / np.linalg.norm(one) / np.linalg.norm(other)
     assert sample.distance == pytest.approx(cosine, abs=1e-5)
-  view = ["view", text, "--reader", str(workdir), "--site", "a0.0", "--position", "END", "--method", "decoder"]
+  view = ["view", text, "--reader", str(ioi_workdir), "--site", "a0.0", "--position", "END", "--method", "decoder"]
   assert main([*view, "--num-samples", "8"]) == 0
   assert "a0.0" in capsys.readouterr().out
 
 
-def test_training_goes_on_with_the_target_that_the_workdir_names(workdir, tmp_path, capsys):
-  copy = shutil.copytree(workdir, tmp_path / "w")
-  assert main(["train", "--config", TINY, "--workdir", str(copy)]) == 0
+def test_training_goes_on_with_the_target_that_the_workdir_names(ioi_workdir, tmp_path, capsys):
+  copy = shutil.copytree(ioi_workdir, tmp_path / "w")
+  assert main([*TRAIN_IOI, "--workdir", str(copy)]) == 0
   other = gpt2_folder(tmp_path / "other", layers=3, seed=1)
-  error = refused(capsys, "train", "--config", TINY, "--workdir", str(copy), "--target", str(other))
+  error = refused(capsys, *TRAIN_IOI, "--workdir", str(copy), "--target", str(other))
   assert "reads another target or other layers" in error
 
 
-def test_the_path_of_a_checkpoint_that_was_moved_is_given(workdir, folder, tmp_path, capsys):
-  moved = shutil.copytree(workdir, tmp_path / "w")
+def test_the_path_of_a_checkpoint_that_was_moved_is_given(ioi_workdir, ioi_folder, tmp_path, capsys):
+  moved = shutil.copytree(ioi_workdir, tmp_path / "w")
   path = moved / "target" / "reference.json"
   reference = json.loads(path.read_text())
   path.write_text(json.dumps(reference | {"path": str(tmp_path / "gone")}))
@@ -75,7 +61,7 @@ def test_the_path_of_a_checkpoint_that_was_moved_is_given(workdir, folder, tmp_p
     InversionViewError, match=f"is not at {re.escape(str(tmp_path / 'gone'))} any more; give its path with --target"
   ):
     reader.load_reader(moved)
-  assert reader.load_reader(moved, folder).target.fingerprint == reference["fingerprint"]
+  assert reader.load_reader(moved, ioi_folder).target.fingerprint == reference["fingerprint"]
   view = [
     "view",
     "Then, Mary and John",
@@ -91,7 +77,7 @@ def test_the_path_of_a_checkpoint_that_was_moved_is_given(workdir, folder, tmp_p
     "4",
   ]
   assert "give its path with --target" in refused(capsys, *view)
-  assert main([*view, "--target", str(folder)]) == 0
+  assert main([*view, "--target", str(ioi_folder)]) == 0
   with pytest.raises(InversionViewError, match="is not the checkpoint that this reader was trained on"):
     reader.load_reader(moved, gpt2_folder(tmp_path / "other", layers=3, seed=1))
   path.write_text("{")
@@ -109,7 +95,7 @@ def test_the_path_of_a_checkpoint_that_was_moved_is_given(workdir, folder, tmp_p
     (["--target", "addition"], "no checkpoint 'addition'"),
   ],
 )
-def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(argv, message, folder, tmp_path, capsys):
-  argv = [str(folder) if word == "FOLDER" else word for word in argv]
-  assert message in refused(capsys, "train", "--config", TINY, "--workdir", str(tmp_path / "w"), *argv)
+def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(argv, message, ioi_folder, tmp_path, capsys):
+  argv = [str(ioi_folder) if word == "FOLDER" else word for word in argv]
+  assert message in refused(capsys, *TRAIN_IOI, "--workdir", str(tmp_path / "w"), *argv)
   assert not (tmp_path / "w").exists()

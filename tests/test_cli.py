@@ -231,7 +231,7 @@ def test_path_below_a_file_is_refused(inversionview, tmp_path):
 def test_training_names_settings_that_do_not_exist(inversionview, tmp_path):
   config = f"--config={ROOT / 'configs' / 'addition.py'}:tiny"
   assert "'stepps'" in refused(inversionview, tmp_path, "train", config, "--workdir=w", "--config.stepps=3")
-  assert "'colour'" in refused(inversionview, tmp_path, "train-target", config, "--workdir=w", "--colour")
+  assert "'--colour'" in refused(inversionview, tmp_path, "train-target", config, "--workdir=w", "--colour")
 
 
 def test_decoder_is_not_trained_on_a_target_that_its_reader_could_not_use(inversionview, tmp_path, make_target):

@@ -56,8 +56,15 @@ def read_reference(folder: str | os.PathLike) -> dict | None:
   path = path_of(folder) / FILE
   if not path.exists():
     return None
-  reference = read_json(path, "it is damaged")
-  if not isinstance(reference, dict) or reference.get("format_version") != FORMAT_VERSION or not set(reference) >= set(_FIELDS):
+  try:
+    reference = read_json(path)
+  except InversionViewError as error:
+    raise InversionViewError(f"{path} is damaged: {error}") from None
+  if (
+    not isinstance(reference, dict)
+    or reference.get("format_version") != FORMAT_VERSION
+    or not set(reference) >= set(_FIELDS)
+  ):
     raise InversionViewError(f"{path} is damaged, or of another version of this package")
   for name, check in _FIELDS.items():
     check(f"{path}: {name}", reference[name])

@@ -20,7 +20,7 @@ Every setting of the config can be changed:
 
   inversionview {name} --config configs/addition.py:tiny --workdir W --config.seed=1 --config.{key}.lr=0.003
 
-Running the same command again resumes from the newest checkpoint in the workdir. SIGTERM saves and exits with code 75, which asks to
+Running the same command again resumes from the newest checkpoint in the workdir, which one run at a time uses. SIGTERM saves and exits with code 75, which asks to
 be run again. On several hosts run the same command on each of them: TPU slices, SLURM and Open MPI are detected; elsewhere give --coordinator,
 --num-processes and --process-id.
 """
@@ -185,7 +185,7 @@ class _Target:
       self.source = args.target or (reference and reference["path"]) or config.target.path
     else:
       self.source = args.target or (str(self._own) if has_copy else config.task)
-    self._family = args.family or (reference and reference.get("family"))
+    self._family: str | None = args.family or (reference.get("family") if reference else None)
     self.task, self.target = task_and_target(
       config.task, self.source, config, sites=tuple(config.sites), mesh=mesh, family=self._family
     )

@@ -150,9 +150,8 @@ def test_decoders_log_prob_has_gradients_with_respect_to_the_activation(small_de
 
   with compilation.quick():
     program = jax.jit(log_p)
-    expected = (
-      float(program(z + 1e-3 * direction) - program(z - 1e-3 * direction)) / 2e-3
-    )  # the next kink of a ReLU is near
+    step = 1e-3 * direction  # the next kink of a ReLU is near
+    expected = float(program(z + step) - program(z - step)) / 2e-3
     assert float(np.sum(jax.grad(log_p)(z) * direction)) == pytest.approx(expected, rel=1e-2)
   for jit in (jax.jit, parallel.jit):
     assert float(np.sum(jit(jax.grad(log_p))(z) * direction)) == pytest.approx(expected, rel=1e-2)

@@ -156,7 +156,8 @@ def write_whole(path: "str | os.PathLike", content: "str | bytes") -> None:
   draft = target.parent / f".{secrets.token_hex(8)}.tmp"
   try:
     with open(draft, "xb") as file:
-      file.write(content.encode() if isinstance(content, str) else content)
+      # A lone surrogate, which UTF-8 does not have, becomes its escape in JSON.
+      file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
       file.flush()
       os.fsync(file.fileno())
     os.replace(draft, target)

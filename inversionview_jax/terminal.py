@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from rich.console import Console
 
+_LONGEST_MESSAGE = 1000  # characters: a message may quote what it is about
+
 
 def visible(text: str, keep: str = "") -> str:
   """`text` with control and invisible characters replaced by visible ones: "\\n" -> "⏎", ESC -> "␛".
@@ -43,8 +45,12 @@ def print_text(text: str, *, error: bool = False, flush: bool = False) -> None:
 
 
 def print_message(text: str) -> None:
-  """Prints a message as one line on stderr, behind the name of the program."""
-  print_text(f"inversionview: {visible(' '.join(text.split()))}", error=True, flush=True)
+  """Prints a message as one line on stderr, behind the name of the program; the middle of a very long one is left out."""
+  line = " ".join(text.split())
+  if len(line) > _LONGEST_MESSAGE:
+    half = _LONGEST_MESSAGE // 2
+    line = f"{line[:half]} ... {line[-half:]}"
+  print_text(f"inversionview: {visible(line)}", error=True, flush=True)
 
 
 def console(**options: Any) -> "Console":
@@ -53,9 +59,13 @@ def console(**options: Any) -> "Console":
 
   from rich.console import Console, ConsoleOptions, RenderableType
   from rich.segment import Segment
+  from rich.text import Text
 
   class VisibleConsole(Console):
     """Everything that is printed passes `render`, already styled: what is a control character there came with the text."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # before widths are measured
+      return super().render_str("".join(map(_without_control, text)), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
       for segment in super().render(renderable, options):

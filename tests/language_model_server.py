@@ -52,7 +52,8 @@ GOOD = 'They agree in a sum.\n{"reading": "The hundreds add up to the same.", "f
 
 @contextlib.contextmanager
 def served(*steps, usage=True):
-  """A server whose n-th request is answered by the n-th step (the last one from then on): text, (status, body), or seconds to wait.
+  """A server whose n-th request is answered by the n-th step (the last one from then on): text, (status, body), seconds to wait, or a
+  function that writes what it likes.
 
   Yields:
     Its address; the requests as (path, headers, content); a counter of requests in flight, "now" and at "most".
@@ -67,6 +68,10 @@ def served(*steps, usage=True):
         received.append((self.path, {name.lower(): value for name, value in self.headers.items()}, request))
         busy["now"] += 1
         busy["most"] = max(busy["most"], busy["now"])
+      if callable(step):
+        with contextlib.suppress(OSError):  # the client has gone
+          step(self.wfile)
+        return
       if isinstance(step, float):
         time.sleep(step)
         step = GOOD

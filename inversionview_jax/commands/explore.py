@@ -59,6 +59,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   port = _port(args.address, args.port)
   from inversionview_jax.show.explorer import service
 
+  for path in (*(args.reader or ()), *(args.target or ())):
+    path_of(path)  # raises for one that no folder can have
   names = args.reader or ([] if args.target else _shipped())
   readers = service.configure(names, args.target or (), args.task, args.method)
   for path in names:
@@ -97,7 +99,7 @@ def _port(address: str, requested: int | None) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((address, port))
       return port
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # the second of a name that is too long
       raise InversionViewError(f"--address {address!r} is no address of this machine; use 127.0.0.1") from None
     except OSError as error:
       if error.errno != errno.EADDRINUSE:

@@ -61,6 +61,13 @@ class Number:
     raise argparse.ArgumentTypeError(f"{_short(text)} must be a number {least} {self.high:g}")
 
 
+def given(text: str) -> str:
+  """Type of a flag: any text but the empty one, which would otherwise be taken for a flag that was left out."""
+  if text:
+    return text
+  raise argparse.ArgumentTypeError("'' must be something; leave the flag out for its default")
+
+
 def _short(text: str) -> str:
   """A value for a message; of a long one its beginning."""
   return text if len(text) <= 40 else f"{text[:20]}... ({len(text):,} characters)"
@@ -182,7 +189,7 @@ def add(
     options["action"] = "append"
   if required:  # a group of alternatives takes no such argument
     options["required"] = True
-  parser.add_argument(f"--{name}", type=flag.type, metavar=flag.metavar, **options)
+  parser.add_argument(f"--{name}", type=flag.type or given, metavar=flag.metavar, **options)
 
 
 def add_hosts(parser: argparse.ArgumentParser) -> None:

@@ -54,7 +54,7 @@ def add_parser(commands: Any) -> None:
     "--inputs", type=flags.Whole(1, flags.MANY), help="without --texts: so many held-out inputs (default: 8)"
   )
   flags.add(parser, "seed", unset="0")
-  parser.add_argument("--model", required=True, help="name of the language model at the endpoint")
+  parser.add_argument("--model", type=flags.given, required=True, help="name of the language model at the endpoint")
   flags.add(parser, "out", required=True)
   parser.add_argument("--base-url", help="of the endpoint (default: OPENAI_BASE_URL, else OpenAI's)")
   parser.add_argument(

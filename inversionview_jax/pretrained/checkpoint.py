@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import read_json
+from inversionview_jax.files import path_of, read_json
 from inversionview_jax.models.transformer import TransformerConfig
 from inversionview_jax.pretrained import gguf_tokenizer, gpt2, llama, tokenizer_files
 from inversionview_jax.pretrained.family import Family
@@ -50,7 +50,7 @@ def open_checkpoint(path: str | os.PathLike, family: str | Family | None = None)
     InversionViewError: nothing there, a family or config attribute that is not handled (named), only pickled weights, a shard or tensor that
       is missing, truncated or of another shape, or a quantisation that is not read.
   """
-  path = pathlib.Path(path)
+  path = path_of(path)
   if isinstance(family, str):
     family = load_named(family, Family, "family")
   if path.is_file():
@@ -107,7 +107,7 @@ def tokenizer_from(given: Any, attributes: Mapping) -> Tokenizer:
     InversionViewError: anything else, or a tokenizer that is damaged or has neither BOS nor EOS.
   """
   if isinstance(given, str | os.PathLike):
-    return tokenizer_files.from_path(pathlib.Path(given).expanduser(), attributes)
+    return tokenizer_files.from_path(path_of(given), attributes)
   return tokenizer_files.from_object(given, attributes)
 
 

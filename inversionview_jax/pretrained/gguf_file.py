@@ -5,6 +5,7 @@ Sources: the `gguf` package, which also dequantises, and llama.cpp's conversion 
 """
 
 import functools
+import itertools
 import pathlib
 import re
 from collections.abc import Callable
@@ -137,7 +138,7 @@ class GgufFile:
       raise InversionViewError(f"{path} is one of {parts} parts; join them with llama.cpp's gguf-split --merge")
     self._tensors = {}  # Hugging Face's name -> (name here, type, shape, first byte, length)
     self._divisors = None
-    size = path.stat().st_size
+    size, entries = path.stat().st_size, []
     for tensor in reader.tensors:
       shape = tuple(int(n) for n in reversed(tensor.shape.tolist()))
       entry = (tensor.name, tensor.tensor_type, shape, int(tensor.data_offset), int(tensor.n_bytes))
@@ -145,10 +146,14 @@ class GgufFile:
         raise InversionViewError(
           f"cannot read {path}: truncated or corrupt (tensor {tensor.name} ends behind the file)"
         )
+      entries.append(entry)
       if tensor.name == "rope_freqs.weight":
         self._divisors = [float(x) for x in self._read(entry)]
       else:
         self._tensors[self._renamed(tensor.name)] = entry
+    for one, other in itertools.pairwise(sorted(entries, key=lambda entry: entry[3:])):
+      if other[3] < one[3] + one[4]:
+        raise InversionViewError(f"cannot read {path}: truncated or corrupt (tensors {one[0]} and {other[0]} overlap)")
     self.attributes = self._attributes()
     self.names = frozenset(self._tensors)
 

@@ -94,7 +94,7 @@ def load_target(
 
 def _is_path(tokenizer: str) -> bool:
   """Whether a string means files of a tokenizer, and not a task."""
-  return tokenizer not in tasks.names() and pathlib.Path(tokenizer).expanduser().exists()
+  return tokenizer not in tasks.names() and path_of(tokenizer).exists()
 
 
 def check_tokenizer(target: Target, task: tasks.Task, source: str | os.PathLike) -> None:

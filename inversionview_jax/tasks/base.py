@@ -279,9 +279,10 @@ class Task(abc.ABC):
     """
     used = [int(t) for t in tokens if int(t) not in (self.tokenizer.pad_id, self.tokenizer.eos_id)]
     labels = self.labels(used)
+    typed = index_or_label(position) if isinstance(position, str) else position
     try:
-      index = int(position) if isinstance(position, str) else operator.index(position)
-    except (TypeError, ValueError):
+      index = None if isinstance(typed, str) else operator.index(typed)
+    except TypeError:
       index = None
     # A digit is a label only if the task has it among the labels; otherwise it is an index.
     if index is None or str(position) in labels:

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import sys
-import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -41,13 +40,10 @@ def silence_orbax() -> None:
 def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
   """Prints an exception that nothing caught, but not that of an array that is written after a failed save has ended.
 
-  Its writer, in a thread outside of Python, reports to the event loop of the save, which is closed by then; on a full disk for every array.
+  Its writer, outside of Python, reports to the event loop of the save, which is closed by then; on a full disk for every array.
   """
-  if (
-    kind is RuntimeError
-    and str(error) == "Event loop is closed"
-    and threading.current_thread() is not threading.main_thread()
-  ):
+  outermost = "" if trace is None else trace.tb_frame.f_code.co_name
+  if kind is RuntimeError and outermost == "call_soon_threadsafe":
     return
   sys.__excepthook__(kind, error, trace)
 

@@ -26,6 +26,7 @@ def test_shared_flags_have_one_help_text():
     "--temperature",  # of the decoder, or of a language model
     "--feature",  # one of the task's, or an expression
     "--out",  # of `report`: a file
+    "--particles",  # of `plan`: per device
   }
   texts: dict[str, set[str]] = {}
   for parser in commands().values():
@@ -100,7 +101,9 @@ NUMERIC = [
 def test_every_flag_with_a_number_has_a_range():
   for parser in commands().values():
     for action in parser._actions:
-      assert action.type is None or isinstance(action.type, flags.Whole | flags.Number), action.option_strings
+      assert action.type in (None, flags.given) or isinstance(action.type, flags.Whole | flags.Number), (
+        action.option_strings
+      )
   assert len(NUMERIC) > 70
 
 
@@ -129,6 +132,7 @@ def test_numbers_out_of_range_are_refused_when_they_are_parsed(value):
     (["evaluate", "--out", "E", "--seed", str(2**40)], "--seed 1099511627776 must be a whole number from 0"),
     (["plan", "--config", "c.py", "--topology", "cpu:1000000"], "cpu:1000000"),
     (["plan", "--config", "c.py", "--topology", "v5p:64x64x64"], "v5p:64x64x64"),
+    (["view", "1", "--site", "a0.0", "--position", "=", "--reader", ""], "--reader '' must be something"),
     (["veiw"], "view"),
   ],
 )

@@ -127,7 +127,7 @@ def test_answers_can_be_replayed_from_a_file(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
   ("argv", "message"),
   [
-    (["nowhere.json"], "cannot read preimage 'nowhere.json'"),
+    (["nowhere.json"], "cannot read 'nowhere.json'"),
     (["--prices", "cheap"], "--prices 'cheap' must be two numbers"),
     (["--queries", "0"], "--queries 0 must be a whole number"),
     (["--timeout", "0"], "--timeout 0 must be a number above 0"),
@@ -150,3 +150,19 @@ def test_an_empty_folder_and_a_newer_file_are_refused(tmp_path, preimages, capsy
   (tmp_path / "P" / "a.json").write_text(newer)
   assert run(tmp_path / "P", "--model", "m", "--out", tmp_path / "I") == 2
   assert "99 is newer" in capsys.readouterr().err
+
+
+def test_control_characters_of_an_answer_do_not_reach_the_terminal(folder, tmp_path, capsys):
+  assert run(folder, "--model", "m", "--out", tmp_path / "I", "--prompts-only") == 0
+  hashes = [json.loads(line)["hash"] for line in (tmp_path / "I" / "prompts.jsonl").read_text().splitlines()]
+  answer = json.dumps(
+    {"reading": "\x1b]0;title\x07\x1b[31mred\u202e \ud800 [bold]b[/]\r", "features": ["\x1b[2J F1", "\x9b31m"]}
+  )
+  (tmp_path / "a.jsonl").write_text("".join(json.dumps({"hash": name, "text": answer}) + "\n" for name in hashes))
+  assert run(folder, "--model", "m", "--out", tmp_path / "I", "--replay", tmp_path / "a.jsonl") == 0
+  printed = capsys.readouterr().out
+  assert "␛[31mred" in printed and "[bold]b[/]" in printed and "␛[2J F1" in printed
+  assert all(c.isprintable() or c == "\n" for c in printed)
+  assert run("\x1b[31mP\x07", "--model", "m", "--out", tmp_path / "I") == 2
+  error = capsys.readouterr().err
+  assert error.count("\n") == 1 and all(c.isprintable() or c == "\n" for c in error)

@@ -1,5 +1,10 @@
 """Requests to a language model: a real HTTP server on loopback, retries, and answers on disk."""
 
+import functools
+import gzip
+import itertools
+import time
+
 import pytest
 from language_model_server import GOOD, served
 
@@ -46,6 +51,51 @@ def test_the_prompt_of_a_damaged_answer_is_sent_again(tmp_path):
   with served(GOOD) as (url, requests, _):
     assert language_model.ask({"h": "p"}, tmp_path, Endpoint("m", url))["h"].text == GOOD
   assert len(requests) == 1
+
+
+def drip(out):
+  """A whole header, then a byte now and then."""
+  out.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{")
+  while True:
+    out.write(b" ")
+    out.flush()
+    time.sleep(0.02)
+
+
+def drip_header(out):
+  out.write(b"HTTP/1.1 200 OK\r\n")
+  for number in itertools.count():
+    out.write(b"X-%d: a\r\n" % number)
+    out.flush()
+    time.sleep(0.02)
+
+
+def endless(out, status=b"200 OK"):
+  out.write(b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json\r\n\r\n")
+  while True:
+    out.write(1_000_000 * b" ")
+
+
+def compressed(out):
+  body = gzip.compress(1_000_000 * b" ")
+  out.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
+@pytest.mark.parametrize(
+  "step, named",
+  [
+    (drip, "no answer within 0.4 s"),
+    (drip_header, "no answer within 0.4 s"),
+    (endless, "longer than 10 MB"),
+    (functools.partial(endless, status=b"400 Bad Request"), "longer than 10 MB"),
+    (compressed, "compressed"),
+  ],
+)
+def test_an_answer_that_does_not_end_is_given_up(tmp_path, step, named):
+  timeout = 30.0 if step is not drip and step is not drip_header else 0.4
+  with served(step) as (url, _, _):
+    answers = language_model.ask({"h": "p"}, tmp_path, Endpoint("m", url, timeout=timeout, retries=0))
+  assert named in answers["h"].error and not list(tmp_path.iterdir())
 
 
 def test_cost_is_of_new_answers():

@@ -413,7 +413,7 @@ def test_every_panel_is_shown(page, panel):
     ({"sitee": "a0.0"}, "sitee"),
     ({"reader": "nowhere"}, "unknown reader 'nowhere'"),
     ({"site": "a" + 3000 * "9" + ".0"}, "unknown site"),
-    ({"position": 3000 * "9"}, "out of range"),
+    ({"position": 3000 * "9"}, "unknown position"),
     ({"seed": 5000 * "9"}, "seed has 5,000 characters"),
   ],
 )
@@ -618,6 +618,7 @@ def test_a_server_refuses_other_names_and_other_origins(tmp_path):
     (["--port", "0"], "--port 0"),
     (["--port", "65536"], "--port 65536"),
     (["--address", "nowhere.invalid"], "nowhere.invalid"),
+    (["--address", 300 * "a"], "no address of this machine"),
     (["--reader", "missing"], "no reader in missing"),
     (["--reader", "a/addition", "--reader", "b/addition"], "same name"),
     (["--target", "nowhere"], "no target 'nowhere'"),

@@ -154,7 +154,8 @@ def loaded_once(monkeypatch):
       if not isinstance(name, str | os.PathLike):
         return load(name, *args, **kwargs)
       folder = pathlib.Path(name)
-      paths = [path for path in sorted(folder.rglob("*")) if path.is_file()] if os.path.isdir(folder) else []
+      inside = sorted(folder.rglob("*")) if os.path.isdir(folder) else [folder]
+      paths = [path for path in inside if os.path.isfile(path)]
       files = tuple((str(path.relative_to(folder)), path.read_bytes()) for path in paths)
       patched = tuple(getattr(type(TASK), attribute) for attribute in ("moves", "log_prior", "split"))
       key = load.__name__, folder.name if files else str(name), files, repr((args, kwargs)), patched

@@ -100,7 +100,7 @@ def short_commands() -> list:
 
 
 @pytest.mark.parametrize("words", short_commands())
-def test_short_commands_run(words, tmp_path, monkeypatch, capsys, quick_to_compile):
+def test_short_commands_run(words, tmp_path, monkeypatch, capsys, loaded_once):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "P").mkdir()
   held_out = words[1] == "measure" and words[2].startswith("--")  # no text is given

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.files import path_of
 from inversionview_jax.progress import bar
 from inversionview_jax.tasks.base import TINY, Task
 
@@ -57,7 +58,8 @@ def load_rows(
   if not task.dataset:
     index = task.split(split)[: {"full": None, "tiny": TINY[split]}[config]][:limit]
     return task.tokens(index).astype(_narrowest(task))
-  root = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+  root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  root = root if "://" in root else os.fspath(path_of(root))
   folder = os.path.join(root, f"inversionview_{task.name}", config)
   try:
     builder = _existing(task, config, root, folder, progress)

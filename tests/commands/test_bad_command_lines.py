@@ -96,6 +96,8 @@ REFUSED = [
   (f"train --config {ADDITION} --workdir out --config.sites=('a9.9',)", "a9.9"),
   (f"train --config {ADDITION} --workdir out --config.model.n_heads=3", "n_heads"),
   (f"train --config {ADDITION} --workdir out --config.data.config=nosuch", "nosuch"),
+  (f"train --config {ADDITION} --workdir out --config.data.dir=~nosuchuser/x", "no home folder"),
+  (f"train --config {ADDITION} --workdir out --config.optimizer.lr=1e400", "optimizer.lr = inf"),
   (f"train --config {ADDITION} --workdir out --config.init_from=nosuch", "init_from = 'nosuch'"),
   (f"train --config {ADDITION} --workdir out --config.init_from=~nosuchuser/x", "no home folder"),
   (f"train --config {ADDITION} --workdir out --config.profile=5:1", "profile"),

@@ -181,14 +181,13 @@ def _at(mesh: Mesh, tree: Any, spec: PartitionSpec = PartitionSpec()) -> Any:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
 
-def _f32(*size: int) -> jax.ShapeDtypeStruct:
+def _f32(*size: int) -> Any:
   return jax.ShapeDtypeStruct(size, jnp.float32)
 
 
-def _i32(*size: int) -> jax.ShapeDtypeStruct:
+def _i32(*size: int) -> Any:
   return jax.ShapeDtypeStruct(size, jnp.int32)
 
 
-def _query(count: int, width: int) -> Any:
-  shapes: Any = _f32(count, width), _i32(count), _i32(count), _i32(count)
-  return Queries(*shapes)
+def _query(count: int, width: int) -> Queries:
+  return Queries(_f32(count, width), _i32(count), _i32(count), _i32(count))

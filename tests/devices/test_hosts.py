@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import compilation
 import jax
 import numpy as np
 import pytest
@@ -94,8 +95,7 @@ def pair(folder, changes=({}, {}), devices=1, heartbeat_timeout=120):
   processes = []
   for process, changed in enumerate(changes):
     environment = os.environ | {
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-      "PYTHONPATH": str(HERE.parent), "COORDINATOR": f"127.0.0.1:{port}", "PROCESSES": "2", "PROCESS": str(process),
+      "XLA_FLAGS": compilation.flags(devices), "PYTHONPATH": str(HERE.parent), "COORDINATOR": f"127.0.0.1:{port}", "PROCESSES": "2", "PROCESS": str(process),
       "HEARTBEAT_TIMEOUT": str(heartbeat_timeout),
     }  # fmt: skip
     argv = [sys.executable, str(HERE / "tiny_run.py"), str(folder), json.dumps(changed)]

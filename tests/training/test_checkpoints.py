@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import compilation
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,8 +36,7 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 def start(folder, hold="", **changes):
   environment = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1", "HOLD": hold, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "PYTHONPATH": str(HERE.parent),
+    "XLA_FLAGS": compilation.flags(), "HOLD": hold, "PYTHONPATH": str(HERE.parent),
   }  # fmt: skip
   argv = [sys.executable, str(HERE / "tiny_run.py"), str(folder), json.dumps(changes)]
   return subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -53,12 +53,9 @@ def newest(folder) -> int:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def straight(run):
   """The model of a run that nothing happened to."""
-  folder = tmp_path_factory.mktemp("straight")
-  code, error = ended(start(folder))
-  assert code == 0, error
-  return (folder / MODEL).read_bytes()
+  return (run / MODEL).read_bytes()
 
 
 def wait_for(condition, process, seconds=900):

@@ -16,15 +16,15 @@ T = TypeVar("T")
 
 def whole(name: str, value: object, low: int, high: int) -> int:
   """A whole number from `low` to `high`."""
-  if isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= value <= high:
+  if isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= int(value) <= high:
     return int(value)
   _refuse(name, value, f"a whole number from {low:,} to {high:,}")
 
 
 def number(name: str, value: object, low: float, high: float) -> float:
   """A finite number from `low` to `high`."""
-  if isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= value <= high:
-    return float(value)
+  if is_number(value) and low <= value <= high:  # type: ignore[operator]
+    return float(value)  # type: ignore[arg-type]
   _refuse(name, value, f"a number from {low:g} to {high:g}")
 
 
@@ -88,7 +88,10 @@ def brief(value: object) -> str:
 
 def is_number(value: object) -> bool:
   """Whether a value is a finite number."""
-  return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+  try:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+  except OverflowError:  # a whole number beyond every float
+    return False
 
 
 def _refuse(name: str, value: object, what: str) -> NoReturn:

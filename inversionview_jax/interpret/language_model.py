@@ -130,12 +130,12 @@ class _Bounds:
 
   def _bound(self, response: Any) -> None:
     """Puts a bounded stream in place of the response's; its body has not been read."""
-    library = importlib.import_module(type(response).__module__.partition(".")[0])  # httpx, or its successor
+    library: Any = importlib.import_module(type(response).__module__.partition(".")[0])  # httpx, or its successor
     stream, end = response.stream, self._started.at + self._seconds
     if response.headers.get("content-encoding", "identity") != "identity":
       raise _TooLong("it is compressed, which was not asked for")
 
-    class Bounded(library.SyncByteStream):
+    class Bounded(library.SyncByteStream):  # type: ignore[misc, name-defined]
       def __iter__(self) -> Iterator[bytes]:
         size = 0
         for chunk in stream:

@@ -5,7 +5,7 @@ In float32 and in the order of operations of the training code: at position 100,
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def _number(name: str, value: object) -> object:
   return value if value is None else values.number(name, value, 0, 1e30)
 
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[[str, object], object]] = {
   "rope_type": values.text,
   "type": values.text,
   "truncate": values.switch,

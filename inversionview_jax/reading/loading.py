@@ -3,7 +3,8 @@
 import functools
 import os
 import pathlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -93,7 +94,7 @@ def _check_belongs(description: dict, target: Target, task: Task, folder: pathli
 
 
 _TARGET = {"name": values.text, "fingerprint": values.text, "convention": values.text}
-_DESCRIPTION = {
+_DESCRIPTION: dict[str, Callable[[str, object], Any]] = {
   "name": values.text,
   "task": values.text,
   "config": values.mapping,

@@ -11,7 +11,6 @@ import os
 import secrets
 import sys
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 import jax
@@ -33,19 +32,20 @@ def silence_orbax() -> None:
   from absl import logging
 
   logging.set_verbosity(logging.FATAL)
-  if sys.excepthook is sys.__excepthook__:
-    sys.excepthook = _print_exception
+  if sys.unraisablehook is sys.__unraisablehook__:
+    sys.unraisablehook = _print_unraisable
 
 
-def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-  """Prints an exception that nothing caught, but not that of an array that is written after a failed save has ended.
+def _print_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+  """Prints an exception that cannot be raised, but not that of an array that is written after a failed save has ended.
 
   Its writer, outside of Python, reports to the event loop of the save, which is closed by then; on a full disk for every array.
   """
+  trace = unraisable.exc_traceback
   outermost = "" if trace is None else trace.tb_frame.f_code.co_name
-  if kind is RuntimeError and outermost == "call_soon_threadsafe":
+  if unraisable.exc_type is RuntimeError and outermost == "call_soon_threadsafe":
     return
-  sys.__excepthook__(kind, error, trace)
+  sys.__unraisablehook__(unraisable)
 
 
 def folder_of(workdir: str | os.PathLike) -> str:

@@ -1,6 +1,7 @@
 """`Preimage` as data (JSON, what is shown, epsilon) and as a display (terminal, HTML, page)."""
 
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -186,8 +187,13 @@ def test_writing_is_all_or_nothing(write, tmp_path, hostile):
   write(hostile, path)
   assert path.read_text(encoding="utf-8") != "old" and list(tmp_path.iterdir()) == [path]
   before = path.read_bytes()
-  with pytest.raises(UnicodeEncodeError):  # a failure halfway
-    write_whole(path, "half\udc80")
+
+  def full(handle):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(InversionViewError, match="No space left"):
+    patch.setattr(os, "fsync", full)  # a failure halfway
+    write_whole(path, "half")
   assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 

@@ -164,7 +164,10 @@ def ignore_folder_settings() -> None:
   """Keeps Streamlit from reading .streamlit/config.toml and secrets.toml of the current folder, which came with somebody's files."""
   from streamlit import config, file_util
 
-  config.get_config_files = lambda name: [file_util.get_streamlit_file_path(name)]  # those of the user's home
+  def of_the_home(file_name: str) -> list[str]:
+    return [file_util.get_streamlit_file_path(file_name)]
+
+  config.get_config_files = of_the_home
 
 
 def disable_ip_lookup() -> None:

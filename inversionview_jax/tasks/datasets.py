@@ -58,7 +58,7 @@ def load_rows(
   if not task.dataset:
     index = task.split(split)[: {"full": None, "tiny": TINY[split]}[config]][:limit]
     return task.tokens(index).astype(_narrowest(task))
-  root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  root = os.fspath(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
   root = root if "://" in root else os.fspath(path_of(root))
   folder = os.path.join(root, f"inversionview_{task.name}", config)
   try:

@@ -243,12 +243,13 @@ def test_quantisation_that_is_not_read_is_refused(tmp_path, capsys):
 
   kinds = gguf.GGMLQuantizationType
   path = write_gguf(tmp_path / "model.gguf", wide_folder(tmp_path / "llama"), kinds.Q8_0)
-  field = next(t.field for t in gguf.GGUFReader(path).tensors if t.name == "blk.0.attn_q.weight")
-  start = field.offset + sum(part.nbytes for part in field.parts[:4])  # behind name and shape comes the type
+  # The last one, which may grow: Q8_1 takes more bytes.
+  last = max(gguf.GGUFReader(path).tensors, key=lambda tensor: tensor.data_offset)
+  start = last.field.offset + sum(part.nbytes for part in last.field.parts[:4])  # behind name and shape comes the type
   content = bytearray(path.read_bytes())
-  assert content[start : start + 4] == int(kinds.Q8_0).to_bytes(4, "little")
+  assert content[start : start + 4] == int(last.tensor_type).to_bytes(4, "little")
   content[start : start + 4] = int(kinds.Q8_1).to_bytes(4, "little")
-  path.write_bytes(content)
+  path.write_bytes(content + bytes(last.n_bytes))
   (tmp_path / "p.txt").write_text("Paris is\n")
   error = refused(capsys, "heads", "--target", str(path), "--prompts", str(tmp_path / "p.txt"))
   assert "is quantised as Q8_1, which is not read" in error

@@ -47,7 +47,7 @@ class MonteCarlo:
     mesh: Mesh | None = None,
     settings: Settings | None = None,
     joint: bool = False,
-    program: TextSweeps | None = None,
+    program: TaskSweeps | TextSweeps | None = None,
   ):
     """Builds the program; nothing is compiled before `run`.
 
@@ -71,8 +71,9 @@ class MonteCarlo:
         f"use a multiple of {ISLANDS * devices}"
       )
     self._vocabulary = task.tokenizer.vocab_size
-    nearness = Nearness(target, task, self.sites, mesh, joint)
-    self._program = TaskSweeps(target, task, nearness) if program is None else program
+    if program is None:
+      program = TaskSweeps(target, task, Nearness(target, task, self.sites, mesh, joint))
+    self._program: TaskSweeps | TextSweeps = program
 
   def run(
     self,

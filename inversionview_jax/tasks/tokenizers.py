@@ -311,7 +311,10 @@ def from_description(description: dict) -> Tokenizer:
     split = values.switch(f"split_special_tokens of {where}", description.get("split_special_tokens", False))
     return HuggingFaceTokenizer(description["content"], *ids, split)
   if kind == "part":
-    kept = functools.partial(values.sequence, check=token, most=2**24)
+
+    def kept(name, value):  # None: all of the base's
+      return None if value is None else values.sequence(name, value, token, most=2**24)
+
     values.fields(where, description, {"base": values.mapping, "kept": kept})
     base = from_description(description["base"])
     if not isinstance(base, HuggingFaceTokenizer):

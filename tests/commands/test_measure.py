@@ -51,7 +51,7 @@ def test_what_the_decoder_drew_is_not_called_encoded(capsys):
       "--queries 3 is a number of held-out inputs; leave it out when texts are given",
     ),
     (["615+861=1476", "615+861=1476"], "given twice"),
-    (["--texts", "nowhere.txt"], "cannot read nowhere.txt"),
+    (["--texts", "nowhere.txt"], "cannot read 'nowhere.txt'"),
     (["--queries", "1"], "--queries 1 must be a whole number from 2"),
     (["615+861=1476", "--json", "nowhere/m.json"], "does not exist"),
     (["6x5", "--controls", "2"], "character 'x'"),

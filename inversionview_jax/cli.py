@@ -28,7 +28,7 @@ from inversionview_jax.commands import (
 )
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preemption import EXIT_AGAIN, Stopped, listen
-from inversionview_jax.terminal import print_message
+from inversionview_jax.terminal import print_message, print_traceback
 
 # In the order in which --help lists them.
 _COMMANDS = (
@@ -57,18 +57,22 @@ def main(argv: list[str] | None = None) -> int:
     argv: the command and its arguments; None: those of this process.
 
   Returns:
-    The exit code: 0; 1 if a plan does not fit; 2 for bad input (one line on stderr, no traceback); 75 if the run was interrupted and can
-    be resumed; 130 after Ctrl-C.
+    The exit code: 0; 1 if a plan does not fit; 2 for bad input (one line on stderr, with `--debug` behind the traceback); 75 if the run
+    was interrupted and can be resumed; 130 after Ctrl-C.
   """
   own_process = argv is None
   argv = sys.argv[1:] if argv is None else argv
   if own_process and argv[:1] in (["train"], ["train-target"]):
     listen()  # before anything that takes time
+  debug = "--debug" in argv  # until they are parsed
   try:
     flags.refuse_renamed(argv)
     args, rest = _parse(argv)
+    debug = args.debug
     return _exit_code(args.run(args, rest))
   except InversionViewError as error:
+    if debug:
+      print_traceback(error)
     print_message(str(error))
     return _exit_code(2)
   except Stopped as stopped:

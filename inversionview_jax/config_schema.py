@@ -275,6 +275,17 @@ PLAN = {
   ),
 }
 REPORT = _optional(_SETTINGS_OF_A_REPORT)
+# Command -> the keys of its configs, as --help-config lists them.
+OF_COMMAND: dict[str, dict[str, Key]] = {
+  "train": {**DATA, **TRAINING, **DECODER, **_optional(_under("target", LANGUAGE_TARGET))},
+  "train-target": {
+    **DATA,
+    "seed": STEP["seed"],
+    **_under("target", {name: key for name, key in {**TRAINING, **TARGET}.items() if name != "seed"}),
+  },
+  "patch": {**EXPERIMENTS, **_under("experiments.NAME", EXPERIMENT)},
+  "plan": PLAN,
+}
 
 
 def check(config: Any, table: Mapping[str, Key], prefix: str = "") -> None:
@@ -310,6 +321,15 @@ def described(table: Mapping[str, Key]) -> str:
   """A table in Markdown, a row for each key."""
   rows = (f"| `{name}` | {key.kind} | {key.meaning} |" for name, key in table.items())
   return "\n".join(("| key | value | meaning |", "|---|---|---|", *rows))
+
+
+def listed(table: Mapping[str, Key]) -> str:
+  """A table in columns, a line for each key."""
+  names, kinds = max(map(len, table)), max(len(key.kind) for key in table.values())
+  return "\n".join(
+    f"{name:{names}}  {key.kind:{kinds}}  {key.meaning}{' (may be left out)' if key.optional else ''}"
+    for name, key in table.items()
+  )
 
 
 def _look_up(config: Any, name: str, prefix: str) -> tuple[bool, Any]:

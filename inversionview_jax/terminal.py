@@ -53,6 +53,19 @@ def print_message(text: str) -> None:
   print_text(f"inversionview: {visible(line)}", error=True, flush=True)
 
 
+def print_traceback(error: BaseException) -> None:
+  """Prints on stderr where an exception comes from, with those that it was raised in place of ("from None")."""
+  import traceback
+
+  shown: set[int] = set()
+  inner: BaseException | None = error
+  while inner is not None and id(inner) not in shown:  # contexts can go round
+    shown.add(id(inner))
+    inner.__suppress_context__ = False
+    inner = inner.__cause__ or inner.__context__
+  print_text("".join(traceback.format_exception(error)).rstrip("\n"), error=True, flush=True)
+
+
 def console(**options: Any) -> "Console":
   """A console of rich whose own control sequences are the only ones it writes; `options` are those of rich's `Console`."""
   from collections.abc import Iterable

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 from refusals import refusal
 
-from inversionview_jax import config_schema, tasks
+from inversionview_jax import cli, config_schema, tasks
 from inversionview_jax.commands.configs import load_config
 from inversionview_jax.errors import InversionViewError
 
@@ -113,3 +113,18 @@ def test_the_table_in_the_documentation_is_that_of_the_program():
   text = (CONFIGS / "README.md").read_text()
   for table in (config_schema.TRAINING, config_schema.DECODER, config_schema.TARGET, config_schema.LANGUAGE_TARGET):
     assert config_schema.described(table) in text
+
+
+@pytest.mark.parametrize("command", config_schema.OF_COMMAND)
+def test_help_config_lists_every_key_with_its_type_and_meaning(command, capsys):
+  with pytest.raises(SystemExit) as ended:
+    cli.main([command, "--help-config"])
+  lines = capsys.readouterr().out.splitlines()
+  assert ended.value.code == 0 and len(lines) == len(config_schema.OF_COMMAND[command])
+  for line, (name, key) in zip(lines, config_schema.OF_COMMAND[command].items(), strict=True):
+    assert line.split()[0] == name and key.kind in line and key.meaning in line
+
+
+def test_configs_of_the_project_pass_what_help_config_lists():
+  for command, file in (("train", "addition.py"), ("train-target", "addition.py"), ("plan", "plan_gpt2_xl.py")):
+    config_schema.check(load_config(str(CONFIGS / file), []), config_schema.OF_COMMAND[command])

@@ -2,11 +2,13 @@
 
 import argparse
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from inversionview_jax import config_schema
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preimage.methods import SETTINGS
 
@@ -18,6 +20,13 @@ class Parser(argparse.ArgumentParser):
     # argparse: "argument --particles: 1 must be ..." and "unrecognized arguments: ..."
     message = re.sub(r"^argument (-\S+): (?=.* must be )", r"\1 ", message).removeprefix("argument ")
     raise InversionViewError(f"{message}; see {self.prog} --help")
+
+  def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    """As argparse's; it makes an empty list of the value in --flag=--, whatever the flag's type (Python before 3.13)."""
+    for argument in itertools.takewhile(lambda argument: argument != "--", args or ()):
+      if re.fullmatch("--[^=]*=--", argument):
+        self.error(f"argument {argument[:-3]}: '--' is no value")
+    return super().parse_known_args(args, namespace)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +232,8 @@ def add_command(
     summary: one line for `inversionview --help`.
     description: for the command's own help, with its examples.
     epilog: shown after the flags.
-    overrides: whether the command takes settings of a config as `--config.KEY=VALUE`; flags are then not abbreviated.
+    overrides: whether the command takes settings of a config as `--config.KEY=VALUE`; flags are then not abbreviated. Where
+      `config_schema.OF_COMMAND` has the keys, --help-config lists them.
   """
   parser = commands.add_parser(
     name,
@@ -234,7 +244,25 @@ def add_command(
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.set_defaults(run=run, overrides=overrides)
+  parser.add_argument("--debug", action="store_true", help="show where an error comes from, with its traceback")
+  if name in config_schema.OF_COMMAND:
+    parser.add_argument(
+      "--help-config",
+      action=_PrintKeys,
+      nargs=0,
+      const=config_schema.OF_COMMAND[name],
+      default=argparse.SUPPRESS,
+      help="list the keys of a config, with type, range and meaning, and exit",
+    )
   return parser
+
+
+class _PrintKeys(argparse.Action):
+  """Prints the table that is its `const`, and exits, as --help does."""
+
+  def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+    print(config_schema.listed(self.const))
+    parser.exit()
 
 
 def check_used(args: argparse.Namespace, method: str, **uses: tuple[str, ...]) -> None:

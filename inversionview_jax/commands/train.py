@@ -16,7 +16,7 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
 _EPILOG = """\
-Every setting of the config can be changed:
+Every setting of the config can be changed; --help-config lists the keys:
 
   inversionview {name} --config configs/addition.py:tiny --workdir W --config.seed=1 --config.{key}.lr=0.003
 

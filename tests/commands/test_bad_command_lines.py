@@ -72,6 +72,26 @@ def test_a_config_that_fails_is_one_line_with_its_place(refused, tmp_path, name)
     assert "config c.py" in message and named in message, message
 
 
+@pytest.mark.parametrize("name", ["raises", "base"])
+def test_with_debug_the_traceback_of_a_config_is_shown_before_the_line(inversionview, tmp_path, name):
+  content, named = CONFIG[name]
+  (tmp_path / "c.py").write_text(content)
+  code, out, error = inversionview("train", "--debug", "--config", "c.py", "--workdir", "out")
+  assert (code, out) == (2, "") and not (tmp_path / "out").exists()
+  *above, line = error.splitlines()
+  assert line.startswith("inversionview: config c.py, ") and named in line
+  assert above[0] == "Traceback (most recent call last):" and any('File "c.py", line' in shown for shown in above)
+
+
+def test_every_command_has_debug(inversionview):
+  """What cannot be parsed is shown with its traceback, too, and control characters of a message stay visible."""
+  for command in cli._COMMANDS:
+    name = command.__name__.rsplit(".", 1)[1].strip("_")
+    code, out, error = inversionview(name, "--debug", "--no\x1bsuch")
+    assert (code, out) == (2, "") and "\x1b" not in error
+    assert error.startswith("Traceback") and error.splitlines()[-1].startswith("inversionview: ")
+
+
 REFUSED = [
   # config files and settings
   ("train --config loop --workdir out", "no config file|symbolic links"),

@@ -10,11 +10,13 @@ import struct
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import open_file
+from inversionview_jax.terminal import visible
 
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 _BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # type of a number -> its size
 _MOST_DIMENSIONS = 8
+_LONGEST_NAME = 1000  # bytes; the longest that are in use have less than 100
 _ELEMENTS_PER_BYTE = 8  # more than any quantisation has
 
 
@@ -49,10 +51,10 @@ class _Header:
     self._refuse_more(keys, 12, "keys")
     self._refuse_more(tensors, 24, "tensors")
     for _ in range(keys):
-      name = self._string("a key")
+      name = self._name("a key")
       self._value(self._number("I", f"the type of {name}"), name)
     for _ in range(tensors):
-      name = self._string("the name of a tensor")
+      name = self._name("the name of a tensor")
       count = self._number("I", f"the dimensions of tensor {name}")
       if count > _MOST_DIMENSIONS:
         self._refuse(f"tensor {name} has {count:,} dimensions")
@@ -64,7 +66,7 @@ class _Header:
   def _value(self, kind: int, name: str) -> None:
     """Passes over a value of a key."""
     if kind == _STRING:
-      self._string(name)
+      self._skip(self._number("Q", name), name)
     elif kind in _BYTES:
       self._skip(_BYTES[kind], name)
     elif kind == _ARRAY:
@@ -72,7 +74,7 @@ class _Header:
       if kind == _STRING:
         self._refuse_more(count, 8, f"entries of {name}")
         for _ in range(count):
-          self._string(name)
+          self._skip(self._number("Q", name), name)
       elif kind in _BYTES:
         self._skip(count * _BYTES[kind], name)
       else:
@@ -95,8 +97,11 @@ class _Header:
   def _number(self, kind: str, what: str) -> int:
     return struct.unpack(f"<{kind}", self._take(struct.calcsize(f"<{kind}"), what))[0]
 
-  def _string(self, what: str) -> str:
-    return self._take(self._number("Q", what), what).decode("utf-8", "replace")
+  def _name(self, what: str) -> str:
+    length = self._number("Q", what)
+    if length > _LONGEST_NAME:
+      self._refuse(f"{what} is {length:,} bytes long")
+    return self._take(length, what).decode("utf-8", "replace")
 
   def _refuse_more(self, count: int, size: int, what: str) -> None:
     """Refuses a count of things, of at least `size` bytes each, that do not fit into the rest of the file."""
@@ -104,4 +109,4 @@ class _Header:
       self._refuse(f"it is too short for {count:,} {what}")
 
   def _refuse(self, why: str) -> None:
-    raise InversionViewError(f"cannot read {self._path}: truncated or corrupt ({why})")
+    raise InversionViewError(f"cannot read {self._path}: truncated or corrupt ({visible(why)})")

@@ -11,7 +11,7 @@ from inversionview_jax import terminal
 from inversionview_jax.commands import flags, source
 from inversionview_jax.commands.tables import make_table
 from inversionview_jax.errors import InversionViewError, one_of
-from inversionview_jax.files import make_folder, write_whole
+from inversionview_jax.files import output_folder, write_whole
 from inversionview_jax.progress import bar
 
 if TYPE_CHECKING:
@@ -107,24 +107,25 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   task = reader.task
   if args.exact or args.completeness:
     exact.every_input(task)  # raises for a task that cannot enumerate, before the work
-  mixture, folder = _mixture(task, args), make_folder(args.out)
-  evaluation = evaluate(
-    reader,
-    queries=200 if args.queries is None else args.queries,
-    exact_queries=_default_exact(task) if args.exact is None else args.exact,
-    mixture=mixture,
-    seed=args.seed,
-  )
-  evaluation.to_json(folder / "evaluation.json")
-  _print_rates(evaluation)
-  if evaluation.exact:
-    _print_exact(evaluation)
-  written = ["evaluation.json"]
-  if not args.no_plots:
-    charts.rates(folder / "rates.png", evaluation)
-    written.append("rates.png")
-  if args.completeness:
-    written += _completeness(reader, args, folder)
+  mixture = _mixture(task, args)
+  with output_folder(args.out) as folder:
+    evaluation = evaluate(
+      reader,
+      queries=200 if args.queries is None else args.queries,
+      exact_queries=_default_exact(task) if args.exact is None else args.exact,
+      mixture=mixture,
+      seed=args.seed,
+    )
+    evaluation.to_json(folder / "evaluation.json")
+    _print_rates(evaluation)
+    if evaluation.exact:
+      _print_exact(evaluation)
+    written = ["evaluation.json"]
+    if not args.no_plots:
+      charts.rates(folder / "rates.png", evaluation)
+      written.append("rates.png")
+    if args.completeness:
+      written += _completeness(reader, args, folder)
   terminal.print_text(f"written to {folder}: {', '.join(written)}")
   return 0
 
@@ -154,10 +155,10 @@ def _methods(args: argparse.Namespace) -> int:
   # The queries that the decoder's candidates are compared on, for the same number and seed.
   count = 50 if args.queries is None else args.queries
   queries = held_out.queries_of(target, task, sites, count, args.seed + 1, every_site=False)
-  folder = make_folder(args.out)
-  with bar(args.method, len(queries) * len(methods)) as advance:
-    comparison = compare_methods(read, queries, methods, **source.settings_of(args), seed=args.seed, progress=advance)
-  comparison.to_json(folder / "methods.json")
+  with output_folder(args.out) as folder:
+    with bar(args.method, len(queries) * len(methods)) as advance:
+      comparison = compare_methods(read, queries, methods, **source.settings_of(args), seed=args.seed, progress=advance)
+    comparison.to_json(folder / "methods.json")
   _print_methods(comparison)
   terminal.print_text(f"written to {folder}: methods.json")
   return 0

@@ -11,7 +11,7 @@ from inversionview_jax import terminal
 from inversionview_jax.commands import flags, source
 from inversionview_jax.commands.inputs import texts_of
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import make_folder, write_whole
+from inversionview_jax.files import check_can_make, make_folder, output_folder, write_whole
 from inversionview_jax.progress import bar_of
 
 if TYPE_CHECKING:
@@ -133,28 +133,29 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   prompts = [hypotheses.prompt(group, args.queries, args.samples) for group in groups]
   hashes = [hypotheses.prompt_hash(args.model, text, endpoint.settings()) for text in prompts]
   by_hash = dict(zip(hashes, prompts, strict=True))
-  folder = make_folder(args.out)
-  if args.prompts_only:
-    lines = [json.dumps({"hash": name, "prompt": text}, ensure_ascii=False) for name, text in by_hash.items()]
-    write_whole(folder / "prompts.jsonl", "\n".join(lines) + "\n")
-    terminal.print_text(f"{len(lines)} prompts written to {folder / 'prompts.jsonl'}")
-    return 0
-  if args.replay:
-    answers = language_model.replayed(by_hash, args.replay)
-  else:
-    with _ProgressBar(len(by_hash), prices) as progress:
-      answers = language_model.ask(by_hash, folder / "answers", endpoint, args.at_once, progress)
-  results = [_interpret(group, name, answers[name], args.queries) for group, name in zip(groups, hashes, strict=True)]
-  write_whole(
-    folder / "interpretations.json", json.dumps(_table(args.model, results), indent=1, ensure_ascii=False) + "\n"
-  )
+  with output_folder(args.out) as folder:
+    if args.prompts_only:
+      lines = [json.dumps({"hash": name, "prompt": text}, ensure_ascii=False) for name, text in by_hash.items()]
+      write_whole(folder / "prompts.jsonl", "\n".join(lines) + "\n")
+      terminal.print_text(f"{len(lines)} prompts written to {folder / 'prompts.jsonl'}")
+      return 0
+    if args.replay:
+      answers = language_model.replayed(by_hash, args.replay)
+    else:
+      with _ProgressBar(len(by_hash), prices) as progress:
+        answers = language_model.ask(by_hash, folder / "answers", endpoint, args.at_once, progress)
+    results = [_interpret(group, name, answers[name], args.queries) for group, name in zip(groups, hashes, strict=True)]
+    write_whole(
+      folder / "interpretations.json", json.dumps(_table(args.model, results), indent=1, ensure_ascii=False) + "\n"
+    )
   _print(results, list(answers.values()), prices)
   terminal.print_text(f"written to {folder}: interpretations.json")
   return _report_failures(results, bool(args.replay))
 
 
 def _check(args: argparse.Namespace) -> None:
-  """Raises `InversionViewError` for flags that do not go together."""
+  """Raises `InversionViewError` for flags that do not go together, and for a folder that cannot be made."""
+  check_can_make(args.out)
   if args.preimages:
     for name in _OF_DRAWING:
       if getattr(args, name) is not None:

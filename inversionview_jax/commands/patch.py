@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         charts.write_chart(result, stem)
   if not charts.available():
     print(f"inversionview: {charts.MISSING}", file=sys.stderr)
-  print(f"results: {folder}")
+  terminal.print_text(f"results: {folder}")
   return 0
 
 

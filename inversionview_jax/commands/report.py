@@ -4,11 +4,10 @@ import argparse
 import pathlib
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from inversionview_jax import config_schema, values
+from inversionview_jax import config_schema, terminal, values
 from inversionview_jax.commands import flags, source
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold, check_can_make, files_together, write_whole
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
   if args.save:
     _save(preimages, args.save)
   for line in left_out:
-    print(f"inversionview: left out {line}", file=sys.stderr)
+    terminal.print_text(f"inversionview: left out {line}", error=True)
   page = report.to_report(
     preimages,
     title=title or "What these activations encode",
@@ -97,7 +96,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     colors=not args.no_color,
   )
   write_whole(args.out, page)
-  print(f"{len(preimages)} preimages, {len(page.encode()) / 1e6:.2f} MB: {args.out}")
+  terminal.print_text(f"{len(preimages)} preimages, {len(page.encode()) / 1e6:.2f} MB: {args.out}")
   return 0
 
 

@@ -29,7 +29,6 @@ _LAYERS = 43  # 0 to 42
 # compiled for a TPU.
 _PER_PAIR = 0.2 * 2**30
 _SHARE = 0.9  # of the chip's memory that may be used
-_REPEATS = 5
 
 
 def run(record: Record, settings: Settings) -> None:
@@ -41,12 +40,13 @@ def run(record: Record, settings: Settings) -> None:
   plan = _plan(settings.small)
   record.values(about=f"target of {plan.target.n_layers} layers, d={plan.target.d_model}; decoder of {plan.decoder.transformer.n_layers} layers, "
                       f"d={plan.decoder.transformer.d_model}; {plan.task.length} tokens")  # fmt: skip
-  speed.measured_peaks(record, speed.size_of(settings))
+  size = speed.size_of(settings)
+  speed.measured_peaks(record, size)
   limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
   batch = 4 if settings.small else _estimate(plan, mesh, limit)
   while batch:
     try:
-      return _measure(record, plan, mesh, batch, limit, settings.prepare)
+      return _measure(record, plan, mesh, batch, limit, size.repeats)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
       record.row(name=_name(batch * mesh.size), error=short(error))
       if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
@@ -102,9 +102,7 @@ def _estimate(plan: scenario.Scenario, mesh: Mesh, limit: int | None) -> int:
   return 2 ** max(0, int(np.log2(max(room / _PER_PAIR, 1.0))))
 
 
-def _measure(
-  record: Record, plan: scenario.Scenario, mesh: Mesh, batch: int, limit: int | None, only_compile: bool
-) -> None:
+def _measure(record: Record, plan: scenario.Scenario, mesh: Mesh, batch: int, limit: int | None, repeats: int) -> None:
   update, shapes = _program(plan, mesh, batch)
   flops = program_cost.matmul_flops(update.trace(*shapes).jaxpr, share=mesh.size) * mesh.size
   begin = time.perf_counter()
@@ -113,12 +111,12 @@ def _measure(
   needed = speed.program_memory(compiled)
   if limit and needed and needed * 2**30 > limit:
     raise MemoryError(f"out of memory: the program takes {needed:.1f} GiB of {limit / 2**30:.1f}")
-  if only_compile:
+  if not repeats:
     return
   state, frozen, tokens = _arguments(shapes, plan.task.tokenizer.vocab_size - 1)
   first = None
   seconds = []
-  for number in range(1 + _REPEATS):
+  for number in range(1 + repeats):
     begin = time.perf_counter()
     state, losses, _ = compiled(state, frozen, tokens)
     losses.block_until_ready()
@@ -129,7 +127,7 @@ def _measure(
       first = took
   loss = float(losses[0])
   if not np.isfinite(loss):
-    raise FloatingPointError(f"the loss is {loss} after {1 + _REPEATS} steps")
+    raise FloatingPointError(f"the loss is {loss} after {1 + repeats} steps")
   pairs = batch * mesh.size
   rate = pairs / float(np.median(seconds))
   record.row(

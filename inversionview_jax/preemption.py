@@ -1,4 +1,4 @@
-"""Preemption: SIGTERM saves and exits with 75, which asks to be run again.
+"""Preemption: SIGTERM saves and exits with 75, the exit code of a run that can be resumed.
 
 Imports nothing heavy, so that a process handles the signal before it does anything else.
 """

@@ -21,7 +21,7 @@ Every setting of the config can be changed; --help-config lists the keys:
   inversionview {name} --config configs/addition.py:tiny --workdir W --config.seed=1 --config.{key}.lr=0.003
 
 Running the same command again resumes from the newest checkpoint in the workdir, which one run at a time uses. SIGTERM saves and exits with
-code 75, which asks to be run again. On several hosts run the same command on each of them: TPU slices, SLURM and Open MPI are detected;
+code 75: run it again to resume. On several hosts run the same command on each of them: TPU slices, SLURM and Open MPI are detected;
 elsewhere give --coordinator, --num-processes and --process-id.
 """
 

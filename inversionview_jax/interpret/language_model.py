@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 MOST_BYTES = 10_000_000  # of an answer
-_LONGEST_PAUSE = 60.0  # seconds between two attempts, where the endpoint asks for a pause
+_LONGEST_PAUSE = 60.0  # seconds between two attempts, where the endpoint names one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ class _Bounds:
     library: Any = importlib.import_module(type(response).__module__.partition(".")[0])  # httpx, or its successor
     stream, end = response.stream, self._started.at + self._seconds
     if response.headers.get("content-encoding", "identity") != "identity":
-      raise _TooLong("it is compressed, which was not asked for")
+      raise _TooLong("it is compressed, which the request does not accept")
 
     class Bounded(library.SyncByteStream):  # type: ignore[misc, name-defined]
       def __iter__(self) -> Iterator[bytes]:

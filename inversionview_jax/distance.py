@@ -35,16 +35,29 @@ def _norm(xp, x):
 
 
 def normalized_euclidean(activation: "jax.Array", query: "jax.Array") -> "jax.Array":
-  """``||z - z'|| / ||z||`` with z the query: float[..., D], float[..., D] -> float32[...], broadcasting."""
+  """``||z - z'|| / ||z||`` with z the query: float[..., D], float[..., D] -> float32[...], broadcasting.
+
+  Of a query that is zero, as in compiled programs: 0 to an activation that is zero, and huge, at least 1, to any other.
+  """
   xp, activation, query = _float32(activation, query)
-  return _norm(xp, activation - query) / xp.maximum(_norm(xp, query), _TINY)
+  difference, norm = _norm(xp, activation - query), _norm(xp, query)
+  zero = norm == 0
+  normalized = difference / xp.where(zero, xp.full_like(norm, _TINY), norm)
+  return xp.where(zero & (difference > 0), xp.maximum(normalized, xp.ones_like(normalized)), normalized)
 
 
 def cosine(activation: "jax.Array", query: "jax.Array") -> "jax.Array":
-  """``1 - cos(z, z')``, between 0 and 2: float[..., D], float[..., D] -> float32[...], broadcasting."""
+  """``1 - cos(z, z')``, between 0 and 2: float[..., D], float[..., D] -> float32[...], broadcasting.
+
+  Zero has no direction: 0 to an activation that is zero too, 1 to any other.
+  """
   xp, activation, query = _float32(activation, query)
-  norms = _norm(xp, activation) * _norm(xp, query)
-  return 1.0 - xp.sum(activation * query, axis=-1) / xp.maximum(norms, _TINY)
+  one, other = _norm(xp, activation), _norm(xp, query)
+  norms = one * other
+  zero = norms == 0
+  similarity = xp.sum(activation * query, axis=-1) / xp.where(zero, xp.ones_like(norms), norms)
+  similarity = xp.where(zero, xp.zeros_like(similarity), similarity)
+  return xp.where((one == 0) & (other == 0), xp.zeros_like(similarity), 1.0 - similarity)
 
 
 def distance(metric: str, activation: "jax.Array", query: "jax.Array") -> "jax.Array":

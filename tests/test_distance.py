@@ -40,10 +40,23 @@ def test_euclidean_distance_is_normalized_by_the_query_and_cosine_is_symmetric()
 
 
 @pytest.mark.parametrize("metric", distance.METRICS)
-def test_zero_activations_and_queries_give_finite_distances(metric):
-  zero = jnp.zeros(2)
-  for activation, query in ((zero, zero), (zero, jnp.asarray(QUERY)), (jnp.asarray(QUERY), zero)):
-    assert np.isfinite(distance.distance(metric, activation, query))
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-13])
+def test_zero_is_at_distance_0_of_zero_and_outside_any_epsilon_below_1_of_everything_else(metric, scale):
+  zero, other = np.zeros(2, np.float32), QUERY * np.float32(scale)
+  for make in (np.asarray, jnp.asarray):
+    activations, far = make(np.stack([zero, other])), make(other)
+    to_zero = np.asarray(distance.distance(metric, activations, make(zero)))
+    assert to_zero[0] == 0 and 1 <= to_zero[1] < np.inf
+    from_zero = np.asarray(distance.distance(metric, activations, far))
+    np.testing.assert_allclose(from_zero, [1.0, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", distance.METRICS)
+def test_the_size_of_the_activations_does_not_matter(metric):
+  ones = distance.distance(metric, jnp.asarray(ACTIVATIONS), jnp.asarray(QUERY))
+  for scale in (1e-9, 1e9):
+    got = distance.distance(metric, jnp.asarray(ACTIVATIONS * scale), jnp.asarray(QUERY * np.float32(scale)))
+    np.testing.assert_allclose(got, ones, atol=1e-6)
 
 
 @pytest.mark.parametrize("metric", distance.METRICS)
@@ -110,3 +123,6 @@ def test_gradients_are_those_of_finite_differences_and_finite_where_the_distance
   np.testing.assert_allclose(jax.grad(far)(jnp.asarray(at, jnp.float32)), expected, atol=1e-5)
   for singular in (QUERY, np.zeros(2, np.float32)):
     assert np.isfinite(jax.grad(far)(jnp.asarray(singular))).all()
+  for activation in (QUERY, np.zeros(2, np.float32)):  # of a query that is zero, and with respect to it
+    both = jax.grad(lambda z, query: distance.distance(metric, z, query), argnums=(0, 1))
+    assert np.isfinite(both(jnp.asarray(activation), jnp.zeros(2))).all()

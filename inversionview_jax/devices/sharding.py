@@ -20,6 +20,9 @@ RULES = (
   (r"(attn/[qkv]|mlp/(fc|gate)|encoder/(in_\d+|slot_\d+))/kernel$", (1,)),  # by outputs: heads, hidden units
   (r"(attn/[qkv]|mlp/(fc|gate)|encoder/(in_\d+|slot_\d+))/bias$", (0,)),
   (r"(attn/o|mlp/proj|encoder/out_\d+)/kernel$", (0,)),  # by inputs
+  (r"mlp/experts/(gate|fc)/kernel$", (2,)),  # of a mixture of experts each expert, as an MLP
+  (r"mlp/experts/(gate|fc)/bias$", (1,)),
+  (r"mlp/experts/proj/kernel$", (1,)),
   (r"(^|/)embed$", (0, 1)),  # by tokens; by width where the vocabulary does not divide, as 50,257
   (r"(^|/)unembed/kernel$", (1, 0)),
   (r"(^|/)unembed/bias$", (0,)),

@@ -16,7 +16,8 @@ from inversionview_jax.models import storage
 ATTENTIONS = ("auto", "plain", "multiply_and_sum")
 DTYPES = ("float32", "bfloat16")
 NORMS = ("layer", "rms")
-LINEAR = ("q", "k", "v", "o", "gate", "fc", "proj", "unembed")  # the linear maps that may have a bias
+LINEAR = ("q", "k", "v", "o", "gate", "fc", "proj", "unembed", "router", "experts")  # the linear maps that may have a bias
+MOST_EXPERTS = 2**14
 # The largest sizes that are taken for one: what is larger is a damaged file, and would be allocated or looped over before a tensor is missed.
 MOST_LAYERS, MOST_WIDTH, MOST_INNER, MOST_TOKENS, MOST_CONTEXT = 10_000, 2**20, 2**24, 2**24, 2**27
 
@@ -66,6 +67,22 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
   "attn_cap": _number(0, 1e9),
   "logit_cap": _number(0, 1e9),
   "cross_width": _whole(0, MOST_WIDTH),
+  "parallel": values.switch,
+  "pre_norm": values.switch,
+  "qk_norm_joint": values.switch,
+  "attn_scale_by_layer": values.switch,
+  "sinks": values.switch,
+  "local_layers": _list_of(_whole(0, MOST_LAYERS), MOST_LAYERS),
+  "local_rotary": _list_of(_number(0, 1e6), MOST_WIDTH),
+  "local_rotary_gain": _number(0, 1e6),
+  "long_rotary": _list_of(_number(0, 1e6), MOST_WIDTH),
+  "long_from": _whole(0, MOST_CONTEXT),
+  "n_experts": _whole(0, MOST_EXPERTS),
+  "experts_per_token": _whole(0, MOST_EXPERTS),
+  "expert_width": _whole(0, MOST_INNER),
+  "expert_weights_sum": values.switch,
+  "dense_layers": _list_of(_whole(0, MOST_LAYERS), MOST_LAYERS),
+  "gate_limit": _number(0, 1e9),
 }
 
 
@@ -86,7 +103,8 @@ class TransformerConfig:
     query_width: 0 for d_head.
     n_kv_heads: G; H / G heads read each of them. 0 for H.
     head_width: K; 0 for D / H, which must be whole.
-    rotary: K / 2 frequencies, by which `layers.rotate` turns queries and keys; empty for learned position embeddings.
+    rotary: up to K / 2 frequencies, by which `layers.rotate` turns the first dimensions of queries and keys, two for each frequency; empty for
+      learned position embeddings.
     rotary_gain: cos and sin are multiplied by this.
     unrotated: layers whose queries and keys are not turned: all they know of positions is the causal mask.
     windows: for each layer how many positions a query sees, its own included; 0 for all. Empty for all in every layer.
@@ -99,6 +117,20 @@ class TransformerConfig:
     embed_std, init_std: of the token embedding, and of every other matrix, when they are initialized.
     cross_width: above 0, slots have this width and do not join the keys and values of attention: between attention and MLP each layer has a
       cross-attention to them and to a learned null key and value (paper, the decoder's cross-attention variant).
+    parallel: the MLP reads the residual stream in front of attention, as attention does, and both are added to it (GPT-NeoX); there is no
+      residual stream between them.
+    pre_norm: attention and MLP read a norm of the residual stream; otherwise the stream itself (OLMo 2, with `post_norm`).
+    qk_norm_joint: the norm of `qk_norm` is one over all heads together.
+    attn_scale_by_layer: scores of layer i are divided by i + 1.
+    sinks: each head has a learned score of a key that holds nothing, so that the weights of the others sum up to less than 1 (gpt-oss).
+    local_layers: layers whose queries and keys are turned by `local_rotary` and `local_rotary_gain` in place of `rotary` and `rotary_gain`
+      (Gemma 3: those with a window).
+    long_rotary: frequencies in place of `rotary` where more than `long_from` tokens are run (longrope).
+    n_experts: above 0, the MLP is a mixture of so many gated ones (`experts.Experts`), each of inner width `expert_width`.
+    experts_per_token: how many of them a token passes through: those with the largest weights, which a softmax over all of them gives.
+    expert_weights_sum: the weights of these few are divided by their sum.
+    dense_layers: layers with a plain MLP of inner width `d_mlp` nevertheless.
+    gate_limit: above 0, the gate is at most this, fc at most this in size, and fc plus 1 is multiplied (gpt-oss).
     dropout_embed, dropout_attn, dropout_resid: rates, used in training only.
   """
 
@@ -133,6 +165,22 @@ class TransformerConfig:
   attn_cap: float = 0.0
   logit_cap: float = 0.0
   cross_width: int = 0
+  parallel: bool = False
+  pre_norm: bool = True
+  qk_norm_joint: bool = False
+  attn_scale_by_layer: bool = False
+  sinks: bool = False
+  local_layers: tuple[int, ...] = ()
+  local_rotary: tuple[float, ...] = ()
+  local_rotary_gain: float = 1.0
+  long_rotary: tuple[float, ...] = ()
+  long_from: int = 0
+  n_experts: int = 0
+  experts_per_token: int = 0
+  expert_width: int = 0
+  expert_weights_sum: bool = False
+  dense_layers: tuple[int, ...] = ()
+  gate_limit: float = 0.0
 
   def __post_init__(self) -> None:
     """Raises `InversionViewError` for an attribute of another type or out of its range, and for sizes that do not go together."""
@@ -146,8 +194,23 @@ class TransformerConfig:
       raise InversionViewError(f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}")
     if self.n_heads % self.kv_heads:
       raise InversionViewError(f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}")
-    if self.rotary and 2 * len(self.rotary) != self.d_head:
-      raise InversionViewError(f"rotary has {len(self.rotary)} frequencies for heads of {self.d_head} dimensions")
+    for name in ("rotary", "local_rotary", "long_rotary"):
+      if 2 * len(getattr(self, name)) > self.d_head:
+        raise InversionViewError(
+          f"{name} has {len(getattr(self, name))} frequencies for heads of {self.d_head} dimensions"
+        )
+    if not self.rotary and (self.local_rotary or self.long_rotary):
+      raise InversionViewError("local_rotary and long_rotary need rotary, which other layers and shorter texts take")
+    if bool(self.local_layers) != bool(self.local_rotary):
+      raise InversionViewError("local_layers and local_rotary go together: give both or none")
+    if self.n_experts and not 1 <= self.experts_per_token <= self.n_experts:
+      raise InversionViewError(
+        f"experts_per_token = {self.experts_per_token} must be from 1 to n_experts = {self.n_experts}"
+      )
+    if self.n_experts and not (self.expert_width and self.gated):
+      raise InversionViewError("a mixture of experts (n_experts) needs expert_width, and gated experts (gated = True)")
+    if self.parallel and self.cross_width:
+      raise InversionViewError("cross_width is for layers in which the MLP follows attention; parallel is not handled")
     if self.windows and len(self.windows) < self.n_layers:
       raise InversionViewError(f"windows has {len(self.windows)} entries for {self.n_layers} layers")
 

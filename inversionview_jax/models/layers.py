@@ -17,6 +17,18 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
   "relu": jax.nn.relu,
   "silu": jax.nn.silu,
+  "gelu_10": lambda x: jnp.clip(jax.nn.gelu(x, approximate=False), -10, 10),
+  "hardswish": jax.nn.hard_swish,
+  "laplace": lambda x: 0.5 * (1 + jax.lax.erf((x - 0.707107) / (0.282095 * 2**0.5))),
+  "leaky_relu": jax.nn.leaky_relu,
+  "linear": lambda x: x,
+  "mish": jax.nn.mish,
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+  "relu6": jax.nn.relu6,
+  "sigmoid": jax.nn.sigmoid,
+  "sqrtsoftplus": lambda x: jnp.sqrt(jax.nn.softplus(x)),
+  "tanh": jnp.tanh,
 }
 
 
@@ -60,8 +72,10 @@ class Linear(nn.Module):
 def rotate(x: jax.Array, positions: jax.Array, frequencies: Sequence[float], gain: float = 1.0) -> jax.Array:
   """Rotary position embedding (Su et al., 2021): turns dimension i of a head against dimension i + R, as Hugging Face pairs them.
 
+  Dimensions from 2 R on stay.
+
   Args:
-    x: float[B, T, H, K], K = 2 R.
+    x: float[B, T, H, K], K of 2 R or more.
     positions: int32[T] or int32[B, T].
     frequencies: R floats; pair i turns by positions * frequencies[i].
     gain: cos and sin are multiplied by this.
@@ -71,5 +85,7 @@ def rotate(x: jax.Array, positions: jax.Array, frequencies: Sequence[float], gai
   """
   angles = positions[..., None, None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)  # [..., T, 1, R]
   cos, sin = gain * jnp.cos(angles), gain * jnp.sin(angles)
-  one, other = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([one * cos - other * sin, other * cos + one * sin], axis=-1).astype(x.dtype)
+  turned = 2 * len(frequencies)
+  one, other = jnp.split(x[..., :turned].astype(jnp.float32), 2, axis=-1)
+  out = jnp.concatenate([one * cos - other * sin, other * cos + one * sin], axis=-1).astype(x.dtype)
+  return out if turned == x.shape[-1] else jnp.concatenate([out, x[..., turned:]], axis=-1)

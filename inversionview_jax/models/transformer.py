@@ -16,9 +16,12 @@ import jax.numpy as jnp
 
 from inversionview_jax.devices import numerics
 from inversionview_jax.models.attention import Attention
+from inversionview_jax.models import site_shapes
 from inversionview_jax.models.capture import Output, Padded, Recorder, SiteEdit, rows_at
+from inversionview_jax.models.captured_norm import through_norm
 from inversionview_jax.models.config import Compute, TransformerConfig
 from inversionview_jax.models.cross_attention import CrossAttention
+from inversionview_jax.models.experts import Experts, gated, has_experts
 from inversionview_jax.models.layers import ACTIVATIONS, Linear, norm
 from inversionview_jax.sites import Site
 
@@ -27,7 +30,7 @@ _MEMORY = 2**31  # bytes
 
 def texts_that_fit(config: TransformerConfig, length: int, kept: int) -> int:
   """How many texts fit into about 2 GiB: `length` tokens of `kept` vectors each, and the MLP's inner ones."""
-  return max(8, _MEMORY // (4 * length * (kept * config.d_model + 4 * config.d_mlp)))
+  return max(8, _MEMORY // (4 * length * (kept * config.d_model + 4 * max(config.d_mlp, config.expert_width))))
 
 
 class Mlp(nn.Module):
@@ -37,16 +40,27 @@ class Mlp(nn.Module):
   compute: Compute
 
   @nn.compact
-  def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, deterministic: bool = True, recorder: Recorder | None = None, layer: int = 0
+  ) -> jax.Array:
     c = self.config
+
+    def inner_site(kind, rows):
+      if recorder is None or not recorder.uses(kind):
+        return rows
+      return recorder.inner(kind, layer, rows.reshape(*x.shape[:-1], -1)).reshape(rows.shape)
 
     def linear(features, name, std=c.init_std):
       return Linear(features, std, name in c.biases, self.compute.dot_general, name=name)
 
     # One matrix of rows throughout, so that the activation function can write over its argument, the largest array of a layer.
-    rows, activation = x.reshape(-1, x.shape[-1]), ACTIVATIONS[c.activation]
+    rows = x.reshape(-1, x.shape[-1])
     inner = linear(c.d_mlp, "fc")(rows)
-    inner = activation(linear(c.d_mlp, "gate")(rows)) * inner if c.gated else activation(inner)
+    if c.gated:
+      inner = gated(c, inner_site("mlp_pre", linear(c.d_mlp, "gate")(rows)), inner_site("mlp_linear", inner))
+    else:
+      inner = ACTIVATIONS[c.activation](inner_site("mlp_pre", inner))
+    inner = inner_site("mlp_post", inner)
     out = linear(c.d_model, "proj", c.init_std / (2 * c.n_layers) ** 0.5)(inner).reshape(x.shape)
     return nn.Dropout(c.dropout_resid)(out, deterministic=deterministic)
 
@@ -60,19 +74,36 @@ class Block(nn.Module):
 
   def setup(self) -> None:
     c = self.config
-    self.ln1, self.ln2 = norm(c, self.compute), norm(c, self.compute)
+    if c.pre_norm:
+      self.ln1, self.ln2 = norm(c, self.compute), norm(c, self.compute)
     if c.post_norm:
       self.ln1_post, self.ln2_post = norm(c, self.compute), norm(c, self.compute)
-    self.attn, self.mlp = Attention(c, self.compute, self.layer), Mlp(c, self.compute)
+    self.attn = Attention(c, self.compute, self.layer)
+    self.mlp = Experts(c, self.compute, self.layer) if has_experts(c, self.layer) else Mlp(c, self.compute)
     if c.cross_width:
       self.cross, self.cross_ln = CrossAttention(c, self.compute), norm(c, self.compute)
 
-  def _attention_write(self, x):
-    return self.ln1_post(x) if self.config.post_norm else x
+  def _attention_read(self, x, recorder=None):
+    return through_norm(self.ln1, x, recorder, "ln1", self.layer) if self.config.pre_norm else x
 
-  def _mlp_write(self, x, deterministic=True):
-    written = self.mlp(self.ln2(x), deterministic)
-    return self.ln2_post(written) if self.config.post_norm else written
+  def _attention_write(self, x, recorder=None):
+    x = through_norm(self.ln1_post, x, recorder, "ln1_post", self.layer) if self.config.post_norm else x
+    return x if recorder is None else recorder.inner("attn_out", self.layer, x)
+
+  def _mlp_write(self, x, deterministic=True, recorder=None):
+    x = through_norm(self.ln2, x, recorder, "ln2", self.layer) if self.config.pre_norm else x
+    recorded = (recorder,) if isinstance(self.mlp, Experts) else (recorder, self.layer)
+    written = self.mlp(x, deterministic, *recorded)
+    return through_norm(self.ln2_post, written, recorder, "ln2_post", self.layer) if self.config.post_norm else written
+
+  def _added(self, x, written, recorder, deterministic=True):
+    """The residual stream behind a layer without cross-attention: `x`, in front of it, with what attention wrote and the MLP's write."""
+    if self.config.parallel:
+      mlp = recorder.through("mlp", self.layer, self._mlp_write(x, deterministic, recorder))
+      return recorder.through("post", self.layer, x + self._attention_write(written, recorder) + mlp)
+    x = recorder.through("mid", self.layer, x + self._attention_write(written, recorder))
+    x = x + recorder.through("mlp", self.layer, self._mlp_write(x, deterministic, recorder))
+    return recorder.through("post", self.layer, x)
 
   def __call__(
     self,
@@ -94,13 +125,15 @@ class Block(nn.Module):
       padded: of texts with padding in front or inside.
     """
     crossed = bool(self.config.cross_width)
-    z, pattern = self.attn.mix(self.ln1(x), None if crossed else slot, deterministic, at, padded)
-    recorder.keep(Site("pattern", self.layer), lambda: pattern)
+    read = self._attention_read(x, recorder)
+    z, pattern = self.attn.mix(read, None if crossed else slot, deterministic, at, padded, recorder)
+    z = recorder.inner_heads("z", self.layer, z)
     written = recorder.through_heads(self.layer, self.attn, z, self.attn.write(z, deterministic), pattern)
-    x = recorder.through("mid", self.layer, rows_at(x, at) + self._attention_write(written))
-    if crossed:
-      x = x + self.cross(self.cross_ln(x), *self.cross.keys_values(slot), deterministic)  # type: ignore[arg-type]
-    x = x + recorder.through("mlp", self.layer, self._mlp_write(x, deterministic))
+    if not crossed:
+      return self._added(rows_at(x, at), written, recorder, deterministic)
+    x = recorder.through("mid", self.layer, rows_at(x, at) + self._attention_write(written, recorder))
+    x = x + self.cross(self.cross_ln(x), *self.cross.keys_values(slot), deterministic)  # type: ignore[arg-type]
+    x = x + recorder.through("mlp", self.layer, self._mlp_write(x, deterministic, recorder))
     return recorder.through("post", self.layer, x)
 
   def cache(self, slot: jax.Array, length: int) -> Any:
@@ -134,21 +167,21 @@ class Block(nn.Module):
     """
     if self.config.cross_width:
       cache, crossed = cache
-      z, cache = self.attn.mix_cached(self.ln1(x), cache, at, 0)
+      z, cache = self.attn.mix_cached(self._attention_read(x), cache, at, 0)
       x = x + self._attention_write(self.attn.write_cached(z))
       x = x + self.cross(self.cross_ln(x), *crossed)
       return x + self._mlp_write(x), (cache, crossed)
-    z, cache = self.attn.mix_cached(self.ln1(x), cache, at, slots)
+    z, cache = self.attn.mix_cached(self._attention_read(x, recorder), cache, at, slots, recorder)
     written = self.attn.write_cached(z)
     if recorder is None:
-      x = x + self._attention_write(written)
-      return x + self._mlp_write(x), cache
+      attended = x + self._attention_write(written)
+      return attended + self._mlp_write(x if self.config.parallel else attended), cache
     c, layer = self.config, self.layer
     heads = jnp.moveaxis(z.reshape(c.n_heads, c.d_head, -1), -1, 0)[:, None]  # [B, 1, H, K]
+    recorder.inner_heads("z", layer, heads)
     no_pattern = jnp.zeros((1, c.n_heads, 1, 1))
     written = recorder.through_heads(layer, self.attn, heads, written, no_pattern)
-    x = recorder.through("mid", layer, x + self._attention_write(written))
-    return recorder.through("post", layer, x + recorder.through("mlp", layer, self._mlp_write(x))), cache
+    return self._added(x, written, recorder), cache
 
 
 def _padded(keys_values, tokens: int):
@@ -200,15 +233,17 @@ class Transformer(nn.Module):
         takes far less room than to capture all of them and to choose then.
       edits: activations to replace; a later edit of the same residual site wins.
       logits: whether to compute them.
-      logits_at: int32[B, P] or None; compute float32[B, P, V] at these positions only, and nothing else of the last layer. Takes no
-        captures or edits.
+      logits_at: int32[B, P] or None; compute float32[B, P, V] at these positions only, and nothing else of the last layer where there are
+        neither captures nor edits.
       exact: keep the compiler from fusing across sites, so that results are bit by bit the same whatever is captured and edited.
       deterministic: False applies dropout, with the "dropout" random stream.
     """
     c = self.config
     # Token ids are never negative, which the compiler does not know.
-    recorder = Recorder(capture, at, edits, jnp.maximum(0, -jnp.min(tokens)) if exact else None, choose)
     wanted = (*capture, *(choose[0] if choose else ()))
+    chosen_width = max((site_shapes.width(c, site) for site in choose[0]), default=0) if choose else 0
+    never = jnp.maximum(0, -jnp.min(tokens)) if exact else None
+    recorder = Recorder(capture, at, edits, never, choose, chosen_width)
     dtype = jnp.dtype(self.compute.dtype)
     batch, length = tokens.shape
     padded = None if mask is None else Padded.of_mask(mask)
@@ -220,16 +255,12 @@ class Transformer(nn.Module):
         positions = jnp.take(self.pos_embed, padded.positions, axis=0).astype(dtype)
       x = x + recorder.through("pos_embed", None, positions)
     x = self.dropout(x, deterministic=deterministic)
-    last = (
-      c.n_layers if logits else 1 + max([-1] + [s.layer for s in wanted if s.layer is not None and s.kind != "pre"])
-    )
-    depth = max([last] + [s.layer for s in wanted if s.layer is not None and s.kind == "pre"])
-    if logits_at is not None and (wanted or edits):
-      raise ValueError("logits_at cannot be combined with captures or edits")
+    depth = c.n_layers if logits else max([0] + [site_shapes.depth(c, site) for site in wanted])
+    only_at = None if wanted or edits else logits_at  # what the last layer computes
     for layer, block in enumerate(self.blocks[:depth]):
       x = recorder.through("pre", layer, x)
       slot = None if slots is None else slots[:, layer].astype(dtype)
-      last_at = logits_at if layer == c.n_layers - 1 else None
+      last_at = only_at if layer == c.n_layers - 1 else None
       if self.compute.remat and not (capture or edits or self.is_initializing()):
         # Without captures: a layer that runs twice would record them twice.
         x = nn.remat(lambda block, x, slot, at, padded: block(x, recorder, slot, deterministic, at, padded))(
@@ -240,16 +271,19 @@ class Transformer(nn.Module):
     if depth < c.n_layers:
       x = recorder.through("pre", depth, x)
     logits = logits or self.is_initializing()  # so that every parameter is made
-    return Output(self.logits(x) if logits else None, recorder.captured, chosen=recorder.chosen)
+    if not logits and recorder.uses("ln_final", "ln_final_scale"):
+      through_norm(self.ln_f, x, recorder, "ln_final", None)
+    out = self.logits(x, recorder, None if only_at is not None else logits_at) if logits else None
+    return Output(out, recorder.captured, chosen=recorder.chosen)
 
   def _embedded(self, tokens):
     """int32[...] -> float[..., D]."""
     x = jnp.take(self.embed, tokens, axis=0).astype(jnp.dtype(self.compute.dtype))
     return x if self.config.embed_scale == 1.0 else x * jnp.asarray(self.config.embed_scale, x.dtype)
 
-  def logits(self, x: jax.Array) -> jax.Array:
-    """float[..., D] -> float32[..., V]: final norm and unembedding."""
-    x, cap = self.ln_f(x), self.config.logit_cap
+  def logits(self, x: jax.Array, recorder: Recorder | None = None, at: jax.Array | None = None) -> jax.Array:
+    """float[..., D] -> float32[..., V]: final norm and unembedding, at the positions `at` of float[B, T, D] if there are any."""
+    x, cap = rows_at(through_norm(self.ln_f, x, recorder, "ln_final", None), at), self.config.logit_cap
     x = (x @ self.embed.T.astype(x.dtype) if self.config.tied else self.unembed(x)).astype(jnp.float32)
     return cap * jnp.tanh(x / cap) if cap else x
 

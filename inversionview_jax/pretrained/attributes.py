@@ -7,98 +7,74 @@ from typing import Any
 from inversionview_jax import values
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.config import MOST_CONTEXT, MOST_LAYERS
+from inversionview_jax.pretrained.no_effect import has_no_effect
 
 REQUIRED: Any = object()  # in place of a default
 
-# Attributes of generation and of bookkeeping: they do not change the forward pass.
-NO_EFFECT = {
-  "_attn_implementation_autoset",
-  "_name_or_path",
-  "_num_labels",
-  "architectures",
-  "bad_words_ids",
-  "begin_suppress_tokens",
-  "bos_token_id",
-  "cache_implementation",
-  "chunk_size_feed_forward",
-  "decoder_start_token_id",
-  "diversity_penalty",
-  "do_sample",
-  "dtype",
-  "early_stopping",
-  "eos_token_id",
-  "exponential_decay_length_penalty",
-  "finetuning_task",
-  "forced_bos_token_id",
-  "forced_eos_token_id",
-  "id2label",
-  "initializer_range",
-  "is_encoder_decoder",
-  "label2id",
-  "length_penalty",
-  "max_length",
-  "min_length",
-  "model_type",
-  "no_repeat_ngram_size",
-  "num_beam_groups",
-  "num_beams",
-  "num_return_sequences",
-  "output_attentions",
-  "output_hidden_states",
-  "output_past",
-  "output_scores",
-  "pad_token_id",
-  "prefix",
-  "problem_type",
-  "remove_invalid_values",
-  "repetition_penalty",
-  "return_dict",
-  "return_dict_in_generate",
-  "sep_token_id",
-  "suppress_tokens",
-  "task_specific_params",
-  "temperature",
-  "tokenizer_class",
-  "top_k",
-  "top_p",
-  "torch_dtype",
-  "torchscript",
-  "transformers.js_config",
-  "transformers_version",
-  "typical_p",
-  "unk_token_id",
-  "use_bfloat16",
-  "use_cache",
-}
 # Attribute -> the values under which the model is the one that is built here.
 MUST_BE: dict[str, tuple] = {
   "quantization_config": (None,),
   "pruned_heads": ({}, None),
   "add_cross_attention": (False,),
+  "per_layer_config": (None, {}),  # layers that differ
 }
+
+
+class UnhandledAttribute(InversionViewError):
+  """An attribute of a config.json that this package does not know.
+
+  Attributes:
+    name: of the attribute.
+  """
+
+  def __init__(self, message: str, name: str):
+    super().__init__(message)
+    self.name = name
+
+
+class Completed(dict):
+  """Attributes of a config.json with those that it leaves out (`completion.completed`).
+
+  Attributes:
+    unchanged: names of those that have the default value of their model type. What they do there, every model of the type does.
+  """
+
+  unchanged: frozenset[str] = frozenset()
 
 
 def refuse_unhandled(attributes: Mapping, where: str, handled: Set[str], must_be: Mapping[str, tuple]) -> None:
   """Refuses a config.json with an attribute that is not handled.
 
   Args:
-    attributes: of config.json.
+    attributes: of config.json, or `Completed` ones: of these, attributes that have the default value of the model type are no matter.
     where: its name, for error messages.
-    handled: names of the attributes that the family reads, or that have no effect in it; those of `NO_EFFECT` are handled anyway.
+    handled: names of the attributes that the family reads, or that have no effect in it. Those of `no_effect` are handled anyway, and so are
+      those that are null.
     must_be: attribute -> the values that it may have; added to `MUST_BE`.
 
   Raises:
-    InversionViewError: names the first attribute that is not handled, or whose value is not.
+    InversionViewError: names the first attribute that is not handled (an `UnhandledAttribute`), or whose value is not.
   """
   must_be = {**must_be, **MUST_BE}
+  refuse_values(attributes, where, must_be)
+  unchanged = attributes.unchanged if isinstance(attributes, Completed) else frozenset()
   for name, value in attributes.items():
-    if name in must_be:
-      if not any(value == right and type(value) in (type(right), int, float) for right in must_be[name]):
-        raise InversionViewError(f"{where}: {name} = {values.brief(value)} is not handled, only {must_be[name][0]!r}")
-    elif name not in handled and name not in NO_EFFECT:
-      raise InversionViewError(
-        f"{where}: attribute {name} = {values.brief(value)} is not handled; the model might compute something else without it"
-      )
+    if value is None or name in must_be or name in handled or name in unchanged or has_no_effect(name):
+      continue
+    raise UnhandledAttribute(
+      f"{where}: attribute {name} = {values.brief(value)} is not handled; the model might compute something else without it",
+      name,
+    )
+
+
+def refuse_values(attributes: Mapping, where: str, must_be: Mapping[str, tuple] = MUST_BE) -> None:
+  """Raises `InversionViewError` naming the first attribute that has none of the values that it may have; one that is left out is fine."""
+  for name, right in must_be.items():
+    if name not in attributes:
+      continue
+    value = attributes[name]
+    if not any(value == each and type(value) in (type(each), int, float) for each in right):
+      raise InversionViewError(f"{where}: {name} = {values.brief(value)} is not handled, only {right[0]!r}")
 
 
 def refuse_sizes(attributes: Mapping, where: str, names: Sequence[str]) -> None:

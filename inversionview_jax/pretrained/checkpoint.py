@@ -3,13 +3,15 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import path_of, read_json
 from inversionview_jax.models.transformer import TransformerConfig
 from inversionview_jax.pretrained import gguf_tokenizer, gpt2, llama, tokenizer_files
+from inversionview_jax.pretrained.attributes import UnhandledAttribute
+from inversionview_jax.pretrained.completion import Refused, completed
 from inversionview_jax.pretrained.family import Family
 from inversionview_jax.pretrained.gguf_file import GgufFile
 from inversionview_jax.pretrained.parts import Parts, Renamed, has_own_unembedding, refuse_dropped_unembedding
@@ -28,7 +30,7 @@ class Checkpoint:
   Attributes:
     parts: name of a part -> nested dicts of float32 arrays, under the "raw" convention, read from disk at every access.
     config: the architecture.
-    attributes: of config.json; of a GGUF file, its metadata under the names of a config.json.
+    attributes: of config.json as it is; of a GGUF file, its metadata under the names of a config.json.
     gguf: the open GGUF file, or None for a folder.
   """
 
@@ -38,13 +40,16 @@ class Checkpoint:
   gguf: GgufFile | None = None
 
 
-def open_checkpoint(path: str | os.PathLike, family: str | Family | None = None) -> Checkpoint:
+def open_checkpoint(
+  path: str | os.PathLike, family: str | Family | None = None, ignore_config_keys: Collection[str] = ()
+) -> Checkpoint:
   """Opens a Hugging Face folder (config.json and safetensors, whole or in shards) or a .gguf file.
 
   Args:
     path: the folder or file.
     family: of a folder whose "model_type" this package does not have: a `Family`, or where one is, as ``package.module:NAME``. None finds
       this package's by the "model_type".
+    ignore_config_keys: attributes of config.json that are taken as left out, because they change nothing of the forward pass.
 
   Raises:
     InversionViewError: nothing there, a family or config attribute that is not handled (named), only pickled weights, a shard or tensor that
@@ -70,6 +75,9 @@ def open_checkpoint(path: str | os.PathLike, family: str | Family | None = None)
   attributes = read_json(where, finite=False)  # a number that is not finite is refused by its name, where it is used
   if not isinstance(attributes, dict):
     raise InversionViewError(f"{where} is damaged or not the configuration of a model")
+  if unknown := sorted(set(ignore_config_keys) - set(attributes)):
+    raise InversionViewError(f"{where} has no attribute {unknown[0]} that could be ignored")
+  attributes = {name: value for name, value in attributes.items() if name not in ignore_config_keys}
   return _opened(attributes, str(where), lambda: Safetensors(path), FAMILIES if family is None else (family,))
 
 
@@ -125,7 +133,7 @@ def _opened(
     known = ", ".join(name for family in families for name in family.model_types)
     whose = "this version reads" if len(families) > 1 else "the family reads"
     raise InversionViewError(f"{where}: model_type {model_type!r} is not handled; {whose} {known}")
-  config = _config_of(family, attributes, where)
+  config = _config_of(family, attributes, where, completes=family in FAMILIES or family in GGUF_FAMILIES)
   place = where.removesuffix("/config.json")
   tensors = Renamed(weights(), family.rename, place)
   if config.n_layers > len(tensors.names):  # before anything is made for each layer
@@ -141,10 +149,26 @@ def _opened(
   return Checkpoint(parts, config, attributes, gguf)
 
 
-def _config_of(family: Family, attributes: Mapping, where: str) -> TransformerConfig:
-  """The architecture that the attributes describe; errors name the file, those of a family that a user wrote too."""
+def _config_of(family: Family, attributes: Mapping, where: str, completes: bool) -> TransformerConfig:
+  """The architecture that the attributes describe; errors name the file, those of a family that a user wrote too.
+
+  Args:
+    family: that reads them.
+    attributes: of config.json.
+    where: name of the file, for error messages.
+    completes: whether the family takes them as `completed` makes them, and not as they are in the file.
+  """
   try:
-    return family.config(attributes, where)
+    if not completes:
+      return family.config(attributes, where)
+    try:
+      complete = completed(attributes, where)
+    except Refused as refused:
+      family.config(refused.attributes, where)
+      raise
+    return family.config(complete, where)
+  except UnhandledAttribute as error:
+    raise InversionViewError(f"{error} (if it does not: --ignore-config-key {error.name})") from None
   except InversionViewError as error:
     message = str(error)
     raise InversionViewError(message if message.startswith(where) else f"{where}: {message}") from None

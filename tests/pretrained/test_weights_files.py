@@ -100,7 +100,7 @@ def test_type_that_is_no_floating_point_number_is_named(tmp_path):
     ("llama", {"hidden_act": "tanh"}),
     ("llama", {"quantization_config": {"bits": 4}}),
     ("llama", {"num_experts": 8}),
-    ("llama", {"auto_map": {"AutoModel": "code.py"}}),
+    ("llama", {"per_layer_config": {"0": {"hidden_act": "relu"}}}),
     ("llama", {"model_type": "gemma3_text"}),
     ("llama", {"num_key_value_heads": 3}),
     ("gemma", {"use_bidirectional_attention": True}),

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 # name -> what a person reads, in the order by which programs number them
 METRICS = {"euclidean": "normalized Euclidean distance", "cosine": "cosine distance"}
 MATCHES = {"anywhere": "at the nearest position", "position": "at the position of the query"}
-_TINY = 1e-12
+# An activation of a smaller norm counts as zero. Compiled programs write zeros: some exactly, others as what softmax leaves (1e-18 and less).
+_ZERO = 1e-12
 
 
 def metric_index(name: str) -> int:
@@ -37,13 +38,13 @@ def _norm(xp, x):
 def normalized_euclidean(activation: "jax.Array", query: "jax.Array") -> "jax.Array":
   """``||z - z'|| / ||z||`` with z the query: float[..., D], float[..., D] -> float32[...], broadcasting.
 
-  Of a query that is zero, as in compiled programs: 0 to an activation that is zero, and huge, at least 1, to any other.
+  Of a query that is zero: 0 to an activation that is zero, and at least 1, mostly very much, to any other.
   """
   xp, activation, query = _float32(activation, query)
-  difference, norm = _norm(xp, activation - query), _norm(xp, query)
-  zero = norm == 0
-  normalized = difference / xp.where(zero, xp.full_like(norm, _TINY), norm)
-  return xp.where(zero & (difference > 0), xp.maximum(normalized, xp.ones_like(normalized)), normalized)
+  difference, norm, other = _norm(xp, activation - query), _norm(xp, query), _norm(xp, activation)
+  normalized = difference / xp.maximum(norm, _ZERO)
+  of_zero = xp.where(other < _ZERO, xp.zeros_like(normalized), xp.maximum(normalized, 1.0))
+  return xp.where(norm < _ZERO, of_zero, normalized)
 
 
 def cosine(activation: "jax.Array", query: "jax.Array") -> "jax.Array":
@@ -53,11 +54,10 @@ def cosine(activation: "jax.Array", query: "jax.Array") -> "jax.Array":
   """
   xp, activation, query = _float32(activation, query)
   one, other = _norm(xp, activation), _norm(xp, query)
-  norms = one * other
-  zero = norms == 0
-  similarity = xp.sum(activation * query, axis=-1) / xp.where(zero, xp.ones_like(norms), norms)
-  similarity = xp.where(zero, xp.zeros_like(similarity), similarity)
-  return xp.where((one == 0) & (other == 0), xp.zeros_like(similarity), 1.0 - similarity)
+  zeros = (one < _ZERO).astype(xp.int32) + (other < _ZERO)
+  products, norms = xp.sum(activation * query, axis=-1), one * other
+  similarity = products / xp.where(zeros > 0, xp.ones_like(norms), norms)
+  return 1.0 - xp.where(zeros > 0, (zeros == 2).astype(xp.float32), similarity)
 
 
 def distance(metric: str, activation: "jax.Array", query: "jax.Array") -> "jax.Array":

@@ -40,15 +40,17 @@ def test_euclidean_distance_is_normalized_by_the_query_and_cosine_is_symmetric()
 
 
 @pytest.mark.parametrize("metric", distance.METRICS)
-@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-13])
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-11])
 def test_zero_is_at_distance_0_of_zero_and_outside_any_epsilon_below_1_of_everything_else(metric, scale):
   zero, other = np.zeros(2, np.float32), QUERY * np.float32(scale)
+  left_by_softmax = np.array([0, 2e-18], np.float32)  # which counts as zero
   for make in (np.asarray, jnp.asarray):
-    activations, far = make(np.stack([zero, other])), make(other)
-    to_zero = np.asarray(distance.distance(metric, activations, make(zero)))
-    assert to_zero[0] == 0 and 1 <= to_zero[1] < np.inf
+    activations, far = make(np.stack([zero, left_by_softmax, other])), make(other)
+    for query in (zero, left_by_softmax):
+      to_zero = np.asarray(distance.distance(metric, activations, make(query)))
+      assert (to_zero[:2] == 0).all() and 1 <= to_zero[2] < np.inf
     from_zero = np.asarray(distance.distance(metric, activations, far))
-    np.testing.assert_allclose(from_zero, [1.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(from_zero, [1.0, 1.0, 0.0], atol=1e-6)
 
 
 @pytest.mark.parametrize("metric", distance.METRICS)

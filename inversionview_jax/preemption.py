@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from inversionview_jax import locks
+from inversionview_jax.terminal import print_message
 
 T = TypeVar("T")
 
@@ -84,7 +85,7 @@ class Listener:
 
 def exit_now(message: str, code: int) -> None:
   """Ends this process at once, from any thread, with one line on stderr; does not wait for other hosts or background threads."""
-  print(f"inversionview: {message}", file=sys.stderr, flush=True)
+  print_message(message)
   sys.stdout.flush()
   locks.release_all()
   os._exit(code)

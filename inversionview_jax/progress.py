@@ -4,17 +4,20 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 
+from inversionview_jax import terminal
+
 
 @contextlib.contextmanager
 def bar(what: str, total: int, show: bool = True, done: int = 0) -> Iterator[Callable[[int], None]]:
   """Yields a function that moves a bar on stderr, which starts at `done`, by so many of `total`."""
-  from rich import console, progress
+  from rich import progress
+  from rich.markup import escape
 
-  stderr = console.Console(stderr=True)
+  stderr = terminal.console(stderr=True)
   # Into a file it would write empty lines.
   show = show and (stderr.is_terminal or stderr.is_jupyter)
   with progress.Progress(console=stderr, transient=True, disable=not show) as shown:
-    yield functools.partial(shown.advance, shown.add_task(what, total=total, completed=done))
+    yield functools.partial(shown.advance, shown.add_task(escape(what), total=total, completed=done))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ import html
 import math
 from collections.abc import Sequence
 
+from inversionview_jax.terminal import visible
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -23,8 +25,8 @@ class Table:
   notes: str = ""
 
   def to_text(self) -> str:
-    """Plain text, one line per row."""
-    lines = [self.columns, *self.rows] if self.columns else list(self.rows)
+    """Plain text, one line per row; control characters are visible."""
+    lines = [tuple(map(visible, cells)) for cells in ([self.columns] if self.columns else []) + list(self.rows)]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     right = bool(self.columns)
 
@@ -35,7 +37,7 @@ class Table:
       ]
       return ("  " + "  ".join(aligned)).rstrip()
 
-    return "\n".join([self.title, *map(line, lines), *([f"  {self.notes}"] if self.notes else [])])
+    return "\n".join([visible(self.title), *map(line, lines), *([f"  {visible(self.notes)}"] if self.notes else [])])
 
   def to_html(self) -> str:
     """An HTML table without scripts, styles from elsewhere or external resources; all text is escaped."""

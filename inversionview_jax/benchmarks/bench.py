@@ -25,6 +25,7 @@ from inversionview_jax.errors import one_of
 from inversionview_jax.models import decoder
 from inversionview_jax.models.decoder import DecoderConfig
 from inversionview_jax.sampling import generation
+from inversionview_jax.terminal import print_text
 
 CASES = ("train", "query", "shipped", "effects", "queries", "monte_carlo", "capture", "train_target", "enumerate")
 
@@ -117,4 +118,4 @@ def _on_these_devices(size: str) -> dict:
 
 
 if __name__ == "__main__":
-  print(json.dumps(_on_these_devices(sys.argv[1])))
+  print_text(json.dumps(_on_these_devices(sys.argv[1])))

@@ -7,6 +7,7 @@ from typing import Any
 from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold, write_whole
+from inversionview_jax.terminal import print_text
 
 _DESCRIPTION = """\
 Time training, queries, Monte Carlo, capture and exact enumeration: medians of several runs, alternating with PyTorch where torch and transformers are
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   torch = bench_torch if bench_torch.available() and not args.no_torch else None
   table = {"format": "inversionview-bench", "format_version": 1, "size": args.size} | _machine(torch)
   if not torch and not args.no_torch:
-    print("torch and transformers are not installed, so there is no comparison (the extra `parity` has them)\n")
+    print_text("torch and transformers are not installed, so there is no comparison (the extra `parity` has them)\n")
   jobs, peak = bench.Jobs(bench.SIZES[args.size], torch), max(table["matmul_gflops"].values())
   cases: list[dict[str, Any]] = []
   for name in args.only or bench.CASES:
@@ -99,12 +100,12 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   if args.scaling:
     table["scaling"] = bench.scaling(jobs, args.repeats)
     for row in table["scaling"]:
-      print(f"{row['what']:36} {row['seconds']:9.3f} s   ({row['low']:.3f} - {row['high']:.3f})")
-    print()
+      print_text(f"{row['what']:36} {row['seconds']:9.3f} s   ({row['low']:.3f} - {row['high']:.3f})")
+    print_text("")
   if args.devices:
     table["devices"] = bench.simulated_devices(args.size)
     for row in table["devices"]:
-      print(", ".join(f"{name} {_number(value)}" for name, value in row.items()))
+      print_text(", ".join(f"{name} {_number(value)}" for name, value in row.items()))
   if args.json:
     write_whole(args.json, json.dumps(table, indent=1, allow_nan=False) + "\n")
   return 0
@@ -122,11 +123,13 @@ def _machine(torch: Any) -> dict[str, Any]:
   peaks = {"inversionview_jax": timing.matmul_peak()} | ({"torch": torch.matmul_peak()} if torch else {})
   bf16 = timing.matmul_peak(bf16=True)
   for name, value in machine.items():
-    print(f"{name:16} {_number(value)}")
-  print(f"{'matmul peak':16} " + ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in peaks.items()))
+    print_text(f"{name:16} {_number(value)}")
+  print_text(f"{'matmul peak':16} " + ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in peaks.items()))
   if bf16:
-    print(f"{'':16} {bf16:.0f} GFLOP/s with bfloat16 inputs, which decoders use here; shares are of the float32 peak")
-  print()
+    print_text(
+      f"{'':16} {bf16:.0f} GFLOP/s with bfloat16 inputs, which decoders use here; shares are of the float32 peak"
+    )
+  print_text("")
   return {"machine": machine, "matmul_gflops": peaks, "matmul_gflops_bfloat16": bf16}
 
 
@@ -136,9 +139,13 @@ def _number(value: object) -> str:
 
 def _print_case(case: dict[str, Any], peak: float) -> None:
   """Prints one case, a line for each implementation."""
-  print(f"{case['case']}: {case['about']}; {case['unit']} per second, median of {case['repeats']} (lowest - highest)")
+  print_text(
+    f"{case['case']}: {case['about']}; {case['unit']} per second, median of {case['repeats']} (lowest - highest)"
+  )
   for side in case["sides"]:
     share = f"{side['gflops'] / peak:6.1%} of peak" if side["gflops"] else ""
     faster = f"   ours is {side['ours_is_faster_by']:.2f}x" if "ours_is_faster_by" in side else ""
-    print(f"  {side['name']:36} {side['median']:12,.2f}   ({side['low']:,.2f} - {side['high']:,.2f})   {share}{faster}")
-  print()
+    print_text(
+      f"  {side['name']:36} {side['median']:12,.2f}   ({side['low']:,.2f} - {side['high']:,.2f})   {share}{faster}"
+    )
+  print_text("")

@@ -313,6 +313,6 @@ def _print_completeness(results: "Sequence[Completeness]") -> None:
       "" if data["auc"] is None else f"{data['auc']:.4f}",
     )
   terminal.console(highlight=False).print(table)
-  print(
+  terminal.print_text(
     "probability: of these inputs under the decoder, in sum; AUC: probability that an input inside has a larger one than an input outside\n"
   )

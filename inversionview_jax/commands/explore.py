@@ -9,6 +9,7 @@ from typing import Any
 from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.files import path_of
+from inversionview_jax.terminal import print_text
 
 _DESCRIPTION = """\
 Open a page on which activations are read: type an input, click a token and a site, and the preimage is drawn.
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   from inversionview_jax.show.explorer import server
 
   url = _url(args.address, port)
-  print(f"the explorer is at {url} (Ctrl-C ends it)", flush=True)
+  print_text(f"the explorer is at {url} (Ctrl-C ends it)", flush=True)
   try:
     server.serve(args.address, port, server.host_names(args.address, args.host), url, browser=not args.no_browser)
   except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from inversionview_jax import config_schema
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preimage.methods import SETTINGS
+from inversionview_jax.terminal import print_text
 
 
 class Parser(argparse.ArgumentParser):
@@ -250,7 +251,7 @@ def add_command(
       "--help-config",
       action=_PrintKeys,
       nargs=0,
-      const=config_schema.OF_COMMAND[name],
+      const=name,
       default=argparse.SUPPRESS,
       help="list the keys of a config, with type, range and meaning, and exit",
     )
@@ -258,10 +259,12 @@ def add_command(
 
 
 class _PrintKeys(argparse.Action):
-  """Prints the table that is its `const`, and exits, as --help does."""
+  """Prints the tables of the command that is its `const`, and exits, as --help does."""
 
   def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-    print(config_schema.listed(self.const))
+    print_text(config_schema.listed(config_schema.OF_COMMAND[str(self.const)]))
+    for task, table in config_schema.INPUTS.items() if self.const in config_schema.WITH_INPUTS else ():
+      print_text(f"\nof the task {task}, besides:\n{config_schema.listed(config_schema.under('inputs', table))}")
     parser.exit()
 
 

@@ -91,7 +91,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
   config = load_config(args.config, rest) if args.config else None
   if config is not None:
-    config_schema.check(config, {"task": config_schema.DATA["task"]})
+    config_schema.check(config, config_schema.HEADS)
+    config_schema.check_inputs(config.task, config.get("inputs"))
   if rest and not config:
     raise InversionViewError(f"unknown argument {rest[0]!r}; see inversionview heads --help")
   prompts = _file_prompts(args, config) if args.prompts else _task_prompts(args, config)
@@ -236,4 +237,4 @@ def _print(args: argparse.Namespace, title: str, heads: "list[Head]", prompts: i
     table.add_row(head.site, f"{head.over:,}", f"{100 * head.over / prompts:.1f} %", f"{head.mean:.4f}")
   console.print(table)
   listed = "".join(f"'{head.site}'," for head in heads[: args.top])
-  print(f'\n--config.sites="({listed})"')
+  terminal.print_text(f'\n--config.sites="({listed})"')

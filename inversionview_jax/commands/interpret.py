@@ -248,7 +248,7 @@ def _print(results: Sequence[_Interpretation], answers: "list[Answer]", prices: 
   cost = ""
   if prices is not None:
     cost = "; cost unknown, the endpoint does not count tokens" if price is None else f"; cost {price:.4f}"
-  print(
+  terminal.print_text(
     f"\n{len(answers)} prompts, {cached} answers from files; {sent:,} tokens sent, {received:,} tokens received{cost}"
   )
 

@@ -60,6 +60,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
   if not hasattr(config.get("experiments"), "keys") or not config.experiments:
     raise InversionViewError(f"config {args.config} has no experiments; those that have: configs/verify_addition.py")
   config_schema.check(config, config_schema.EXPERIMENTS)
+  config_schema.check_inputs(config.task, config.get("inputs"))
   check_can_make(args.out)
   task, target = task_and_target(config.task, args.target, config, convention=args.convention, family=args.family)
   for name, settings in config.experiments.items():
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
       if charts.available():
         charts.write_chart(result, stem)
   if not charts.available():
-    print(f"inversionview: {charts.MISSING}", file=sys.stderr)
+    terminal.print_message(charts.MISSING)
   terminal.print_text(f"results: {folder}")
   return 0
 
@@ -120,15 +121,13 @@ def print_result(result: dict[str, Any]) -> None:
 
 def _effects_table(part: dict[str, Any], kind: str) -> "Table":
   """A row for each patch or ablation of one order, a column for each metric."""
-  from rich.markup import escape
-
   patched = kind == "patch"
   columns = _COLUMNS[kind]
   table = make_table(part["order"], *(["share"] if patched else []), *columns.values(), left=[part["order"]])
   for row in part["rows"]:
     name = row["name"] if patched else f"{row['name']}, read at {row['read']}"
     shares = [estimate_text(row["share"], 100, " %")] if patched else []
-    table.add_row(escape(name), *shares, *(estimate_text(row[key], *_SCALE.get(key, ())) for key in columns))
+    table.add_row(name, *shares, *(estimate_text(row[key], *_SCALE.get(key, ())) for key in columns))
   return table
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inversionview_jax import config_schema
 from inversionview_jax.commands import flags
 from inversionview_jax.files import check_can_hold, write_whole
+from inversionview_jax.terminal import print_text
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     content = {"format_version": 1, "config": args.config, "overrides": list(overrides), "plans": plans}
     write_whole(args.json, json.dumps(content, indent=1) + "\n")
   if len(topologies) == 1:
-    print("\n".join(_lines(args.config, plans[0], topologies[0])))
+    print_text("\n".join(_lines(args.config, plans[0], topologies[0])))
   return 0 if all(program["fits"] for plan in plans for program in plan["programs"].values()) else 1
 
 
@@ -112,7 +113,7 @@ def _plans(config: "ConfigDict", topologies: "list[Topology]", args: argparse.Na
       programs.append(planning.monte_carlo(plan, topology, args.particles))
     plans.append(report.plan_data(plan, topology, programs))
     if len(topologies) > 1:
-      print("\n".join(_rows(plans[-1], header=len(plans) == 1)), flush=True)
+      print_text("\n".join(_rows(plans[-1], header=len(plans) == 1)), flush=True)
   return plans
 
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from inversionview_jax import config_schema, terminal, values
+from inversionview_jax import config_schema, terminal
 from inversionview_jax.commands import flags, source
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold, check_can_make, files_together, write_whole
@@ -156,15 +156,10 @@ def _of_texts(args: argparse.Namespace) -> list["Preimage"]:
 
 def _queries(config: Any, path: str) -> list[tuple[str, str, str, "int | str"]]:
   """The queries of a config as (reader, text, site, position); raises `InversionViewError` for one that is none."""
-  config_schema.check(config, config_schema.REPORT)
-  queries = config.get("queries")
-  if not isinstance(queries, list | tuple) or not queries:
+  if not config.get("queries"):
     raise InversionViewError(f"config {path}: it has no queries; each is (reader, text, site, position)")
-  for query in queries:
-    kinds = (str, str, str, int | str)
-    if not isinstance(query, list | tuple) or len(query) != 4 or not all(map(isinstance, query, kinds)):
-      raise InversionViewError(f"config {path}: query {values.brief(query)} is not (reader, text, site, position)")
-  return [tuple(query) for query in queries]
+  config_schema.check(config, config_schema.OF_COMMAND["report"])
+  return [tuple(query) for query in config.queries]
 
 
 def _of_config(config: Any, args: argparse.Namespace) -> list["Preimage"]:

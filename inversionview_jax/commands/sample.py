@@ -132,7 +132,7 @@ def _draw(
         _append(folder / _DRAFT, [preimage.to_json() for preimage in preimages])
       advance(len(preimages))
   if unconverged:
-    print(f'{unconverged:,} of {len(requests) - done:,} have not converged; each has its "problem"')
+    print_text(f'{unconverged:,} of {len(requests) - done:,} have not converged; each has its "problem"')
   return total / max(len(requests) - done, 1)
 
 

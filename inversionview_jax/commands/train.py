@@ -70,12 +70,12 @@ def run_train_target(args: argparse.Namespace, overrides: list[str]) -> int:
   parallel.use_compilation_cache()
   objective = target_objective.TargetObjective(task, settings, held_out, mesh)
   with output_folder(workdir), hosts.exclusive(workdir, loop.IN_USE):
-    print(config)
+    print_text(str(config).rstrip("\n"))
     metrics = loop.train(objective, rows, settings, folder, mesh)
-  print(f"accuracy of whole answers, {metrics['held_out']:,.0f} held-out inputs: {metrics['accuracy']:.5f}")
+  print_text(f"accuracy of whole answers, {metrics['held_out']:,.0f} held-out inputs: {metrics['accuracy']:.5f}")
   for name, value in metrics.items():
     if name.startswith("accuracy_"):
-      print(f"{name}: {value:.5f}")
+      print_text(f"{name}: {value:.5f}")
   print_text(f"target: {folder}")
   return 0
 
@@ -99,13 +99,13 @@ def run_train(args: argparse.Namespace, overrides: list[str]) -> int:
   hosts.all_true(True)  # every host has checked before one writes
   with output_folder(workdir), hosts.exclusive(workdir, loop.IN_USE):
     choice.store()
-    print(config)
+    print_text(str(config).rstrip("\n"))
     print_text(f"target: {choice.source}")
     metrics = loop.train(objective, rows, config, workdir / "decoder", mesh)
-  print(f"in-epsilon rate, mean over sites: {metrics['rate']:.3f}; lowest: {metrics['rate_lowest']:.3f}")
+  print_text(f"in-epsilon rate, mean over sites: {metrics['rate']:.3f}; lowest: {metrics['rate_lowest']:.3f}")
   for name, value in metrics.items():
     if name.startswith("rate/"):
-      print(f"  {name.removeprefix('rate/'):8} {value:.3f}")
+      print_text(f"  {name.removeprefix('rate/'):8} {value:.3f}")
   print_text(f"reader: {workdir}")
   return 0
 
@@ -148,6 +148,7 @@ def _check(args: argparse.Namespace, config: "ConfigDict") -> None:
     )
   if not language:
     return
+  config_schema.check_inputs(config.task, config.get("inputs"))
   if not hasattr(target, "keys") or "path" not in target:
     raise InversionViewError(
       f"config {args.config} is of another kind of task than {config.task}, which is about a language model: it has no target.path; "

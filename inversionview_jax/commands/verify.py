@@ -80,19 +80,18 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _print(verdict: "Verdict", target: str, task: str) -> None:
-  from rich.markup import escape
-
   from inversionview_jax.tasks.contrast import VARY
 
   console = terminal.console(highlight=False)
   console.print(
-    f"{verdict.site} at {escape(repr(verdict.position))}, feature {verdict.feature}, judged by {verdict.predict} "
-    f"(target {escape(target)}, task {task})\n"
+    f"{verdict.site} at {verdict.position!r}, feature {verdict.feature}, judged by {verdict.predict} "
+    f"(target {target}, task {task})\n",
+    markup=False,
   )
   data, first = verdict.to_data(), "pairs that differ in"
   table = make_table(first, f"{verdict.feature} only", f"everything but {verdict.feature}", left=[first])
   sides = [data[vary] for vary in VARY]
-  table.add_row("for example", *(escape(" / ".join(side["example"])) for side in sides))
+  table.add_row("for example", *(" / ".join(side["example"]) for side in sides))
   table.add_row("n", *(f"{side['effect']['n']:,}" for side in sides))
   rows: tuple[tuple[str, str, bool], ...] = (
     (f"{verdict.predict} differs", "answer_differs", True),

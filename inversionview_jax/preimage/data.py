@@ -22,6 +22,7 @@ from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.files import write_whole
 from inversionview_jax.preimage import json_format
 from inversionview_jax.preimage.methods import METHODS, PART
+from inversionview_jax.terminal import visible
 
 if TYPE_CHECKING:
   from inversionview_jax.preimage.render import TerminalView
@@ -330,7 +331,7 @@ class Preimage:
     location = " and ".join(f"{q.site} at {q.label or q.position!s}" for q in (self.query, *self.others))
     particles = self.particles
     inside = f"{sum(s.inside for s in particles)} of {len(particles)} {'particles ' if self.levels else ''}inside epsilon = {self.epsilon:g}"
-    return (
+    return visible(
       f"<Preimage of {self.query.text!r}, {location}: {inside}{', not converged' if self.converged is False else ''}>"
     )
 

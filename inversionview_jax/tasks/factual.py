@@ -12,16 +12,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax import config_schema
+from inversionview_jax.errors import InversionViewError
 from inversionview_jax.tasks import fact_files, hashing, sources
 from inversionview_jax.tasks.base import Array, Mixture
 from inversionview_jax.tasks.contrast import Pairs, redraw
 from inversionview_jax.tasks.language import LanguageTask, base_of
 from inversionview_jax.tasks.moves import Move
-from inversionview_jax.tasks.text import check_choice, check_length, notice, rows_of
+from inversionview_jax.tasks.text import rows_of
 from inversionview_jax.tasks.tokenizers import PartTokenizer, Tokenizer
+from inversionview_jax.terminal import print_message
 
-SOURCES = ("bundled", "counterfact", "bear", "minipile", "files")
 _DEFAULTS = {
   "sources": ("bundled",),
   "files": (),
@@ -44,7 +45,7 @@ class Factual(LanguageTask):
 
   Args:
     tokenizer: of the model; or a reader's `PartTokenizer`, whose tokens the task then has, and no file is opened before an input is read.
-    settings: "sources": some of `SOURCES`; "files": of the source "files", .jsonl with "prompt", "subject" and "answer" ("prompt" may have {}
+    settings: "sources": some of `config_schema.FACT_SOURCES`; "files": of the source "files", .jsonl with "prompt", "subject" and "answer" ("prompt" may have {}
       for the subject), or "text"; "length": T; "vocabulary": "all", or "data" for the tokens that occur; "positions": of a fact, "END" and
       "SUBJ" (of a sentence any); "bos_attention": the attention to BOS from which on a head is not read, 1 for always; "rare": a token with a
       smaller share of all tokens is rare; "limit": number of texts of each source, 0 for all; "data_dir", "manual_dir": see
@@ -98,7 +99,7 @@ class Factual(LanguageTask):
           positions.append(position)
           facts += [record] if position[1] >= 0 else []
       if long:
-        notice(f"{source}: {long:,} texts are longer than {self.length - 2} tokens and were left out")
+        print_message(f"{source}: {long:,} texts are longer than {self.length - 2} tokens and were left out")
     if not texts:
       raise InversionViewError(
         f"no text of {', '.join(self._settings['sources'])} has at most {self.length - 2} tokens"
@@ -300,20 +301,8 @@ def _encoded(base, records):
 
 
 def _checked(settings: Mapping) -> dict:
-  made = {**_DEFAULTS, **settings}
-  if wrong := set(made) - set(_DEFAULTS):
-    raise one_of("setting of the task factual:", sorted(wrong)[0], _DEFAULTS)
-  check_choice("vocabulary", made["vocabulary"], ("all", "data"))
-  check_length(made["length"])
-  for name, choices in (("sources", SOURCES), ("positions", ("END", "SUBJ"))):
-    if not made[name]:
-      raise InversionViewError(f"inputs.{name} is empty: give some of {', '.join(choices)}")
-    for value in made[name]:
-      check_choice(name, value, choices)
-  if not 0 < made["bos_attention"] <= 1:
-    raise InversionViewError(
-      f"inputs.bos_attention = {made['bos_attention']} must be above 0 and at most 1 (paper: 0.6)"
-    )
+  config_schema.check_inputs("factual", settings)
+  made = _DEFAULTS | {name: value for name, value in settings.items() if value is not None}
   if ("files" in made["sources"]) != bool(made["files"]):
     raise InversionViewError('inputs.files and the source "files" go together: set both or none')
   made |= {name: list(made[name]) for name in ("sources", "positions")}

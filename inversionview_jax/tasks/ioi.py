@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from inversionview_jax import config_schema
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks import hashing
 from inversionview_jax.tasks.base import Array, shift_left
@@ -27,7 +28,6 @@ from inversionview_jax.tasks.tokenizers import PartTokenizer, Tokenizer
 NUM_INPUTS = 250_000
 FEATURES = ("IO", "S", "first", "second", "place", "object", "template", "order")
 _SLOTS = ("{0}", "{1}", "{2}", "{place}", "{object}")
-_NAMED = ("IO", "S1", "S1+1", "S2", "END")
 
 
 class IOI(LanguageTask):
@@ -61,14 +61,9 @@ class IOI(LanguageTask):
 
   def __init__(self, tokenizer: Tokenizer | None = None, settings: Mapping | None = None):
     base = base_of(tokenizer, self.name)
-    self.settings = {"vocabulary": "task", "positions": (), **(settings or {})}
-    if wrong := set(self.settings) - {"vocabulary", "positions"}:
-      raise one_of("setting of the task ioi:", sorted(wrong)[0], ("vocabulary", "positions"))
-    if self.settings["vocabulary"] not in ("task", "all"):
-      raise one_of("vocabulary", self.settings["vocabulary"], ("task", "all"))
-    for label in self.settings["positions"]:
-      if label not in _NAMED:
-        raise one_of("position of the task ioi:", label, _NAMED)
+    config_schema.check_inputs("ioi", settings)
+    given = {name: value for name, value in (settings or {}).items() if value is not None}
+    self.settings = {"vocabulary": "task", "positions": ()} | given
     self.settings["positions"] = list(self.settings["positions"])
 
     def single(words):

@@ -4,16 +4,17 @@ Shapes: N texts, B batch, T tokens.
 """
 
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax import config_schema
+from inversionview_jax.errors import InversionViewError
 from inversionview_jax.tasks import sources
 from inversionview_jax.tasks.base import Array, shift_left
 from inversionview_jax.tasks.language import LanguageTask, base_of
 from inversionview_jax.tasks.tokenizers import PartTokenizer, Tokenizer
+from inversionview_jax.terminal import print_message
 
 _CHUNK = 1024  # texts tokenized at a time
 _DEFAULTS = {
@@ -72,7 +73,9 @@ class Text(LanguageTask):
       count += 1
     what = f"{long:,} of {count:,} texts are longer than {room} tokens and were "
     if long:
-      notice(what + (f"cut: {len(windows):,} inputs" if s["long"] == "cut" else f"left out: {len(windows):,} inputs"))
+      print_message(
+        what + (f"cut: {len(windows):,} inputs" if s["long"] == "cut" else f"left out: {len(windows):,} inputs")
+      )
     if not windows:
       raise InversionViewError(f"no text is left: all {count:,} are longer than {room} tokens; raise inputs.length")
     return windows, np.array(document)
@@ -115,32 +118,9 @@ class Text(LanguageTask):
 
 
 def _checked(settings: Mapping) -> dict:
-  made = {**_DEFAULTS, **settings}
-  if wrong := set(made) - set(_DEFAULTS):
-    raise one_of("setting of the task text:", sorted(wrong)[0], _DEFAULTS)
-  for name, choices in (("vocabulary", ("all", "data")), ("long", ("cut", "left")), ("empty", ("refuse", "skip"))):
-    check_choice(name, made[name], choices)
-  check_length(made["length"])
-  for label in made["positions"]:
-    check_choice("positions", label, ("END",))
+  config_schema.check_inputs("text", settings)
+  made = _DEFAULTS | {name: value for name, value in settings.items() if value is not None}
   return {**made, "files": sources.absolute(made["files"]), "positions": list(made["positions"])}
-
-
-def check_choice(name: str, value: object, choices: Sequence) -> None:
-  """Raises `InversionViewError` for a setting that is none of the choices."""
-  if value not in choices:
-    raise one_of(f"value of inputs.{name}:", value, choices)
-
-
-def check_length(length: object) -> None:
-  """Raises `InversionViewError` for a length without room for a token."""
-  if not isinstance(length, int) or length < 3:
-    raise InversionViewError(f"inputs.length = {length!r} must be at least 3: BOS, a token and EOS")
-
-
-def notice(message: str) -> None:
-  """Prints a message to the user on stderr."""
-  print(f"inversionview: {message}", file=sys.stderr)
 
 
 def _encoded(base, texts):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from inversionview_jax import terminal
 from inversionview_jax.devices import hosts
 from inversionview_jax.files import write_whole
 from inversionview_jax.training import throughput
@@ -41,15 +42,15 @@ class MetricsLog:
     flops: float,
     devices: Sequence[jax.Device],
   ):
-    import rich.console
     import rich.progress
+    from rich.markup import escape
 
     self._path, self._config, self._clock = folder / "metrics.jsonl", config, clock
     self._board: Any = None  # of TensorBoard
     self._write_failed = False
     peak = throughput.peak_flops(devices[0])
     self._flops, self._peak = flops, peak * len(devices) if peak else None
-    console = rich.console.Console(stderr=True, quiet=not hosts.is_writer())
+    console = terminal.console(stderr=True, quiet=not hosts.is_writer())
     if hosts.is_writer():
       write_whole(folder / "config.json", config.to_json_best_effort(indent=1) + "\n")
       kept = [line for line in self._read() if line["step"] <= done]
@@ -63,7 +64,7 @@ class MetricsLog:
           "[bold]note[/bold]: tensorboardX is not installed: no TensorBoard events, metrics.jsonl has all of it"
         )
     console.print(
-      f"{size:,} parameters, batch {config.batch_size}, step {done:,} of {config.steps:,}; log in {self._path}",
+      f"{size:,} parameters, batch {config.batch_size}, step {done:,} of {config.steps:,}; log in {escape(str(self._path))}",
       soft_wrap=True,
     )
     self._console = console
@@ -128,8 +129,13 @@ class MetricsLog:
 
   def note(self, step: int, text: str) -> None:
     """Shows and writes a message for the user."""
-    self._console.print(f"[bold]note[/bold]: {text}", highlight=False, soft_wrap=True)
+    self._show(text)
     self._write(step, {"note": text})
+
+  def _show(self, text: str) -> None:
+    from rich.markup import escape
+
+    self._console.print(f"[bold]note[/bold]: {escape(text)}", highlight=False, soft_wrap=True)
 
   def _write(self, step: int, values: dict) -> None:
     if not hosts.is_writer():
@@ -145,7 +151,7 @@ class MetricsLog:
         self._board.flush()
     except OSError as error:  # a full disk costs log lines, not the run: checkpoints that fail end it
       if not self._write_failed:
-        self._console.print(f"[bold]note[/bold]: cannot write {self._path}: {error.strerror}")
+        self._show(f"cannot write {self._path}: {error.strerror}")
       self._write_failed = True
 
   def print_times(self) -> None:

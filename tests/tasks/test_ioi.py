@@ -162,8 +162,8 @@ def test_unknown_contrasts_are_refused(task, base):
     (lambda: tasks.get("ioi"), "is for language models"),
     (lambda: tasks.get("ioi", tasks.get("addition").tokenizer), "is for language models"),
     (lambda: tasks.get("ioi", base, {"position": ["S2"]}), "unknown setting of the task ioi: 'position'.*positions"),
-    (lambda: tasks.get("ioi", base, {"positions": ["s2"]}), "unknown position of the task ioi: 's2'"),
-    (lambda: tasks.get("ioi", base, {"vocabulary": "some"}), "unknown vocabulary 'some'"),
+    (lambda: tasks.get("ioi", base, {"positions": ["s2"]}), "unknown value of inputs.positions: 's2'"),
+    (lambda: tasks.get("ioi", base, {"vocabulary": "some"}), "inputs.vocabulary = 'some' must be one of task, all"),
     (lambda: tasks.get("addition", None, {"positions": ["="]}), "addition has no settings"),
   ):
     with pytest.raises(InversionViewError, match=message):

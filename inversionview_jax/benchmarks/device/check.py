@@ -25,6 +25,7 @@ from inversionview_jax.benchmarks.device import report
 from inversionview_jax.benchmarks.device.parts import GOLDEN, PARTS, Part
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.files import make_folder, write_whole
+from inversionview_jax.terminal import print_text
 
 BUDGET = 480  # seconds of the whole check
 _LEAST = 15  # seconds below which a part is not started
@@ -89,7 +90,7 @@ def check(
     run = _Check(out, small, golden, chosen, budget, cache)
     with contextlib.closing(run):
       run.all()
-  print(f"\n{out / 'device.json'}\n{out / 'device.md'}")
+  print_text(f"\n{out / 'device.json'}\n{out / 'device.md'}")
   return run.exit_code
 
 
@@ -176,7 +177,7 @@ class _Check:
           time.sleep(0.05)
     self.data["complete"] = True
     self._write()
-    print(f"\n{report.verdict(self.data)}")
+    print_text(f"\n{report.verdict(self.data)}")
 
   def close(self) -> None:
     """Ends what still runs."""
@@ -247,7 +248,7 @@ class _Check:
     entry = {"about": part.about, "status": status, "seconds": round(seconds, 1), **({"error": error} if error else {})}
     self.data["parts"][part.name] = entry | found
     self._write()
-    print(report.part_text(part.name, self.data["parts"][part.name]), flush=True)
+    print_text(report.part_text(part.name, self.data["parts"][part.name]), flush=True)
 
   def _record(self, part: Part) -> dict[str, Any]:
     try:

@@ -135,8 +135,9 @@ class Attention(nn.Module):
     if not c.rotary or self.layer in c.unrotated or positions is None:
       return x
     if self.layer in c.local_layers:
-      return rotate(x, positions, c.local_rotary, c.local_rotary_gain)
-    return rotate(x, positions, c.long_rotary if c.long_rotary and length > c.long_from else c.rotary, c.rotary_gain)
+      return rotate(x, positions, c.local_rotary, c.local_rotary_gain, c.rotary_adjacent)
+    frequencies = c.long_rotary if c.long_rotary and length > c.long_from else c.rotary
+    return rotate(x, positions, frequencies, c.rotary_gain, c.rotary_adjacent)
 
   def _weigh(self, scores, seen, axis, dtype, deterministic, sinks=None, through=lambda kind, x: x):
     """Softmax over the keys that are seen, on `axis`: weights in `dtype`, after dropout, and the pattern before it, float32.
@@ -184,7 +185,7 @@ class Attention(nn.Module):
     query_turned = query_positions if padded is None else rows_at(turned, at)
     q = self.queries(rows_at(x, at), query_turned, x.shape[1], recorder)
     k, v = self.keys_values(x, turned, x.shape[1], recorder)
-    seen = positions <= query_positions[..., None]
+    seen = (positions <= query_positions[..., None]) | (not self.config.causal)
     if self.window:
       seen &= positions > query_positions[..., None] - self.window
     if padded is not None:  # padding sees itself, so that its weights are finite; no text sees it

@@ -15,7 +15,8 @@ from inversionview_jax.models import storage
 
 ATTENTIONS = ("auto", "plain", "multiply_and_sum")
 DTYPES = ("float32", "bfloat16")
-NORMS = ("layer", "rms")
+NORMS = ("layer", "rms", "none")
+FINAL_NORMS = ("", "rms")
 LINEAR = ("q", "k", "v", "o", "gate", "fc", "proj", "unembed", "router", "experts")  # the linear maps that may have a bias
 MOST_EXPERTS = 2**14
 # The largest sizes that are taken for one: what is larger is a damaged file, and would be allocated or looped over before a tensor is missed.
@@ -83,6 +84,12 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
   "expert_weights_sum": values.switch,
   "dense_layers": _list_of(_whole(0, MOST_LAYERS), MOST_LAYERS),
   "gate_limit": _number(0, 1e9),
+  "causal": values.switch,
+  "unattended": _list_of(_whole(0, MOST_TOKENS), 64),
+  "attn_only": values.switch,
+  "vocab_out": _whole(0, MOST_TOKENS),
+  "rotary_adjacent": values.switch,
+  "final_norm": values.text,
 }
 
 
@@ -96,7 +103,7 @@ class TransformerConfig:
     vocab_size, n_ctx, n_layers, n_heads, d_model: V, the longest T, L, H, D.
     d_mlp: inner width of the MLP.
     activation: one of `layers.ACTIVATIONS`.
-    norm: "layer" (LayerNorm) or "rms" (RMSNorm, which does not subtract the mean).
+    norm: "layer" (LayerNorm), "rms" (RMSNorm, which does not subtract the mean) or "none".
     norm_eps: added to the variance in norms.
     tied: the unembedding is the transposed embedding; otherwise it has a matrix of its own.
     attn_scale: scores are divided by the square root of `query_width`.
@@ -131,6 +138,12 @@ class TransformerConfig:
     expert_weights_sum: the weights of these few are divided by their sum.
     dense_layers: layers with a plain MLP of inner width `d_mlp` nevertheless.
     gate_limit: above 0, the gate is at most this, fc at most this in size, and fc plus 1 is multiplied (gpt-oss).
+    causal: a position attends to itself and those before it; otherwise to all.
+    unattended: ids of tokens that nothing attends to, the end and the padding of a text for a model that attends in both directions.
+    attn_only: layers have no MLP, and so no residual stream in front of it.
+    vocab_out: how many logits there are; 0 for one of each token.
+    rotary_adjacent: pairs that are turned lie side by side (GPT-J), not in two halves.
+    final_norm: of the norm in front of the unembedding, "rms"; "" for the same as `norm`.
     dropout_embed, dropout_attn, dropout_resid: rates, used in training only.
   """
 
@@ -181,6 +194,12 @@ class TransformerConfig:
   expert_weights_sum: bool = False
   dense_layers: tuple[int, ...] = ()
   gate_limit: float = 0.0
+  causal: bool = True
+  unattended: tuple[int, ...] = ()
+  attn_only: bool = False
+  vocab_out: int = 0
+  rotary_adjacent: bool = False
+  final_norm: str = ""
 
   def __post_init__(self) -> None:
     """Raises `InversionViewError` for an attribute of another type or out of its range, and for sizes that do not go together."""
@@ -213,6 +232,22 @@ class TransformerConfig:
       raise InversionViewError("cross_width is for layers in which the MLP follows attention; parallel is not handled")
     if self.windows and len(self.windows) < self.n_layers:
       raise InversionViewError(f"windows has {len(self.windows)} entries for {self.n_layers} layers")
+    self._check_variants()
+
+  def _check_variants(self) -> None:
+    """Raises `InversionViewError` for combinations of what few models have that mean nothing or are not handled."""
+    if self.final_norm not in FINAL_NORMS:
+      raise one_of("final_norm", self.final_norm, FINAL_NORMS)
+    if self.norm == "none" and (self.pre_norm or self.post_norm or self.qk_norm or self.cross_width):
+      raise InversionViewError("norm = 'none' goes with pre_norm = False, and without post_norm, qk_norm and cross_width")
+    if not self.causal and (any(self.windows) or self.cross_width):
+      raise InversionViewError("causal = False is not handled together with windows or cross_width")
+    if self.attn_only and (self.parallel or self.n_experts or self.gated or self.cross_width):
+      raise InversionViewError("attn_only goes without parallel, n_experts, gated and cross_width: there is no MLP")
+    if self.activation.endswith("_ln") and (self.gated or self.n_experts):
+      raise InversionViewError(f"activation {self.activation!r}, with a norm in the MLP, is not handled in a gated MLP")
+    if self.vocab_out and self.tied:
+      raise InversionViewError("vocab_out needs an unembedding of its own (tied = False)")
 
   @classmethod
   def from_dict(cls, stored: dict) -> "TransformerConfig":
@@ -230,6 +265,11 @@ class TransformerConfig:
   @property
   def kv_heads(self) -> int:
     return self.n_kv_heads or self.n_heads
+
+  @property
+  def outputs(self) -> int:
+    """How many logits there are."""
+    return self.vocab_out or self.vocab_size
 
   @property
   def has_dropout(self) -> bool:

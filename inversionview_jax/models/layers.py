@@ -29,15 +29,29 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "sigmoid": jax.nn.sigmoid,
   "sqrtsoftplus": lambda x: jnp.sqrt(jax.nn.softplus(x)),
   "tanh": jnp.tanh,
+  "solu": lambda x: x * jax.nn.softmax(x.astype(jnp.float32), axis=-1).astype(x.dtype),
 }
+ACTIVATIONS["solu_ln"] = ACTIVATIONS["solu"]  # of an MLP with a LayerNorm behind its activation function
 
 
-def norm(config: TransformerConfig, compute: Compute = Compute(), name: str | None = None) -> nn.Module:
-  """A norm as this architecture has them, computed in float32.
+class NoNorm(nn.Module):
+  """What stands in place of the last norm of a model without norms: x times a scale, which is 1."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    return x * scale.astype(x.dtype)
+
+
+def norm(config: TransformerConfig, compute: Compute = Compute(), name: str | None = None, kind: str = "") -> nn.Module:
+  """A norm as this architecture has them (or of another kind), computed in float32.
 
   The variance is the two-pass one; the one-pass one loses digits that distances need.
   """
-  if config.norm == "rms":
+  kind = kind or config.norm
+  if kind == "none":
+    return NoNorm(name=name)
+  if kind == "rms":
     return nn.RMSNorm(config.norm_eps, dtype=jnp.dtype(compute.dtype), name=name)
   return layer_norm(config.norm_eps, compute, name)
 
@@ -69,7 +83,9 @@ class Linear(nn.Module):
     return out
 
 
-def rotate(x: jax.Array, positions: jax.Array, frequencies: Sequence[float], gain: float = 1.0) -> jax.Array:
+def rotate(
+  x: jax.Array, positions: jax.Array, frequencies: Sequence[float], gain: float = 1.0, adjacent: bool = False
+) -> jax.Array:
   """Rotary position embedding (Su et al., 2021): turns dimension i of a head against dimension i + R, as Hugging Face pairs them.
 
   Dimensions from 2 R on stay.
@@ -79,6 +95,7 @@ def rotate(x: jax.Array, positions: jax.Array, frequencies: Sequence[float], gai
     positions: int32[T] or int32[B, T].
     frequencies: R floats; pair i turns by positions * frequencies[i].
     gain: cos and sin are multiplied by this.
+    adjacent: whether dimension 2 i is turned against 2 i + 1 instead.
 
   Returns:
     float[B, T, H, K], in the dtype of x.
@@ -86,6 +103,9 @@ def rotate(x: jax.Array, positions: jax.Array, frequencies: Sequence[float], gai
   angles = positions[..., None, None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)  # [..., T, 1, R]
   cos, sin = gain * jnp.cos(angles), gain * jnp.sin(angles)
   turned = 2 * len(frequencies)
-  one, other = jnp.split(x[..., :turned].astype(jnp.float32), 2, axis=-1)
-  out = jnp.concatenate([one * cos - other * sin, other * cos + one * sin], axis=-1).astype(x.dtype)
+  wide = x[..., :turned].astype(jnp.float32)
+  one, other = (wide[..., ::2], wide[..., 1::2]) if adjacent else jnp.split(wide, 2, axis=-1)
+  pairs = [one * cos - other * sin, other * cos + one * sin]
+  out = jnp.stack(pairs, axis=-1).reshape(wide.shape) if adjacent else jnp.concatenate(pairs, axis=-1)
+  out = out.astype(x.dtype)
   return out if turned == x.shape[-1] else jnp.concatenate([out, x[..., turned:]], axis=-1)

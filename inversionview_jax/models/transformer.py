@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from inversionview_jax.devices import numerics
-from inversionview_jax.models.attention import Attention
 from inversionview_jax.models import site_shapes
+from inversionview_jax.models.attention import Attention
 from inversionview_jax.models.capture import Output, Padded, Recorder, SiteEdit, rows_at
 from inversionview_jax.models.captured_norm import through_norm
 from inversionview_jax.models.config import Compute, TransformerConfig
 from inversionview_jax.models.cross_attention import CrossAttention
 from inversionview_jax.models.experts import Experts, gated, has_experts
-from inversionview_jax.models.layers import ACTIVATIONS, Linear, norm
+from inversionview_jax.models.layers import ACTIVATIONS, Linear, layer_norm, norm
 from inversionview_jax.sites import Site
 
 _MEMORY = 2**31  # bytes
@@ -60,6 +60,10 @@ class Mlp(nn.Module):
       inner = gated(c, inner_site("mlp_pre", linear(c.d_mlp, "gate")(rows)), inner_site("mlp_linear", inner))
     else:
       inner = ACTIVATIONS[c.activation](inner_site("mlp_pre", inner))
+    if c.activation.endswith("_ln"):
+      inner = inner_site("mlp_mid", inner).reshape(*x.shape[:-1], -1)
+      inner = through_norm(layer_norm(c.norm_eps, self.compute, "ln"), inner, recorder, "mlp_ln", layer)
+      inner = inner.reshape(rows.shape[0], -1)
     inner = inner_site("mlp_post", inner)
     out = linear(c.d_model, "proj", c.init_std / (2 * c.n_layers) ** 0.5)(inner).reshape(x.shape)
     return nn.Dropout(c.dropout_resid)(out, deterministic=deterministic)
@@ -75,11 +79,16 @@ class Block(nn.Module):
   def setup(self) -> None:
     c = self.config
     if c.pre_norm:
-      self.ln1, self.ln2 = norm(c, self.compute), norm(c, self.compute)
+      self.ln1 = norm(c, self.compute)
     if c.post_norm:
-      self.ln1_post, self.ln2_post = norm(c, self.compute), norm(c, self.compute)
+      self.ln1_post = norm(c, self.compute)
     self.attn = Attention(c, self.compute, self.layer)
-    self.mlp = Experts(c, self.compute, self.layer) if has_experts(c, self.layer) else Mlp(c, self.compute)
+    if not c.attn_only:
+      if c.pre_norm:
+        self.ln2 = norm(c, self.compute)
+      if c.post_norm:
+        self.ln2_post = norm(c, self.compute)
+      self.mlp = Experts(c, self.compute, self.layer) if has_experts(c, self.layer) else Mlp(c, self.compute)
     if c.cross_width:
       self.cross, self.cross_ln = CrossAttention(c, self.compute), norm(c, self.compute)
 
@@ -98,6 +107,8 @@ class Block(nn.Module):
 
   def _added(self, x, written, recorder, deterministic=True):
     """The residual stream behind a layer without cross-attention: `x`, in front of it, with what attention wrote and the MLP's write."""
+    if self.config.attn_only:
+      return recorder.through("post", self.layer, x + self._attention_write(written, recorder))
     if self.config.parallel:
       mlp = recorder.through("mlp", self.layer, self._mlp_write(x, deterministic, recorder))
       return recorder.through("post", self.layer, x + self._attention_write(written, recorder) + mlp)
@@ -175,6 +186,8 @@ class Block(nn.Module):
     written = self.attn.write_cached(z)
     if recorder is None:
       attended = x + self._attention_write(written)
+      if self.config.attn_only:
+        return attended, cache
       return attended + self._mlp_write(x if self.config.parallel else attended), cache
     c, layer = self.config, self.layer
     heads = jnp.moveaxis(z.reshape(c.n_heads, c.d_head, -1), -1, 0)[:, None]  # [B, 1, H, K]
@@ -200,9 +213,9 @@ class Transformer(nn.Module):
     if not c.rotary:
       self.pos_embed = self.param("pos_embed", normal(0.02), (c.n_ctx, c.d_model))
     self.blocks = [Block(c, self.compute, layer) for layer in range(c.n_layers)]
-    self.ln_f = norm(c, self.compute)
+    self.ln_f = norm(c, self.compute, kind=c.final_norm)
     if not c.tied:
-      self.unembed = Linear(c.vocab_size, use_bias="unembed" in c.biases)
+      self.unembed = Linear(c.outputs, use_bias="unembed" in c.biases)
     self.dropout = nn.Dropout(c.dropout_embed)
 
   def __call__(
@@ -223,8 +236,8 @@ class Transformer(nn.Module):
     """Runs the model.
 
     Args:
-      tokens: int32[B, T]. Padding on the right needs no mask: causality keeps it from mattering.
-      mask: bool[B, T] or None; the tokens that are attended to. Positions are counted over them. None: all.
+      tokens: int32[B, T]. Padding on the right needs no mask: causality keeps it from mattering, or `config.unattended`.
+      mask: bool[B, T] or None; the tokens that are attended to. Positions are counted over them. None: all but those of `config.unattended`.
       slots: float[B, L, J, D] or None; J extra keys and values per layer.
       capture: sites to return; the layers behind the last of them are not run if `logits` is False.
       at: int32[B, P] or None; return vector sites at these positions only. Or a dict with such positions for each site that is captured;
@@ -246,6 +259,9 @@ class Transformer(nn.Module):
     recorder = Recorder(capture, at, edits, never, choose, chosen_width)
     dtype = jnp.dtype(self.compute.dtype)
     batch, length = tokens.shape
+    if c.unattended:
+      attended = ~jnp.isin(tokens, jnp.asarray(c.unattended))
+      mask = attended if mask is None else mask & attended
     padded = None if mask is None else Padded.of_mask(mask)
     x = recorder.through("embed", None, self._embedded(tokens))
     if not c.rotary:

@@ -8,10 +8,12 @@ from inversionview_jax.pretrained.checkpoint import Checkpoint, open_checkpoint,
 from inversionview_jax.pretrained.conventions import CONVENTIONS, convert, converted, resolve
 from inversionview_jax.pretrained.family import Family
 from inversionview_jax.pretrained.parts import FirstLayers, Leaf
+from inversionview_jax.pretrained.tracr import CompiledProgram
 
 __all__ = [
   "CONVENTIONS",
   "Checkpoint",
+  "CompiledProgram",
   "Family",
   "FirstLayers",
   "Leaf",

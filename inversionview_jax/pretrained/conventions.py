@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.models.config import LINEAR
 from inversionview_jax.models.transformer import TransformerConfig
 
 CONVENTIONS = ("centered", "raw")
+_FOLDED = ("q", "k", "v", "o", "fc", "proj", "unembed")  # linear maps that a centered model has with a bias
 _AT_ONCE = 2**22  # numbers in float64 at a time
 
 
@@ -37,15 +39,19 @@ def resolve(convention: str | None, config: TransformerConfig) -> str:
     raise one_of("convention", convention, CONVENTIONS)
   if convention == "centered" and config.norm != "layer":
     raise InversionViewError(
-      "convention 'centered' is for models with LayerNorm: this one has RMSNorm, which does not subtract the mean, so centring its "
-      "residual stream would change what it computes; use convention='raw', its default"
+      "convention 'centered' is for models with LayerNorm: this one has "
+      + ("none" if config.norm == "none" else "RMSNorm, which does not subtract the mean")
+      + ", so centring its residual stream would change what it computes; use convention='raw', its default"
     )
   return convention
 
 
 def converted(config: TransformerConfig, convention: str) -> TransformerConfig:
-  """The configuration of the converted model: a centered one has an unembedding of its own."""
-  return dataclasses.replace(config, tied=False) if convention == "centered" else config
+  """The configuration of the converted model: a centered one has an unembedding of its own, and a bias wherever one was folded in."""
+  if convention != "centered":
+    return config
+  biases = tuple(name for name in LINEAR if name in (*config.biases, *_FOLDED))
+  return dataclasses.replace(config, tied=False, biases=biases)
 
 
 def convert(raw: Mapping, config: TransformerConfig, convention: str) -> Iterator[tuple[str, Any, Any]]:
@@ -66,7 +72,7 @@ def convert(raw: Mapping, config: TransformerConfig, convention: str) -> Iterato
     if convention == "raw":
       yield name, part, part
     elif name == "unembed":
-      kernel, bias = (part["kernel"], part["bias"]) if part else (raw["embed"].T, np.zeros(config.vocab_size))
+      kernel, bias = (part["kernel"], part.get("bias", 0.0)) if part else (raw["embed"].T, 0.0)
       yield name, part, _centered_unembedding(kernel, bias, raw["ln_f"])
     elif name == "ln_f":
       yield name, part, _plain(config.d_model)
@@ -97,7 +103,7 @@ def _plain(width: int) -> dict:
 def _centered_unembedding(kernel, bias, norm) -> dict:
   """ln_f folded in, then centred over V, in float64: kernel [D, V], bias [V]."""
   out, scale, shift = np.empty(kernel.shape, np.float32), norm["scale"], np.asarray(norm["bias"], np.float64)
-  bias, step = np.asarray(bias, np.float64), max(1, _AT_ONCE // kernel.shape[1])
+  bias, step = np.zeros(kernel.shape[1]) + bias, max(1, _AT_ONCE // kernel.shape[1])
   for start in range(0, len(kernel), step):
     rows = slice(start, start + step)
     wide = np.asarray(kernel[rows], np.float64)
@@ -109,10 +115,13 @@ def _centered_unembedding(kernel, bias, norm) -> dict:
 def _centered_block(block: dict, width: int) -> dict:
   wide = _map(block, lambda x: np.asarray(x, np.float64))
 
+  def bias(linear):
+    return linear.get("bias", np.zeros(linear["kernel"].shape[1]))
+
   def folded(linear, norm):  # LayerNorm's scale and bias move into the linear map that reads from it
     return {
       "kernel": norm["scale"][:, None] * linear["kernel"],
-      "bias": linear["bias"] + norm["bias"] @ linear["kernel"],
+      "bias": bias(linear) + norm["bias"] @ linear["kernel"],
     }
 
   q, k, v = (folded(wide["attn"][name], wide["ln1"]) for name in "qkv")
@@ -121,11 +130,11 @@ def _centered_block(block: dict, width: int) -> dict:
     "q": q,
     "k": k,
     "v": {"kernel": v["kernel"], "bias": np.zeros_like(v["bias"])},
-    "o": {"kernel": _over_width(o["kernel"]), "bias": _over_width(o["bias"] + v["bias"] @ o["kernel"])},
+    "o": {"kernel": _over_width(o["kernel"]), "bias": _over_width(bias(o) + v["bias"] @ o["kernel"])},
   }
   mlp = {
     "fc": folded(wide["mlp"]["fc"], wide["ln2"]),
-    "proj": {"kernel": _over_width(proj["kernel"]), "bias": _over_width(proj["bias"])},
+    "proj": {"kernel": _over_width(proj["kernel"]), "bias": _over_width(bias(proj))},
   }
   out = {"ln1": _plain(width), "attn": attn, "ln2": _plain(width), "mlp": mlp}
   return _map(out, lambda x: np.asarray(x, np.float32))

@@ -1,5 +1,6 @@
 """`Target`: the model that is read; running, capturing, editing and loading it."""
 
+from inversionview_jax.targets.compiled import compile_rasp
 from inversionview_jax.targets.edits import Edit
 from inversionview_jax.targets.for_task import task_and_target
 from inversionview_jax.targets.language_model import load_language_target
@@ -13,6 +14,7 @@ __all__ = [
   "Run",
   "Target",
   "check_tokenizer",
+  "compile_rasp",
   "load_language_target",
   "load_reference",
   "load_target",

@@ -17,8 +17,10 @@ from inversionview_jax.files import path_of
 from inversionview_jax.models import storage
 from inversionview_jax.models.config import Compute, TransformerConfig
 from inversionview_jax.models.transformer import Transformer
+from inversionview_jax.targets.compiled import load_program
 from inversionview_jax.targets.target import Target
 from inversionview_jax.tasks import tokenizers
+from inversionview_jax.tasks.programs import is_program
 
 
 def shipped_folder(name: str) -> pathlib.Path | None:
@@ -49,7 +51,8 @@ def load_target(
 
   Args:
     name: a shipped model ("addition", "counting"), a workdir or folder written by this package, a Hugging Face folder (config.json and
-      safetensors, whole or in shards) of GPT-2, Llama, Mistral, Qwen2, Qwen3, SmolLM, Gemma or Gemma 2, or a GGUF file of one.
+      safetensors, whole or in shards) of GPT-2, Llama, Mistral, Qwen2, Qwen3, SmolLM, Gemma or Gemma 2, or a GGUF file of one; or a RASP
+      program that is compiled, such as "tracr:hist" (`tasks.programs.program_named`).
     convention: "centered" (what published distances are measured on; models with LayerNorm only) or "raw"; see `pretrained.conventions`.
       None takes "centered" for LayerNorm and "raw" for RMSNorm.
     tokenizer: in place of the checkpoint's own, or where it has none: a tokenizer of `transformers` or `tokenizers`, one of this package, the
@@ -64,6 +67,8 @@ def load_target(
       the model's, or a convention that the model does not have.
   """
   parallel.use_compilation_cache()
+  if is_program(name):
+    return _program(str(name), convention, tokenizer, dtype, layers, mesh, family)
   task = ""
   if isinstance(tokenizer, str) and not _is_path(tokenizer):
     task, tokenizer = tokenizer, tasks.get(tokenizer).tokenizer
@@ -90,6 +95,16 @@ def load_target(
   named = description["name"], description["task"]
   compute = Compute(dtype=description["config"].get("dtype", "float32"))  # of a model that version 0.1 trained
   return Target.from_raw(params, config, tokenizer, convention, *named, dtype, mesh, compute=compute, own_tokenizer=own)
+
+
+def _program(name: str, convention, tokenizer, dtype, layers, mesh, family) -> Target:
+  """A compiled program; raises `InversionViewError` for arguments that mean nothing there."""
+  if layers is not None or family is not None:
+    raise InversionViewError(f"{name} is compiled as a whole: leave layers= and family= out")
+  target = load_program(name, convention, dtype, mesh)
+  if tokenizer is not None and tokenizer not in (name, target.tokenizer):
+    raise InversionViewError(f"{name} has a tokenizer of its own, the program's vocabulary: leave tokenizer= out")
+  return target
 
 
 def _is_path(tokenizer: str) -> bool:

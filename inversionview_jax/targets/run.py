@@ -30,6 +30,7 @@ class Run(ShowsTable):
     lengths: int[B], the index behind the last token of each text, where end-of-sequence and padding begin: the last token of row b is at
       lengths[b] - 1. Padding in front counts.
     tokenizer: of the target, to show texts; None for a target without one.
+    outputs: what the logits stand for, if not for tokens; see `Target`.
   """
 
   tokens: jax.Array | np.ndarray
@@ -37,6 +38,7 @@ class Run(ShowsTable):
   _logits: jax.Array | None
   _captured: dict[Site, jax.Array]
   tokenizer: Tokenizer | None = flax.struct.field(pytree_node=False, default=None)
+  outputs: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
 
   @property
   def logits(self) -> jax.Array:
@@ -81,8 +83,12 @@ class Run(ShowsTable):
     columns, rows = ["text", "tokens"], []
     texts = [self._text(row[:length]) for row, length in zip(tokens[:_SHOWN], lengths, strict=False)]
     cells = [[text, str(length)] for text, length in zip(texts, lengths, strict=False)]
-    if self._logits is not None:
-      columns += ["most probable next token", "p"]
+    if self._logits is not None and self._logits.shape[-1] == 1:  # a number
+      columns.append("output at the last token")
+      for row, value in zip(cells, np.asarray(self.last_logits[:_SHOWN, 0]), strict=True):
+        row.append(f"{value:.4g}")
+    elif self._logits is not None:
+      columns += ["most probable output" if self.outputs else "most probable next token", "p"]
       p = np.asarray(jax.nn.softmax(self.last_logits[:_SHOWN], axis=-1))
       best = p.argmax(axis=-1)
       for row, token, probability in zip(cells, best, p.max(axis=-1), strict=True):
@@ -99,4 +105,6 @@ class Run(ShowsTable):
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
   def _token(self, token):
+    if self.outputs:
+      return self.outputs[int(token)]
     return int(token) if self.tokenizer is None else self.tokenizer.strings([int(token)])[0]

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inversionview_jax import pretrained, sites, tasks
+from inversionview_jax import bounds, pretrained, sites, tasks
 from inversionview_jax.devices import parallel, sharding
 from inversionview_jax.errors import InversionViewError, one_of
-from inversionview_jax.models import storage
+from inversionview_jax.models import site_shapes, storage
 from inversionview_jax.models.capture import Output
 from inversionview_jax.models.config import Compute, TransformerConfig
 from inversionview_jax.models.transformer import Transformer
@@ -41,6 +41,8 @@ class Target(ShowsTable):
     task: name of the task that it is a target of, or "".
     missing_tokenizer: why there is no tokenizer, where that is known.
     family: the user's own `pretrained.Family` with which its checkpoint was read, as ``package.module:NAME``; "": one of this package's.
+    outputs: what the logits stand for, if not for tokens; () otherwise.
+    program: of a compiled program, what is known of its weights; None for all others.
   """
 
   params: dict
@@ -52,6 +54,8 @@ class Target(ShowsTable):
   task: str = ""
   missing_tokenizer: str = ""
   family: str = ""
+  outputs: tuple[str, ...] = ()
+  program: pretrained.CompiledProgram | None = None
   compute: Compute = Compute()
   _task: tasks.Task | None = None
 
@@ -178,13 +182,11 @@ class Target(ShowsTable):
 
   def site(self, name: str | Site, kinds: Iterable[str] = sites.VECTOR_KINDS) -> Site:
     """The site of this name; raises `InversionViewError` listing the closest names if there is none."""
-    if self.config.rotary:
-      if sites.is_position_embedding(name):
-        raise InversionViewError(
-          f"no site {str(name)!r}: this model has rotary embeddings, which turn queries and keys instead"
-        )
-      kinds = [kind for kind in kinds if kind != "pos_embed"]
-    return sites.resolve(name, self.config.n_layers, self.config.n_heads, kinds)
+    c = self.config
+    site = site_shapes.resolve(c, name, kinds)
+    if site_shapes.depth(c, site) == c.n_layers and site.layer is None and c.n_layers and not self.has_logits:
+      raise InversionViewError(f"no site {site}: this target was loaded with its first layers only; load it without layers=")
+    return site
 
   def run(
     self,
@@ -212,10 +214,14 @@ class Target(ShowsTable):
     Raises:
       InversionViewError: a text that the tokenizer does not know, tokens outside the vocabulary or longer than the context, an unknown
         site (lists the closest), an edit that would touch nothing (position out of range or on padding) or does not fit, two edits of
-        the same activation or one that another overwrites, or padding in front of a text without a mask.
+        the same activation or one that another overwrites, padding in front of a text without a mask, or more texts than memory holds.
     """
     rows = resolve_inputs(self, inputs, mask)
     captured = tuple(self.site(name, CAPTURABLE) for name in capture)
+    width = self.config.d_model * (1 + len(captured)) + self.config.vocab_size * self.has_logits
+    count = rows.tokens.shape[0]
+    what = f"the logits and activations of {count:,} texts of {rows.tokens.shape[1]:,} tokens"
+    bounds.check_memory(4.0 * width * rows.tokens.size, what, "run fewer texts at a time")
     resolved = tuple(resolve_edit(self, edit, rows) for edit in edits)
     refuse_overlap(
       "edits",
@@ -227,7 +233,7 @@ class Target(ShowsTable):
     refuse_overwritten_edits(self, edits, resolved, rows)
     out = _run(self.module, self.params, rows.tokens, captured, resolved, self.has_logits, rows.mask)
     activations = {site: out[site] for site in dict.fromkeys(captured)}
-    return Run(rows.tokens, rows.lengths, out.logits, activations, self.tokenizer)
+    return Run(rows.tokens, rows.lengths, out.logits, activations, self.tokenizer, self.outputs)
 
   def encode(self, texts: str | Sequence[str]) -> np.ndarray:
     """One text or B of them -> int32[B, T] with one BOS and without EOS, checked against the context.
@@ -252,6 +258,11 @@ class Target(ShowsTable):
     if not is_traced(ids) and (ids.min() < 0 or ids.max() >= self.config.vocab_size):
       wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)].flat[0]
       raise InversionViewError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
+    longest = getattr(self.tokenizer, "longest", 0)
+    if longest and not is_traced(ids) and ids.shape[1] > 1 + longest:
+      symbols = (ids != self.tokenizer.eos_id) & (ids != self.tokenizer.pad_id)  # type: ignore[union-attr]
+      if symbols[:, 1 + longest :].any():
+        raise InversionViewError(f"a text has more than {longest} tokens behind BOS, the most that this model is made for")
     return ids.astype(np.int32)
 
   def describe(self) -> dict[str, str]:

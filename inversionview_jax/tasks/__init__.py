@@ -8,6 +8,8 @@ from inversionview_jax.tasks.extension import is_named, load_class
 from inversionview_jax.tasks.factual import Factual
 from inversionview_jax.tasks.ioi import IOI
 from inversionview_jax.tasks.language import LanguageTask
+from inversionview_jax.tasks.program_task import ProgramTask, program_task
+from inversionview_jax.tasks.programs import Program, is_program
 from inversionview_jax.tasks.text import Text
 from inversionview_jax.tasks.tokenizers import CharTokenizer, HuggingFaceTokenizer, PartTokenizer, Tokenizer
 
@@ -21,6 +23,8 @@ __all__ = [
   "LanguageTask",
   "Mixture",
   "PartTokenizer",
+  "Program",
+  "ProgramTask",
   "Task",
   "Text",
   "Tokenizer",
@@ -38,7 +42,7 @@ def get(name: str, tokenizer: Tokenizer | None = None, settings: dict | None = N
   """The task of this name.
 
   Args:
-    name: one of `names()`, or a `Task` in the user's own module as ``package.module:Name``.
+    name: one of `names()`, a `Task` in the user's own module as ``package.module:Name``, or a compiled program such as "tracr:hist".
     tokenizer: of the model, for tasks over the texts of a language model; the others have their own.
     settings: of a task over the texts of a language model; the others have none.
 
@@ -51,7 +55,7 @@ def get(name: str, tokenizer: Tokenizer | None = None, settings: dict | None = N
     return _made(name, task_class, tokenizer, settings)
   if settings:
     raise InversionViewError(f"the task {name} has no settings; got {', '.join(sorted(settings))}")
-  return _made(name, task_class)
+  return program_task(name) if is_program(name) else _made(name, task_class)
 
 
 def is_language(name: str) -> bool:
@@ -73,6 +77,8 @@ def known(name: str) -> Task | None:
 
 
 def _class(name: str) -> type[Task]:
+  if is_program(name):
+    return ProgramTask
   if is_named(name):
     return load_class(name, Task, "task")  # type: ignore[type-abstract]
   if name not in _TASKS:

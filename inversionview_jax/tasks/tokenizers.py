@@ -26,10 +26,13 @@ class CharTokenizer(Batches):
   """One token per character, with BOS, EOS and PAD at the ids the vocabulary gives them.
 
   Attributes:
-    vocabulary: the token string of every id; contains "<BOS>", "<EOS>" and "<PAD>" once each.
+    vocabulary: the token string of every id; contains "<BOS>", "<EOS>" and "<PAD>" once each. Where another one is longer than a character,
+      tokens are separated by spaces in texts.
+    longest: the most tokens of a text, besides BOS and EOS; 0: any number.
   """
 
   vocabulary: tuple[str, ...]
+  longest: int = 0
 
   def __post_init__(self):
     if len(set(self.vocabulary)) != len(self.vocabulary) or not {BOS, EOS, PAD} <= set(self.vocabulary):
@@ -39,6 +42,11 @@ class CharTokenizer(Batches):
   def _ids(self) -> dict[str, int]:
     """Token string -> id."""
     return {token: i for i, token in enumerate(self.vocabulary)}
+
+  @functools.cached_property
+  def spaced(self) -> bool:
+    """Whether tokens are separated by spaces in texts."""
+    return any(len(token) > 1 for token in self.vocabulary if token not in (BOS, EOS, PAD))
 
   @property
   def vocab_size(self) -> int:
@@ -57,7 +65,12 @@ class CharTokenizer(Batches):
     return self._ids[PAD]
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of `text` without BOS and EOS; raises `InversionViewError` for a character outside the vocabulary."""
+    """Token ids of `text` without BOS and EOS; raises `InversionViewError` for a character outside the vocabulary, or too many."""
+    parts: Sequence[str] = text.split() if self.spaced else text
+    if self.longest and len(parts) > self.longest:
+      raise InversionViewError(f"{text!r} has {len(parts)} symbols; this vocabulary is for {self.longest} at most")
+    if self.spaced:
+      return self._encode_spaced(parts, text)
     for column, character in enumerate(text):
       if character not in self._ids:
         known = "".join(t for t in self.vocabulary if len(t) == 1)
@@ -66,17 +79,27 @@ class CharTokenizer(Batches):
         )
     return [self._ids[character] for character in text]
 
+  def _encode_spaced(self, parts: Sequence[str], text: str) -> list[int]:
+    known = [token for token in self.vocabulary if token not in (BOS, EOS, PAD)]
+    if unknown := [part for part in parts if part not in known]:
+      raise InversionViewError(
+        f"{unknown[0]!r} (in {text!r}) is outside the vocabulary; known symbols, separated by spaces: {' '.join(known)}"
+      )
+    return [self._ids[part] for part in parts]
+
   def strings(self, ids: Sequence[int]) -> list[str]:
     """The token string of each id, specials as "<BOS>", "<EOS>", "<PAD>"."""
     return [self.vocabulary[int(i)] for i in ids]
 
   def text(self, ids: Sequence[int]) -> str:
     """The text of `ids`, without BOS, EOS and PAD."""
-    return "".join(t for t in self.strings(ids) if t not in (BOS, EOS, PAD))
+    between = " " if self.spaced else ""
+    return between.join(t for t in self.strings(ids) if t not in (BOS, EOS, PAD))
 
   def describe(self) -> dict:
     """Plain data that names this tokenizer in a model's JSON; two tokenizers are the same iff these are equal."""
-    return {"kind": "characters", "vocabulary": list(self.vocabulary)}
+    longest = {"longest": self.longest} if self.longest else {}
+    return {"kind": "characters", "vocabulary": list(self.vocabulary)} | longest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,7 +326,8 @@ def from_description(description: dict) -> Tokenizer:
   kind = values.mapping(where, description).get("kind")
   if kind == "characters":
     values.fields(where, description, {"vocabulary": functools.partial(values.sequence, check=values.text, most=2**24)})
-    return CharTokenizer(tuple(description["vocabulary"]))
+    longest = values.whole(f"longest of {where}", description.get("longest", 0), low=0, high=2**31)
+    return CharTokenizer(tuple(description["vocabulary"]), longest)
   token = functools.partial(values.whole, low=0, high=2**31)
   if kind == "huggingface":
     values.fields(where, description, {"content": values.text, "bos": token, "eos": token, "pad": token})
@@ -361,4 +385,6 @@ def brief(description: dict | None) -> str:
     kept = description.get("kept")
     return f"{'all' if kept is None else len(kept)} tokens of {brief(description.get('base'))}"
   tokens = description.get("vocabulary", ())
-  return f"{description.get('kind')} {''.join(t for t in tokens if len(t) == 1)}"
+  return f"{description.get('kind')} {''.join(t for t in tokens if len(t) == 1)}" + (
+    f", {description['longest']} at most" if description.get("longest") else ""
+  )

@@ -9,7 +9,18 @@ from typing import Any
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import path_of, read_json
 from inversionview_jax.models.transformer import TransformerConfig
-from inversionview_jax.pretrained import gguf_tokenizer, gpt2, llama, tokenizer_files
+from inversionview_jax.pretrained import (
+  gemma3,
+  gguf_tokenizer,
+  gpt2,
+  gpt_neo,
+  gpt_neox,
+  llama,
+  mixture,
+  olmo2,
+  phi3,
+  tokenizer_files,
+)
 from inversionview_jax.pretrained.attributes import UnhandledAttribute
 from inversionview_jax.pretrained.completion import Refused, completed
 from inversionview_jax.pretrained.family import Family
@@ -19,8 +30,18 @@ from inversionview_jax.pretrained.weights import Safetensors
 from inversionview_jax.tasks.extension import load_named
 from inversionview_jax.tasks.tokenizer_base import Tokenizer
 
-FAMILIES = (gpt2.FAMILY, llama.FAMILY, llama.GEMMA)
-GGUF_FAMILIES = (gpt2.FAMILY, llama.FAMILY, llama.GEMMA_GGUF)
+FAMILIES = (
+  gpt2.FAMILY,
+  llama.FAMILY,
+  llama.GEMMA,
+  gemma3.FAMILY,
+  gpt_neox.FAMILY,
+  gpt_neo.FAMILY,
+  olmo2.FAMILY,
+  phi3.FAMILY,
+  mixture.FAMILY,
+)
+GGUF_FAMILIES = (gpt2.FAMILY, llama.FAMILY, llama.GEMMA_GGUF, gemma3.GGUF)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,8 @@ import numpy as np
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.config import MOST_CONTEXT, MOST_INNER, MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
-from inversionview_jax.models.transformer import ACTIVATIONS, TransformerConfig
+from inversionview_jax.models.transformer import TransformerConfig
+from inversionview_jax.pretrained.activations import activation
 from inversionview_jax.pretrained.attributes import Attributes, refuse_unhandled
 from inversionview_jax.pretrained.family import Family
 from inversionview_jax.pretrained.parts import Leaf
@@ -24,12 +25,12 @@ _SHAPE = {
   "layer_norm_epsilon",
   "tie_word_embeddings",
   "scale_attn_weights",
+  "scale_attn_by_inverse_layer_idx",
 }
 # Of training and of classification heads.
 _NO_EFFECT = {"attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn", "is_decoder"} | {
   f"summary_{name}" for name in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")
 }
-_MUST_BE = {"scale_attn_by_inverse_layer_idx": (False,)}
 
 
 def config(attributes: Mapping, where: str) -> TransformerConfig:
@@ -42,7 +43,7 @@ def config(attributes: Mapping, where: str) -> TransformerConfig:
   Raises:
     InversionViewError: names an attribute that is missing, of no use or not handled.
   """
-  refuse_unhandled(attributes, where, _SHAPE | _NO_EFFECT, _MUST_BE)
+  refuse_unhandled(attributes, where, _SHAPE | _NO_EFFECT, {})
   read = Attributes(attributes, where)
   width, heads = read.whole("n_embd", 1, MOST_WIDTH), read.whole("n_head", 1, MOST_WIDTH)
   if width % heads:
@@ -54,10 +55,11 @@ def config(attributes: Mapping, where: str) -> TransformerConfig:
     n_heads=heads,
     d_model=width,
     d_mlp=read.whole("n_inner", 1, MOST_INNER, 4 * width, null=True),
-    activation=read.choice("activation_function", tuple(ACTIVATIONS), "gelu_new"),
+    activation=activation(read, "activation_function", "gelu_new"),
     norm_eps=read.number("layer_norm_epsilon", 0, 1, 1e-5),
     tied=read.switch("tie_word_embeddings", True),
     attn_scale=read.switch("scale_attn_weights", True),
+    attn_scale_by_layer=read.switch("scale_attn_by_inverse_layer_idx", False),
   )
 
 

@@ -39,6 +39,13 @@ class Leaf:
   make: Callable[[np.ndarray], np.ndarray] = _unchanged
 
 
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """Several tensors that one parameter is made of, stacked on a first axis: the same matrix of every expert."""
+
+  leaves: tuple[Leaf, ...]
+
+
 class Parts(Mapping):
   """Name of a part ("embed", "blocks_0", ...) -> nested dicts of float32 arrays, read from disk at every access.
 
@@ -86,6 +93,12 @@ class Parts(Mapping):
   def _read(self, node):
     if isinstance(node, dict):
       return {name: self._read(child) for name, child in node.items()}
+    if isinstance(node, Stack):
+      first = self._read(node.leaves[0])
+      out = np.empty((len(node.leaves), *first.shape), np.float32)
+      for row, leaf in zip(out, node.leaves, strict=True):  # one at a time, so that they are not in memory twice
+        row[...] = self._read(leaf)
+      return out
     if node.tensor is None:
       return np.zeros(node.shape, np.float32)
     with np.errstate(over="ignore"):  # of float64: refused below
@@ -148,10 +161,12 @@ class FirstLayers(Mapping):
     return len(self._names)
 
 
-def leaves(node: dict | Leaf) -> Iterator[Leaf]:
+def leaves(node: dict | Leaf | Stack) -> Iterator[Leaf]:
   """Yields every `Leaf` below a node of a layout."""
   if isinstance(node, Leaf):
     yield node
+  elif isinstance(node, Stack):
+    yield from node.leaves
   else:
     for child in node.values():
       yield from leaves(child)

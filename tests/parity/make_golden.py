@@ -5,14 +5,16 @@
 
 Each folder holds config.json and model.safetensors (written by save_pretrained) and expected.npz: `tokens` int32[B, T],
 `logits` float32[B, T, V], `hidden_states` float32[L + 1, B, T, D] (the last one after the final norm) and `mid` float32[L, B, T, D], the
-residual stream between attention and MLP. sentencepiece.json holds a small tokenizer and the ids it gives. Two runs write the same
-bytes. A checkpoint in which some tensor or attribute would hardly matter is refused: a test against it could not notice an error.
+residual stream between attention and MLP, where there is one. With longrope, `short_logits` are those of the texts' first tokens, as many as
+the shorter frequencies serve. sentencepiece.json holds a small tokenizer and the ids it gives, activations.json the activation functions
+of transformers at a few points. Names behind the script write these checkpoints only. Two runs write the same bytes. A checkpoint in which some tensor or attribute would hardly matter is refused: a test against it could not notice an error.
 """
 
 import copy
 import io
 import json
 import pathlib
+import sys
 
 import numpy as np
 import torch
@@ -32,6 +34,12 @@ _LLAMA = dict(
   rms_norm_eps=1e-3,
   initializer_range=0.4,
 )
+# Smaller, since the repository holds them all.
+_SMALL = _LLAMA | dict(vocab_size=13, hidden_size=16, intermediate_size=20)
+_NEOX = _SMALL | dict(
+  model_type="gpt_neox", num_attention_heads=2, intermediate_size=64, initializer_range=0.5, layer_norm_eps=1e-3
+)
+del _NEOX["rms_norm_eps"]
 CHECKPOINTS = {
   "default": _GPT2 | dict(vocab_size=23, n_positions=12, n_embd=32, n_layer=2, n_head=4),
   "wide_mlp": _GPT2
@@ -121,17 +129,109 @@ CHECKPOINTS = {
     num_hidden_layers=3,
     rms_norm_eps=1e-2,
   ),
+  "by_layer": _GPT2
+  | dict(
+    vocab_size=13,
+    n_positions=10,
+    n_embd=16,
+    n_layer=3,
+    n_head=2,
+    activation_function="quick_gelu",
+    scale_attn_by_inverse_layer_idx=True,
+  ),
+  # Both rotary embeddings, with a scaling of one of them; the layers with a window are not those of the default pattern.
+  "gemma3": _SMALL
+  | dict(
+    model_type="gemma3_text",
+    num_key_value_heads=2,
+    head_dim=8,
+    query_pre_attn_scalar=5,
+    sliding_window=4,
+    num_hidden_layers=3,
+    layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    rms_norm_eps=1e-2,
+    rope_parameters=dict(
+      full_attention=dict(rope_type="linear", rope_theta=100.0, factor=2.0),
+      sliding_attention=dict(rope_type="default", rope_theta=10.0),
+    ),
+  ),
+  "pythia": _NEOX | dict(rope_parameters=dict(rope_type="default", rope_theta=100.0, partial_rotary_factor=0.5)),
+  "neox": _NEOX
+  | dict(
+    use_parallel_residual=False,
+    attention_bias=False,
+    tie_word_embeddings=True,
+    hidden_act="gelu_fast",
+    rope_parameters=dict(rope_type="default", rope_theta=100.0, partial_rotary_factor=1.0),
+  ),
+  "gpt_neo": dict(
+    model_type="gpt_neo",
+    vocab_size=13,
+    hidden_size=16,
+    num_layers=3,
+    num_heads=4,
+    max_position_embeddings=12,
+    attention_types=[[["local"], 1], [["global", "local"], 1]],
+    window_size=4,
+    layer_norm_epsilon=1e-3,
+    initializer_range=0.25,
+  ),
+  "olmo2": _SMALL | dict(model_type="olmo2", num_key_value_heads=2, rope_theta=100.0),
+  # longrope of half of each head, in texts longer than it was trained on; a window in every layer.
+  "phi3": _SMALL
+  | dict(
+    model_type="phi3",
+    num_key_value_heads=2,
+    hidden_size=32,
+    sliding_window=6,
+    original_max_position_embeddings=8,
+    rope_parameters=dict(
+      rope_type="longrope",
+      rope_theta=100.0,
+      partial_rotary_factor=0.5,
+      short_factor=[1.0, 1.5],
+      long_factor=[2.0, 3.0],
+      original_max_position_embeddings=8,
+    ),
+  ),
+  "mixtral": _SMALL
+  | dict(
+    model_type="mixtral",
+    num_key_value_heads=2,
+    num_local_experts=3,
+    num_experts_per_tok=2,
+    rope_theta=100.0,
+    head_dim=8,
+  ),
+  # One layer has a plain MLP.
+  "qwen3_moe": _SMALL
+  | dict(
+    model_type="qwen3_moe",
+    num_key_value_heads=2,
+    num_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=10,
+    mlp_only_layers=[1],
+    rope_theta=100.0,
+    attention_bias=True,
+  ),
 }
 # For each attribute that a reader could ignore, a value that must change the logits.
 OTHERWISE = {
-  "activation_function": {"gelu_new": "gelu", "gelu": "gelu_new", "relu": "gelu"},
-  "hidden_act": {"silu": "gelu", "gelu": "gelu_pytorch_tanh", "gelu_pytorch_tanh": "gelu"},
+  "activation_function": {"gelu_new": "gelu", "gelu": "gelu_new", "relu": "gelu", "quick_gelu": "gelu"},
+  "hidden_act": {"silu": "gelu", "gelu": "gelu_pytorch_tanh", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu"},
   "hidden_activation": {"gelu_pytorch_tanh": "gelu"},
   "layer_norm_epsilon": {1e-3: 1e-5, 1e-5: 1e-3},
   "rms_norm_eps": {1e-3: 1e-5, 1e-2: 1e-5},
+  "layer_norm_eps": {1e-3: 1e-5},
   "scale_attn_weights": {True: False, False: True},
+  "scale_attn_by_inverse_layer_idx": {True: False, False: True},
+  "use_parallel_residual": {True: False, False: True},
+  "window_size": {4: 5},
+  "num_experts_per_tok": {2: 1},
+  "norm_topk_prob": {True: False, False: True},
   "query_pre_attn_scalar": {5: 8},
-  "sliding_window": {4: 5, 5: 6},
+  "sliding_window": {4: 5, 5: 6, 6: 7},
   "attn_logit_softcapping": {3.0: 4.0},
   "final_logit_softcapping": {4.0: 5.0},
   "no_rope_layers": {"[1, 0, 1]": [1, 1, 1]},
@@ -149,6 +249,7 @@ ROPE_OTHERWISE = {
   "original_max_position_embeddings": 1.3,
   "beta_fast": 2,
   "beta_slow": 2,
+  "partial_rotary_factor": 0.5,
 }
 
 
@@ -156,6 +257,7 @@ def random_model(seed: int, **shape) -> transformers.PreTrainedModel:
   """A model with random weights, biases and norms, all of a size that matters."""
   torch.manual_seed(seed)
   config = transformers.AutoConfig.for_model(**shape, bos_token_id=0, eos_token_id=0, pad_token_id=None)
+  config._experts_implementation = "eager"  # the default one takes no widths as small as these
   model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
   with torch.no_grad():
     for name, parameter in model.named_parameters():
@@ -180,12 +282,20 @@ def random_tokens(seed: int, config, batch: int = 3) -> torch.Tensor:
   return torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+# Model type -> the module that reads the residual stream between attention and MLP, where it is not "post_attention_layernorm".
+BEFORE_MLP = {
+  "gpt2": "ln_2",
+  "gpt_neo": "ln_2",
+  "gemma2": "pre_feedforward_layernorm",
+  "gemma3_text": "pre_feedforward_layernorm",
+  "olmo2": "mlp",
+}
+
+
 def expected(model: transformers.PreTrainedModel, tokens: torch.Tensor) -> dict[str, np.ndarray]:
   """tokens, logits, hidden states and what lies between attention and MLP, as stored in expected.npz."""
   mid = {}
-  before_mlp = {"gpt2": "ln_2", "gemma2": "pre_feedforward_layernorm"}.get(
-    model.config.model_type, "post_attention_layernorm"
-  )
+  before_mlp = BEFORE_MLP.get(model.config.model_type, "post_attention_layernorm")
   hooks = [
     module.register_forward_pre_hook(lambda module, inputs, name=name: mid.update({name: inputs[0]}))
     for name, module in model.named_modules()
@@ -195,12 +305,18 @@ def expected(model: transformers.PreTrainedModel, tokens: torch.Tensor) -> dict[
     out = model(tokens, output_hidden_states=True)
   for hook in hooks:
     hook.remove()
-  return {
+  made = {
     "tokens": tokens.numpy().astype(np.int32),
     "logits": out.logits.numpy(),
     "hidden_states": torch.stack(out.hidden_states).numpy(),
-    "mid": torch.stack(list(mid.values())).numpy(),
   }
+  if not getattr(model.config, "use_parallel_residual", False):
+    made["mid"] = torch.stack(list(mid.values())).numpy()
+  rope = getattr(model.config, "rope_parameters", None) or {}
+  if rope.get("rope_type") == "longrope":
+    with torch.no_grad():
+      made["short_logits"] = model(tokens[:, : rope["original_max_position_embeddings"]]).logits.numpy()
+  return made
 
 
 def refuse_what_does_not_matter(model: transformers.PreTrainedModel, tokens: torch.Tensor) -> None:
@@ -236,14 +352,18 @@ def refuse_what_does_not_matter(model: transformers.PreTrainedModel, tokens: tor
     setattr(config, attribute, otherwise[value])
     if not changed(config):
       raise ValueError(f"{attribute} does not matter")
-  rope = getattr(model.config, "rope_parameters", None) or {}
-  for attribute in rope:
-    if attribute not in ROPE_OTHERWISE or rope["rope_type"] == "dynamic" and attribute == "factor":
-      continue
-    config = copy.deepcopy(model.config)
-    config.rope_parameters = dict(rope) | {attribute: rope[attribute] * ROPE_OTHERWISE[attribute]}
-    if not changed(config):
-      raise ValueError(f"{attribute} of rope_parameters does not matter")
+  every = getattr(model.config, "rope_parameters", None) or {}
+  for kind, rope in every.items() if "full_attention" in every else [(None, every)]:
+    for attribute in rope:
+      if attribute not in ROPE_OTHERWISE or rope["rope_type"] == "dynamic" and attribute == "factor":
+        continue
+      if rope["rope_type"] == "longrope" and attribute in ("partial_rotary_factor", "original_max_position_embeddings"):
+        continue  # as many factors as pairs; and texts shorter than trained are compared by themselves
+      config = copy.deepcopy(model.config)
+      other = dict(rope) | {attribute: rope[attribute] * ROPE_OTHERWISE[attribute]}
+      config.rope_parameters = other if kind is None else dict(every) | {kind: other}
+      if not changed(config):
+        raise ValueError(f"{attribute} of rope_parameters does not matter")
 
 
 def sentencepiece_tokenizer() -> dict:
@@ -294,9 +414,24 @@ def sentencepiece_tokenizer() -> dict:
   }
 
 
-def main() -> None:
+def activation_functions() -> dict:
+  """Activation functions without parameters at a few points: {"points": [...], "values": {name: [...]}}."""
+  points = torch.tensor([-12.0, -3.3, -2.0, -1.1, -0.4, -0.01, 0.0, 0.02, 0.3, 0.9, 1.6, 2.5, 3.7, 7.0, 12.0])
+  functions = {name: transformers.activations.ACT2FN[name] for name in transformers.activations.ACT2FN}
+  plain = {name: function for name, function in functions.items() if not list(function.parameters())}
+  return {
+    "points": points.tolist(),
+    "values": {name: function(points).tolist() for name, function in plain.items()},
+    "with_parameters": sorted(set(functions) - set(plain)),
+  }
+
+
+def main(names: list[str]) -> None:
+  (FOLDER / "activations.json").write_text(json.dumps(activation_functions()) + "\n")
   (FOLDER / "sentencepiece.json").write_text(json.dumps(sentencepiece_tokenizer(), ensure_ascii=False) + "\n")
   for seed, (name, shape) in enumerate(CHECKPOINTS.items()):
+    if names and name not in names:
+      continue
     model = random_model(seed, **shape)
     tokens = random_tokens(seed, model.config)
     refuse_what_does_not_matter(model, tokens)
@@ -308,4 +443,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  main(sys.argv[1:])

@@ -97,11 +97,11 @@ def test_type_that_is_no_floating_point_number_is_named(tmp_path):
   [
     ("llama", {"rope_interleaved": True}),
     ("llama", {"sliding_window": 4}),
-    ("llama", {"hidden_act": "tanh"}),
+    ("llama", {"hidden_act": "xielu"}),
     ("llama", {"quantization_config": {"bits": 4}}),
     ("llama", {"num_experts": 8}),
     ("llama", {"per_layer_config": {"0": {"hidden_act": "relu"}}}),
-    ("llama", {"model_type": "gemma3_text"}),
+    ("llama", {"model_type": "bloom"}),
     ("llama", {"num_key_value_heads": 3}),
     ("gemma", {"use_bidirectional_attention": True}),
     ("gemma", {"attn_logit_softcapping": 50.0}),
@@ -120,6 +120,7 @@ def test_attribute_that_is_not_handled_is_refused_by_name(tmp_path, name, change
 @pytest.mark.parametrize(
   "rope, named",
   [
+    ({"rope_type": "proportional", "factor": 2.0}, "proportional"),
     ({"rope_type": "longrope", "factor": 2.0}, "longrope"),
     ({"rope_type": "linear"}, "factor"),
     ({"rope_type": "linear", "factor": 2.0, "low_freq_factor": 1.0}, "low_freq_factor"),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from inversionview_jax.devices import numerics
 from inversionview_jax.models.config import Compute, TransformerConfig
+from inversionview_jax.models.norms import LayerNorm, RMSNorm
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
@@ -44,21 +45,18 @@ class NoNorm(nn.Module):
 
 
 def norm(config: TransformerConfig, compute: Compute = Compute(), name: str | None = None, kind: str = "") -> nn.Module:
-  """A norm as this architecture has them (or of another kind), computed in float32.
-
-  The variance is the two-pass one; the one-pass one loses digits that distances need.
-  """
+  """A norm as this architecture has them (or of another kind), computed in float32."""
   kind = kind or config.norm
   if kind == "none":
     return NoNorm(name=name)
   if kind == "rms":
-    return nn.RMSNorm(config.norm_eps, dtype=jnp.dtype(compute.dtype), name=name)
+    return RMSNorm(config.norm_eps, dtype=jnp.dtype(compute.dtype), name=name)
   return layer_norm(config.norm_eps, compute, name)
 
 
-def layer_norm(eps: float = 1e-5, compute: Compute = Compute(), name: str | None = None) -> nn.LayerNorm:
-  """A LayerNorm with the two-pass variance."""
-  return nn.LayerNorm(eps, dtype=jnp.dtype(compute.dtype), use_fast_variance=False, name=name)
+def layer_norm(eps: float = 1e-5, compute: Compute = Compute(), name: str | None = None) -> LayerNorm:
+  """A LayerNorm that computes as `compute` says."""
+  return LayerNorm(eps, dtype=jnp.dtype(compute.dtype), name=name)
 
 
 class Linear(nn.Module):

@@ -1,5 +1,6 @@
 """The parts of a transformer, under every derivative."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from inversionview_jax.devices import parallel
 from inversionview_jax.devices.numerics import compiled_for
+from inversionview_jax.models import norms
 from inversionview_jax.models.layers import ACTIVATIONS, Linear
 
 ROWS, TALL, WIDE = 90, 40, 12  # so many rows that the gradient of a bias is a matmul
@@ -52,3 +54,31 @@ def test_derivatives_of_an_activation_function(name):
   np.testing.assert_allclose(
     jax.vmap(jax.grad(jax.grad(activation)))(x), jax.vmap(jax.grad(jax.grad(plain)))(x), rtol=1e-4, atol=1e-5
   )
+
+
+@pytest.mark.parametrize(
+  ("name", "dtype"), [("LayerNorm", "float32"), ("RMSNorm", "float32"), ("LayerNorm", "bfloat16")]
+)
+def test_norms_are_those_of_flax(name, dtype):
+  two_pass = {"use_fast_variance": False} if name == "LayerNorm" else {}
+  ours, theirs = getattr(norms, name)(1e-5, dtype=dtype), getattr(nn, name)(1e-5, dtype=dtype, **two_pass)
+  keys = jax.random.split(jax.random.key(0), 3)
+  x = 5 + jax.random.normal(keys[0], (2, 200, 8), dtype)  # of 400 rows the gradients are summed as a matmul
+  scale, bias = 1 + jax.random.normal(keys[1], (2, 8))
+  params = {"scale": scale, "bias": bias} if name == "LayerNorm" else {"scale": scale}
+  direction = jax.random.normal(keys[2], x.shape)
+
+  def value_and_gradients(module):
+    def value(params, x):
+      out = module.apply({"params": params}, x)
+      return jnp.sum(out * direction), out
+
+    return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(params, x)
+
+  (_, out), gradients = value_and_gradients(ours)
+  (_, expected), expected_gradients = value_and_gradients(theirs)
+  assert out.dtype == expected.dtype
+  np.testing.assert_array_equal(out, expected)
+  tolerance = 1e-5 if dtype == "float32" else 2e-2
+  for mine, wanted in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True):
+    np.testing.assert_allclose(np.float32(mine), np.float32(wanted), rtol=tolerance, atol=tolerance * 10)

@@ -6,6 +6,7 @@ none, and a text is never read as one.
 
 import math
 import numbers
+import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -15,9 +16,13 @@ T = TypeVar("T")
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:
-  """A whole number from `low` to `high`."""
-  if isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= int(value) <= high:
-    return int(value)
+  """A whole number from `low` to `high`; a scalar of an array library is one, too."""
+  try:
+    index = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+  except TypeError:
+    index = None
+  if index is not None and low <= index <= high:
+    return index
   _refuse(name, value, f"a whole number from {low:,} to {high:,}")
 
 

@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "inversionview_jax"
 ORDER = (
   ("_version", "errors", "terminal"),
   ("values", "locks"),
+  ("bounds", "config_keys"),
   ("files", "progress", "sites", "distance", "tables", "preemption", "config_blocks", "config_schema"),
   ("tasks",),
   ("devices",),

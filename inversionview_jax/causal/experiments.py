@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from inversionview_jax import bounds
 from inversionview_jax.causal import interventions, patching
 from inversionview_jax.causal.addresses import (
   Address,
@@ -59,7 +60,7 @@ def collect_pairs(
   Raises:
     InversionViewError: there is no such input, or none of many has such a contrast.
   """
-  _check(count, seed)
+  bounds.check(pairs=count, seed=seed)
   order, parts, drawn, passed, start = np.random.default_rng(seed).permutation(task.split(split)), [], 0, 0, 0
   while start < len(order):
     chunk = order[start : start + min(max(256, 2 * (count - drawn)), _CHUNK)]
@@ -77,13 +78,6 @@ def collect_pairs(
   if passed:
     raise InversionViewError(f"no pairs: of {passed:,} inputs none has such a contrast; change fewer or other features")
   raise InversionViewError(f"no pairs: no input of the split {split!r} fulfils {where!r}; relax the condition")
-
-
-def _check(pairs: int, seed: int) -> None:
-  if pairs < 1:
-    raise InversionViewError(f"pairs = {pairs} must be at least 1")
-  if seed < 0:
-    raise InversionViewError(f"seed = {seed} must be at least 0")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,7 +121,7 @@ def prepare(target: Target, task: Task, name: str, settings: Mapping, config: Ma
   Raises:
     InversionViewError: a setting that is missing, unknown or renamed, or an error of the inputs or addresses.
   """
-  _check(config["pairs"], config["seed"])
+  bounds.check(pairs=config["pairs"], seed=config["seed"])
   _check_settings(name, settings)
   pairs = corrupted = None
   if settings["kind"] == "patch":

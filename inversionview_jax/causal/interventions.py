@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from inversionview_jax import bounds
 from inversionview_jax.causal import patching
 from inversionview_jax.causal.addresses import (
   Inputs,
@@ -264,8 +265,7 @@ def ordered(groups: Sequence[Sequence[str]], order: str) -> tuple[list[str], np.
 def _check(metric: str, batch_size: int) -> None:
   if metric not in METRICS:
     raise one_of("metric", metric, METRICS)
-  if batch_size < 1:
-    raise InversionViewError(f"batch_size = {batch_size} must be at least 1")
+  bounds.check(batch_size=batch_size)
 
 
 def _one_position_each(sites, position) -> tuple[list, list]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from inversionview_jax import bounds
 from inversionview_jax.causal import attribution
 from inversionview_jax.causal.estimates import estimate
 from inversionview_jax.causal.experiments import result_of
@@ -60,9 +61,7 @@ def prepare(target: Target, task: Task, name: str, settings: Mapping, config: Ma
     raise InversionViewError(
       f"the experiment {name} needs two roles or more, such as ('IO', 'S1'); got {settings['roles']!r}"
     )
-  if config["pairs"] < 1 or settings["top"] < 1:
-    which, value = ("pairs", config["pairs"]) if config["pairs"] < 1 else ("top", settings["top"])
-    raise InversionViewError(f"{which} = {value} must be at least 1")
+  bounds.check(pairs=config["pairs"], top=settings["top"])
   index = np.random.default_rng(config["seed"]).permutation(task.split(config["split"]))[: config["pairs"]]
   tokens = task.tokens(index)
   known = [part for part in attribution.components_of(target.config) if part != "bias"]

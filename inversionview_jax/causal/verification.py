@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from inversionview_jax import bounds
 from inversionview_jax.causal import experiments, interventions, patching
 from inversionview_jax.causal.addresses import refuse_unreachable, resolve_addresses
 from inversionview_jax.causal.estimates import Estimate, estimate
@@ -148,6 +149,7 @@ def verify(
   Raises:
     InversionViewError: a site, position, feature or answer token that is not there, or no pairs.
   """
+  bounds.check(pairs=pairs, seed=seed, batch_size=batch_size)
   if task is None:
     task = target.resolve_task()
     if task is None:

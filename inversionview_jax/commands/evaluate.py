@@ -53,12 +53,12 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "method", default="decoder")
   parser.add_argument(
     "--queries",
-    type=flags.Whole(1, flags.MANY),
+    type=flags.count("queries"),
     help="queries per site, for the in-epsilon rate (default: 200); of other methods in all, the sites in turn (default: 50)",
   )
   parser.add_argument(
     "--exact",
-    type=flags.Whole(0, flags.MANY),
+    type=flags.count("exact_queries"),
     help="queries in all that are compared with exact preimages (default: 50 where the task can enumerate, 0 of a language model)",
   )
   flags.add(parser, "mixture")
@@ -67,7 +67,7 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "budget")
   parser.add_argument(
     "--completeness",
-    type=flags.Whole(0, flags.MANY),
+    type=flags.count("exact_queries"),
     default=0,
     help="queries whose distances are compared with log-probabilities over many inputs (default: 0)",
   )
@@ -78,7 +78,7 @@ def add_parser(commands: Any) -> None:
   )
   parser.add_argument(
     "--noise-draws",
-    type=flags.Whole(1, 100_000),
+    type=flags.count("noise_draws"),
     help="for --completeness, draws of noise 0.1 (the paper: 500; default: 1, without noise)",
   )
   flags.add(parser, "seed", default=0)

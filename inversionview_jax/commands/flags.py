@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from inversionview_jax import config_schema
+from inversionview_jax import bounds, config_schema
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preimage.methods import SETTINGS
 from inversionview_jax.terminal import print_text
@@ -83,10 +83,15 @@ def _short(text: str) -> str:
   return text if len(text) <= 40 else f"{text[:20]}... ({len(text):,} characters)"
 
 
-# What can be a million: candidates, queries and inputs are held in memory together, a kilobyte and more each.
-MANY = 1_000_000
-# JAX's keys take 32 bits, and drop the others without a word; what is derived from a seed, such as seed + 1, has to fit too.
-SEED = Whole(0, 2**31 - 1)
+def count(name: str, least: int | None = None) -> Whole:
+  """Type of a flag: the count of this name in `bounds.COUNTS`, of which `least` can be larger."""
+  low, high = bounds.COUNTS[name]
+  return Whole(low if least is None else least, high)
+
+
+def number(name: str, above: bool = False) -> Number:
+  """Type of a flag: the number of this name in `bounds.NUMBERS`."""
+  return Number(*bounds.NUMBERS[name], above=above)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,24 +132,24 @@ FLAGS = {
   "position": Flag('a position: an index (BOS is 0, -1 is the last) or a label of the task, such as "=", "+", "A1"'),
   "texts": Flag("a file of inputs, one on each line", metavar="FILE"),
   # What counts as near.
-  "epsilon": Flag("threshold on the distance", Number(0, 1e6, above=True), unset="the task's"),
+  "epsilon": Flag("threshold on the distance", number("epsilon", above=True), unset="the task's"),
   "metric": Flag("euclidean (normalized) or cosine", unset="the task's"),
   "match": Flag('"anywhere": minimum over positions; "position": the position of the query only'),
   # How candidates are drawn, and how many are shown.
   "mixture": Flag(
     'sampling mixture: one of the task\'s, such as "paper", or package.module:NAME', unset="the task's first"
   ),
-  "num-samples": Flag("candidates for each query", Whole(1, MANY), unset="the mixture's"),
+  "num-samples": Flag("candidates for each query", count("num_samples"), unset="the mixture's"),
   "method": Flag("how preimages are found: {}".format(", ".join(METHODS))),
-  "particles": Flag("of Monte Carlo: how many; a multiple of twice the number of devices", Whole(2, MANY), unset="1024; 128 with --prior"),
-  "budget": Flag("of Monte Carlo: runs of the target after which it ends, converged or not", Whole(1, 10**12), unset="200000; 8000 with --prior"),
+  "particles": Flag("of Monte Carlo: how many; a multiple of twice the number of devices", count("particles"), unset="1024; 128 with --prior"),
+  "budget": Flag("of Monte Carlo: runs of the target after which it ends, converged or not", count("budget"), unset="200000; 8000 with --prior"),
   "prior": Flag('"model": in place of a task, any text, with the probability that the target gives it (a language model, without --reader)'),
-  "growth": Flag("with --prior: by how many tokens a text may be longer or shorter than the query", Whole(0, 1000), unset="0"),
+  "growth": Flag("with --prior: by how many tokens a text may be longer or shorter than the query", count("growth"), unset="0"),
   "start": Flag(
     'with --prior: "query" (copies of it, heated and cooled) or "prior" (texts that the model writes; gives bits)', unset="query"
   ),
-  "shown": Flag("at most so many are shown", Whole(1, MANY)),
-  "seed": Flag("seed of everything that is drawn", SEED),
+  "shown": Flag("at most so many are shown", count("shown")),
+  "seed": Flag("seed of everything that is drawn", count("seed")),
   # Where it runs, and where results go.
   "config": Flag("a config file, with a variant where it has any; --config.KEY=VALUE changes a setting", metavar="FILE[:VARIANT]"),
   "workdir": Flag("the folder of this run: checkpoints, logs, the finished model", metavar="DIR"),

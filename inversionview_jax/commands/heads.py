@@ -43,18 +43,16 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "position", unset="END, or the last token of a prompt")
   parser.add_argument("--known", action="store_true", help="only prompts whose next token the target predicts")
   parser.add_argument(
-    "--count", type=flags.Whole(1, flags.MANY), default=1000, help="prompts that are counted at most (default: 1000)"
+    "--count", type=flags.count("count"), default=1000, help="prompts that are counted at most (default: 1000)"
   )
   parser.add_argument(
     "--first-layer", type=flags.Whole(0, 10_000), default=0, help="heads of this layer and the later ones (default: 0)"
   )
   parser.add_argument("--last-layer", type=flags.Whole(0, 10_000), help="heads up to this layer (default: the last)")
   parser.add_argument("--threshold", type=flags.Number(0, 1), default=0.02, help="on the share (default: 0.02)")
+  parser.add_argument("--top", type=flags.count("top"), default=25, help="heads in the printed table (default: 25)")
   parser.add_argument(
-    "--top", type=flags.Whole(1, flags.MANY), default=25, help="heads in the printed table (default: 25)"
-  )
-  parser.add_argument(
-    "--batch-size", type=flags.Whole(1, 100_000), default=16, help="prompts in one run of the target (default: 16)"
+    "--batch-size", type=flags.count("batch_size"), default=16, help="prompts in one run of the target (default: 16)"
   )
   flags.add(parser, "seed", default=0)
   flags.add(parser, "json")

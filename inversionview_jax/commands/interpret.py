@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "position", unset="none; needed without saved preimages")
   flags.add(parser, "texts")
   parser.add_argument(
-    "--inputs", type=flags.Whole(1, flags.MANY), help="without --texts: so many held-out inputs (default: 8)"
+    "--inputs", type=flags.count("count"), help="without --texts: so many held-out inputs (default: 8)"
   )
   flags.add(parser, "seed", unset="0")
   parser.add_argument("--model", type=flags.given, required=True, help="name of the language model at the endpoint")
@@ -70,21 +70,23 @@ def add_parser(commands: Any) -> None:
   )
   parser.add_argument(
     "--temperature",
-    type=flags.Number(0, 100),
+    type=flags.number("temperature"),
     dest="sampling_temperature",  # the name "temperature" is that of the decoder's
     help="of the language model (default: the endpoint's)",
   )
   parser.add_argument(
-    "--max-tokens", type=flags.Whole(1, flags.MANY), default=2048, help="tokens of an answer at most (default: 2048)"
+    "--max-tokens", type=flags.count("max_tokens"), default=2048, help="tokens of an answer at most (default: 2048)"
   )
   parser.add_argument(
     "--timeout",
-    type=flags.Number(0, 86_400, above=True),
+    type=flags.number("timeout", above=True),
     default=120.0,
     help="seconds for one attempt, the whole answer included (default: 120)",
   )
-  parser.add_argument("--retries", type=flags.Whole(0, 100), default=4, help="after a failed attempt (default: 4)")
-  parser.add_argument("--at-once", type=flags.Whole(1, 256), default=4, help="requests in flight at most (default: 4)")
+  parser.add_argument("--retries", type=flags.count("retries"), default=4, help="after a failed attempt (default: 4)")
+  parser.add_argument(
+    "--at-once", type=flags.count("at_once"), default=4, help="requests in flight at most (default: 4)"
+  )
   parser.add_argument(
     "--prices", metavar="IN,OUT", help="price of a million tokens of prompts and of answers, to show the cost"
   )

@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
   parser = flags.add_command(commands, "measure", run, "measure what an activation encodes", _DESCRIPTION)
   parser.add_argument("text", nargs="*", help="inputs of the task (default: held-out ones)")
   flags.add(parser, "texts")
-  parser.add_argument("--queries", type=flags.Whole(2, flags.MANY), help="so many held-out inputs (default: 20)")
+  parser.add_argument("--queries", type=flags.count("queries", least=2), help="so many held-out inputs (default: 20)")
   source.add_flags(parser, default="monte_carlo, or decoder where the task has no moves or is of a language model")
   flags.add(parser, "site", required=True)
   flags.add(parser, "position", required=True)
@@ -57,18 +57,18 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "match", default="anywhere")
   parser.add_argument(
     "--controls",
-    type=flags.Whole(2, 10_000),
+    type=flags.count("controls", least=2),
     default=16,
     help="for given texts: activations of other inputs that serve as the control (held-out inputs are each other's; default: 16)",
   )
   parser.add_argument(
     "--inputs",
-    type=flags.Whole(64, flags.MANY),
+    type=flags.count("inputs", least=64),
     help="of a method that starts from the decoder: random inputs for the bits (default: 8192)",
   )
   parser.add_argument(
     "--draws",
-    type=flags.Whole(12, flags.MANY),
+    type=flags.count("draws", least=12),
     help="of a method that starts from the decoder: its texts for the bits (default: 768)",
   )
   parser.add_argument("--no-bits", action="store_true", help="no information in bits")

@@ -49,14 +49,14 @@ def add_parser(commands: Any) -> None:
     action="append",
     help="train, sample or monte_carlo; may be repeated (default: all; monte_carlo for tasks with a prior and moves only)",
   )
-  rows, particles = flags.Whole(1, flags.MANY), flags.Whole(2, flags.MANY)
+  rows, particles = flags.count("rows"), flags.count("particles")
   parser.add_argument("--rows", type=rows, default=64, help="candidates per data-parallel device (default: 64)")
   parser.add_argument(
     "--particles", type=particles, default=128, help="of Monte Carlo, per data-parallel device; even (default: 128)"
   )
   parser.add_argument(
     "--batch-per-device",
-    type=flags.Whole(1, flags.MANY),
+    type=flags.count("batch_per_device"),
     help="texts per data-parallel device (default: the config's batch over the devices)",
   )
   flags.add(parser, "json")

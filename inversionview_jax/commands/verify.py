@@ -40,9 +40,7 @@ def add_parser(commands: Any) -> None:
     "--predict", help="the answer token that is judged (default: the one predicted there, else the first)"
   )
   parser.add_argument("--where", default="", help='a condition on the clean input, such as "C1 == 0 and F2 + S2 != 9"')
-  parser.add_argument(
-    "--pairs", type=flags.Whole(1, flags.MANY), default=8192, help="pairs of each kind (default: 8192)"
-  )
+  parser.add_argument("--pairs", type=flags.count("pairs"), default=8192, help="pairs of each kind (default: 8192)")
   parser.add_argument("--split", default="test", help="train or test (default: test)")
   flags.add(parser, "seed", default=0)
   flags.add(parser, "json")

@@ -53,13 +53,13 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "match", default="anywhere")
   parser.add_argument(
     "--temperature",
-    type=flags.Number(0, 100, above=True),
+    type=flags.number("temperature", above=True),
     action="append",
     help="sampling temperature (may be repeated; default: the mixture's)",
   )
   parser.add_argument(
     "--noise",
-    type=flags.Number(0, 1000),
+    type=flags.number("noise"),
     action="append",
     help="Gaussian noise on the activation, in units of its standard deviation; one, or one for each temperature",
   )

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from inversionview_jax import bounds, values
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder, parse_json, read_json, read_lines, write_whole
 
@@ -64,6 +65,10 @@ class Endpoint:
   max_tokens: int = 2048
   timeout: float = 120.0
   retries: int = 4
+
+  def __post_init__(self):
+    bounds.check(max_tokens=self.max_tokens, retries=self.retries)
+    values.number("timeout", self.timeout, *bounds.NUMBERS["timeout"])
 
   @property
   def longest(self) -> float:
@@ -171,6 +176,7 @@ def ask(
   Returns:
     hash -> `Answer`; a prompt that fails has an error and does not stop the others.
   """
+  bounds.check(at_once=at_once)
   folder = make_folder(folder)
   answers = {name: answer for name in prompts if (answer := _read_answer(folder / f"{name}.json"))}
   missing = [name for name in prompts if name not in answers]

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from inversionview_jax import bounds
 from inversionview_jax.measures.held_out import HeldOutQueries
 from inversionview_jax.measures.rates import auc
 from inversionview_jax.reading import Reader
@@ -73,6 +74,7 @@ def compare_with_exact(
   Raises:
     InversionViewError: a task that cannot enumerate its inputs, or more queries than fit into memory.
   """
+  bounds.check(members=members, noise_draws=draws, seed=seed)
   task, queries = reader.task, held_out.queries
   mixture = mixture or task.mixture
   distances = exact.distances(reader.target, task, reader.sites, queries, exact.every_input(task), reader.sampler.mesh)
@@ -185,6 +187,8 @@ def completeness(
     noise, draws: the probability is the mean over so many draws of noise eta (paper: 500 draws of 0.1); one draw is without noise.
     seed: of inputs and noise.
   """
+  bounds.check(noise_draws=draws, seed=seed)
+  bounds.whole("inputs", 1 if inputs is None else inputs, "all_inputs")  # of the task's, at most all of them
   task, queries = reader.task, held_out.queries
   index = exact.every_input(task)
   if inputs is not None and inputs < len(index):

@@ -10,6 +10,7 @@ import os
 
 import numpy as np
 
+from inversionview_jax import bounds
 from inversionview_jax._version import __version__
 from inversionview_jax.files import write_whole
 from inversionview_jax.measures import coverage, held_out
@@ -145,6 +146,7 @@ def evaluate(
     members: see `coverage.compare_with_exact`.
     seed: of queries, candidates and random inputs.
   """
+  bounds.check(queries=queries, exact_queries=exact_queries, members=members, seed=seed)
   task = reader.task
   if exact_queries:
     exact.every_input(task)  # a task that cannot is refused before anything runs

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from inversionview_jax import bounds
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.reading import Reader, Request
@@ -66,6 +67,7 @@ def queries_of(
   target: Target, task: Task, sites: Sequence[Site], count: int, seed: int = 0, every_site: bool = True
 ) -> HeldOutQueries:
   """`held_out_queries` of a target without a reader, at these sites."""
+  bounds.check(count=count, seed=seed)
   n_sites = len(sites)
   rng = np.random.default_rng(seed)
   texts = task.tokens(rng.permutation(task.split("test"))[:count])
@@ -99,6 +101,7 @@ def held_out_requests(
   Raises:
     InversionViewError: no input has the position.
   """
+  bounds.check(count=count, seed=seed)
   task = source.task
   order = np.random.default_rng(seed).permutation(task.split("test"))
   requests: list[Request] = []
@@ -124,6 +127,7 @@ def inside(reader: Reader, held_out: HeldOutQueries, seed: int = 0) -> np.ndarra
 
 def base_rates(reader: Reader, held_out: HeldOutQueries, inputs: int = 1024, seed: int = 0) -> np.ndarray:
   """float64[Q]: the share of `inputs` random inputs of the task that lie within epsilon of each query, as a guess would."""
+  bounds.check(inputs=inputs, seed=seed)
   task = reader.task
   index = np.random.default_rng(seed).integers(task.num_inputs, size=inputs)
   distances = exact.distances(reader.target, task, reader.sites, held_out.queries, index, reader.sampler.mesh)

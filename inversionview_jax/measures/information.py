@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from inversionview_jax.errors import InversionViewError
+from inversionview_jax import bounds
 from inversionview_jax.measures.consistency import Members
 from inversionview_jax.measures.rates import Z95
 from inversionview_jax.preimage import Preimage, Query
@@ -165,9 +165,7 @@ def measure(
   """
   task = reader.task
   epsilon, metric = epsilon or task.epsilon, metric or task.metric
-  for name, value in (("inputs", inputs), ("draws", draws)):
-    if value < 1:
-      raise InversionViewError(f"{name} = {value} must be at least 1")
+  bounds.check(inputs=inputs, draws=draws, seed=seed)
   index = np.random.default_rng(seed).integers(task.num_inputs, size=inputs)
   task.log_prior(task.tokens(index[:1]))  # a task without one is refused before anything runs
   sampled = sampling_queries(reader, queries, metric, match)

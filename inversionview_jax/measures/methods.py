@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from inversionview_jax import bounds
 from inversionview_jax._version import __version__
 from inversionview_jax.errors import one_of
 from inversionview_jax.files import write_whole
@@ -189,6 +190,7 @@ def compare_methods(
   """
   reader = source if isinstance(source, Reader) else None
   target, task, sites = (source.target, source.task, source.sites) if isinstance(source, Reader) else source
+  bounds.check(seed=seed)
   settings = {"mixture": mixture, "num_samples": num_samples, "particles": particles, "budget": budget}
   sources = {}
   for method in methods:

@@ -7,10 +7,11 @@ import math
 
 import numpy as np
 
+from inversionview_jax import bounds
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.reading import answers
-from inversionview_jax.reading.requests import Request, resolve, whole_number
+from inversionview_jax.reading.requests import Request, resolve
 from inversionview_jax.sampling import exact
 from inversionview_jax.sampling.candidates import Candidates, Queries, Rows
 from inversionview_jax.targets import Target
@@ -50,7 +51,7 @@ def exact_preimage(
       own activation is not within epsilon of any of them.
   """
   index, resolved_site = exact.every_input(task), target.site(site)
-  seed = whole_number("seed", seed, 0, 2**32 - 1)
+  seed = bounds.whole("seed", seed, "own_seed")
   request = resolve(Request(text, site, position, epsilon, metric, match), 0, task)
   pattern = [f"p{resolved_site.layer}"] if resolved_site.kind == "head" else []
   run = target.run(request.tokens[None], [resolved_site, *pattern])

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from inversionview_jax import tasks
+from inversionview_jax import bounds, tasks
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preimage import Preimage, Query, Sample
 from inversionview_jax.reading import answers, text_prior
 from inversionview_jax.reading.directions import Directions
-from inversionview_jax.reading.requests import Request, ResolvedRequest, resolve, whole_number
+from inversionview_jax.reading.requests import Request, ResolvedRequest, resolve
 from inversionview_jax.sampling.candidates import Candidates, Queries, Rows
 from inversionview_jax.sampling.monte_carlo import MonteCarlo
 from inversionview_jax.sampling.particles import Level, Population, Settings
@@ -128,7 +128,7 @@ def _sample_texts(
   **common: Any,
 ) -> Preimage:
   """The preimage of activations of one text, with the target itself as the prior."""
-  particles = text_prior.PARTICLES if particles is None else whole_number("particles", particles, 2)
+  particles = text_prior.PARTICLES if particles is None else bounds.whole("particles", particles)
   sampler, row = text_prior.sampler(target, texts, sites, parallel.make_mesh(), particles), requests[0].tokens
   used = row[: int(np.argmax(row == texts.task.tokenizer.eos_id))]  # EOS is no token of the model
   return sample(
@@ -177,8 +177,8 @@ def sample(
     method: as `Preimage` names it; "": by whether there is a `start`.
     sampler: of other texts than the task's; None: that of the task, on `mesh`.
   """
-  particles, budget = whole_number("particles", particles, 2), whole_number("budget", budget, 1)
-  seed = whole_number("seed", seed, 0, 2**32 - 1)
+  particles, budget = bounds.whole("particles", particles), bounds.whole("budget", budget)
+  seed = bounds.whole("seed", seed, "own_seed")
   joint, first = len(requests) > 1, requests[0]
   if sampler is None:
     sampler = _sampler(target, task, sites, parallel.make_mesh() if mesh is None else mesh, particles, joint)

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from inversionview_jax import bounds
 from inversionview_jax.devices import parallel, sharding
 from inversionview_jax.distance import METRICS
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.models.decoder import Decoder, DecoderConfig
 from inversionview_jax.preimage import Preimage, Query
 from inversionview_jax.reading import answers, log_prob, monte_carlo
-from inversionview_jax.reading.requests import Request, ResolvedRequest, resolve, resolve_mixture, whole_number
+from inversionview_jax.reading.requests import Request, ResolvedRequest, resolve, resolve_mixture
 from inversionview_jax.sampling import exact, mixtures, sampler
 from inversionview_jax.sampling.candidates import Candidates, Queries, Rows
 from inversionview_jax.tables import ShowsTable, Table
@@ -171,7 +172,8 @@ class Reader(ShowsTable):
       chunk: queries of one program, the last one padded to as many; 0: 8, or 1 for a single query.
     """
     drawn_with = resolve_mixture(self.task, mixture, temperatures, noise, num_samples)
-    seed = whole_number("seed", seed, 0, 2**32 - 1)
+    seed = bounds.whole("seed", seed, "own_seed")
+    bounds.check(chunk=chunk)
     resolved = self.check(requests)
     size = chunk or (1 if len(resolved) == 1 or progress else _CHUNK)
     counter = None if progress is None else _Counter(progress, len(resolved) * drawn_with.num_samples)

@@ -5,13 +5,12 @@ Shapes: T tokens.
 
 import dataclasses
 import numbers
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from inversionview_jax import distance
+from inversionview_jax import bounds, distance
 from inversionview_jax.distance import MATCHES
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.preimage import Query
@@ -86,8 +85,11 @@ def resolve(request: Request, site: int, task: Task) -> ResolvedRequest:
     InversionViewError: a text, position or number that cannot be used.
   """
   epsilon = task.epsilon if request.epsilon is None else request.epsilon
-  if not (isinstance(epsilon, numbers.Real) and np.isfinite(epsilon) and epsilon > 0):
-    raise InversionViewError(f"epsilon = {epsilon!r} must be a number above 0; this task's is {task.epsilon}")
+  most = bounds.NUMBERS["epsilon"][1]
+  if not (isinstance(epsilon, numbers.Real) and 0 < epsilon <= most):
+    raise InversionViewError(
+      f"epsilon = {epsilon!r} must be a number above 0, at most {most:g}; this task's is {task.epsilon}"
+    )
   metric = task.metric if request.metric is None else request.metric
   if metric not in distance.METRICS:
     raise one_of("metric", metric, distance.METRICS)
@@ -114,7 +116,7 @@ def resolve_mixture(
   """
   mixture = task.mixture if name is None else task.mixture_named(name)
   if num_samples is not None:
-    mixture = dataclasses.replace(mixture, num_samples=whole_number("num_samples", num_samples, 1))
+    mixture = dataclasses.replace(mixture, num_samples=bounds.whole("num_samples", num_samples))
   if temperatures is None and noise is None:
     return mixture
   hot = nonnegative_numbers("temperature", 1.0 if temperatures is None else temperatures)
@@ -126,20 +128,9 @@ def resolve_mixture(
   return dataclasses.replace(mixture, settings=settings, directions=False)
 
 
-def whole_number(name: str, value: object, low: int, high: int | None = None) -> int:
-  """`value` as an int; raises `InversionViewError` for another type or a value out of range."""
-  wanted = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
-  try:
-    number = operator.index(value)  # type: ignore[arg-type]
-  except TypeError:
-    raise InversionViewError(f"{name} = {value!r} must be {wanted}") from None
-  if number < low or (high is not None and number > high):
-    raise InversionViewError(f"{name} = {number} must be {wanted}")
-  return number
-
-
 def nonnegative_numbers(name: str, values: Sequence[float] | float) -> np.ndarray:
-  """One number or several, as float64[N]; raises `InversionViewError` for a value that is not a finite number from 0 up."""
+  """One number or several of `bounds.NUMBERS`, as float64[N]; raises `InversionViewError` for one out of range."""
+  high = bounds.NUMBERS[name][1]
   try:
     array = np.atleast_1d(values).astype(float)
   except (TypeError, ValueError):
@@ -147,6 +138,6 @@ def nonnegative_numbers(name: str, values: Sequence[float] | float) -> np.ndarra
   if array.ndim != 1 or not len(array):
     raise InversionViewError(f"{name} {values!r} must be a number from 0 up, or a list of at least one")
   for value in array:
-    if not (np.isfinite(value) and value >= 0):
-      raise InversionViewError(f"{name} {value:g} must be a number from 0 up")
+    if not 0 <= value <= high:
+      raise InversionViewError(f"{name} {value:g} must be a number from 0 up, at most {high:g}")
   return array

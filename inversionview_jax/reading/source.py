@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from inversionview_jax import bounds, sites
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.models import site_shapes
 from inversionview_jax.preimage import Preimage, Query
 from inversionview_jax.preimage.methods import SETTINGS
 from inversionview_jax.reading.enumeration import exact_preimage
@@ -105,6 +107,7 @@ class Source:
       if name not in SETTINGS[method]:
         those = " or ".join(other for other, names in SETTINGS.items() if name in names)
         raise InversionViewError(f"{name} has no effect with method {method!r}: leave it out, or use {those}")
+    bounds.check(**{name: value for name, value in given.items() if name in bounds.COUNTS})
     if "decoder" in method:
       resolve_mixture(used, *(given.get(name) for name in ("mixture", "temperatures", "noise", "num_samples")))
     return cls(target, used, method, reader, given)
@@ -129,7 +132,8 @@ class Source:
   def _default_sites(self) -> tuple[str, ...]:
     config = self.target.config
     names = self.task.default_sites(config.n_layers, config.n_heads)
-    return tuple(self.target.site(name).short for name in names)
+    parsed = [sites.parse(name) for name in names]
+    return tuple(self.target.site(site).short for site in parsed if not site_shapes.missing(config, site))
 
   @property
   def at_once(self) -> int:

@@ -9,9 +9,9 @@ import functools
 import numpy as np
 from jax.sharding import Mesh
 
+from inversionview_jax import bounds
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.models.config import TransformerConfig
-from inversionview_jax.reading.requests import whole_number
 from inversionview_jax.sampling.language_prior import LanguagePrior
 from inversionview_jax.sampling.monte_carlo import MonteCarlo
 from inversionview_jax.sampling.particles import Settings
@@ -69,7 +69,11 @@ def text_prior(target: Target, text: str, prior: str, growth: int = 0, start: st
     raise InversionViewError(
       f"prior 'model' is for language models, and the target {target.name!r} has the characters of a task: leave prior out"
     )
-  growth, texts = whole_number("growth", growth, 0), Text(tokenizer).tokenizer
+  if not target.config.causal:
+    raise InversionViewError(
+      f"prior 'model' is for models that predict the next token, and the target {target.name!r} attends in both directions: leave prior out"
+    )
+  growth, texts = bounds.whole("growth", growth), Text(tokenizer).tokenizer
   ids = texts.encode(text)
   if not ids:
     raise InversionViewError(f"the text {text!r} has no tokens: give a text of at least one")
@@ -94,7 +98,7 @@ def sampler(
   Raises:
     InversionViewError: a number of particles that does not divide, or that needs too much memory.
   """
-  particles = PARTICLES if particles is None else whole_number("particles", particles, 2)
+  particles = PARTICLES if particles is None else bounds.whole("particles", particles)
   needed = _cache_bytes(target.config, prior.lengths[1] + 1)
   if needed * particles > _CACHE:
     raise InversionViewError(

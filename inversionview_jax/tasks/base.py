@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from inversionview_jax import values
+from inversionview_jax import bounds, values
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks.contrast import Pairs
 from inversionview_jax.tasks.extension import is_named, load_named
@@ -51,6 +51,7 @@ class Mixture:
   repeats: int = 0
 
   def __post_init__(self):
+    bounds.check(num_samples=self.num_samples, rounds=self.rounds)
     if self.directions and not all(-1 <= cosine <= 1 for _, cosine in self.settings):
       raise InversionViewError(f"directions are drawn at cosines from -1 to 1, not {[c for _, c in self.settings]}")
     if self.repeats and self.rounds < 2:

@@ -7,7 +7,6 @@ function of (seed, i) and every example has its own random key, so that a resume
 import contextlib
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -17,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from inversionview_jax import config_schema, preemption
+from inversionview_jax import bounds, config_schema, preemption
 from inversionview_jax.devices import hosts, parallel, sharding
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_make, output_folder, path_of
@@ -287,15 +286,9 @@ def _check_fits(state: Any, mesh: Mesh) -> None:
   size = sum(
     x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
   )
-  try:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-  except (AttributeError, ValueError, OSError):
-    return
-  if mesh.devices.flat[0].platform == "cpu" and size > memory:
-    raise InversionViewError(
-      f"the parameters and the optimizer's state take {size / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f}: "
-      "make the model smaller (model.d_model, model.n_layers, encoder_width, n_slots)"
-    )
+  if mesh.devices.flat[0].platform == "cpu":
+    remedy = "make the model smaller (model.d_model, model.n_layers, encoder_width, n_slots)"
+    bounds.check_memory(size, "the parameters and the optimizer's state", remedy)
 
 
 def _texts(batches: Batches, first: int, count: int, mesh: Mesh) -> jax.Array:

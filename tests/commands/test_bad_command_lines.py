@@ -192,7 +192,7 @@ def test_a_bad_command_line_is_one_line_and_leaves_nothing(refused, files, line,
   [
     ("(('addition', '100+200=', 'a0.0'),)", "is not (reader, text, site, position)"),
     ("(('addition', 5, 'a0.0', '='),)", "is not (reader, text, site, position)"),
-    ("5", "no queries"),
+    ("5", "queries = 5 must be a list"),
     ("(('nosuch', '100+200=', 'a0.0', '='),)", "nosuch"),
   ],
 )

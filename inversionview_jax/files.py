@@ -146,13 +146,7 @@ def write_whole(path: "str | os.PathLike", content: "str | bytes") -> None:
   Raises:
     InversionViewError: the folder is missing or not writable, or `path` is something other than a file.
   """
-  target = path_of(path).resolve()  # through a link to its file: the link itself stays
-  if not target.parent.is_dir():
-    raise InversionViewError(
-      f"cannot write {os.fspath(path)!r}: there is no folder {str(target.parent)!r}; create it first"
-    )
-  if target.exists() and not target.is_file():  # replacing a device such as /dev/null would be worse than an error
-    raise InversionViewError(f"cannot write {os.fspath(path)!r}: it exists and is not a file; give the name of a file")
+  target = _file_to_write(path)
   draft = target.parent / f".{secrets.token_hex(8)}.tmp"
   try:
     with open(draft, "xb") as file:
@@ -162,9 +156,26 @@ def write_whole(path: "str | os.PathLike", content: "str | bytes") -> None:
       os.fsync(file.fileno())
     os.replace(draft, target)
   except OSError as error:
-    raise InversionViewError(f"cannot write {os.fspath(path)!r}: {error.strerror}; choose another place") from None
+    raise InversionViewError(f"cannot write {_shown(path)}: {error.strerror}; choose another place") from None
   finally:
-    draft.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      draft.unlink(missing_ok=True)
+
+
+def _file_to_write(path: "str | os.PathLike") -> pathlib.Path:
+  """Where a file that is written to `path` will be: behind a link its file, and the link itself stays.
+
+  Raises:
+    InversionViewError: the folder is missing, or something other than a file is there.
+  """
+  target, shown = path_of(path).resolve(), _shown(path)
+  if not target.parent.is_dir():
+    raise InversionViewError(f"cannot write {shown}: the folder {str(target.parent)!r} does not exist; create it first")
+  if target.is_dir():
+    raise InversionViewError(f"cannot write {shown}: it is a folder; give the name of a file")
+  if target.exists() and not target.is_file():  # replacing a device such as /dev/null would be worse than an error
+    raise InversionViewError(f"cannot write {shown}: it exists and is not a file; give the name of a file")
+  return target
 
 
 def read_lines(path: "str | os.PathLike", hint: str = "") -> Iterator[tuple[int, str]]:
@@ -196,13 +207,7 @@ def read_lines(path: "str | os.PathLike", hint: str = "") -> Iterator[tuple[int,
 
 def check_can_hold(path: "str | os.PathLike") -> None:
   """Raises `InversionViewError` if a file cannot be written there; for before the work, not after it."""
-  target = path_of(path).resolve()
-  if not target.parent.is_dir():
-    raise InversionViewError(f"cannot write {_shown(path)}: the folder {target.parent} does not exist; create it first")
-  if target.is_dir():
-    raise InversionViewError(f"cannot write {_shown(path)}: it is a folder; give the name of a file")
-  if target.exists() and not target.is_file():
-    raise InversionViewError(f"cannot write {_shown(path)}: it exists and is not a file; give the name of a file")
+  target = _file_to_write(path)
   if not os.access(target.parent, os.W_OK):
     raise InversionViewError(f"cannot write {_shown(path)}: its folder cannot be written; choose another place")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import make_folder, path_of
+from inversionview_jax.files import check_can_make, files_together, make_folder, path_of
 from inversionview_jax.terminal import print_text
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   source = path_of(args.source)
   if not source.is_dir():
     raise InversionViewError(f"no folder {args.source!r}")
+  check_can_make(args.out)
   task = tasks.get(args.task)
   if release.is_release(source):
     return _import_decoder(args, source, task)
@@ -65,11 +66,11 @@ def _import_preimages(args: argparse.Namespace, source: pathlib.Path, task: "Tas
   preimages = [  # all of them are read before the first is written
     (page.path, paper_viewer.preimage_of(page, task, args.epsilon, source.name)) for page in paper_viewer.read(source)
   ]
-  folder = make_folder(args.out)
-  for path, preimage in preimages:
-    make_folder(folder / path.split("/")[0])
-    preimage.to_json(folder / path)
-  print_text(f"{len(preimages)} preimages written to {folder}")
+  with files_together(args.out) as folder:
+    for path, preimage in preimages:
+      make_folder(folder / path.split("/")[0])
+      preimage.to_json(folder / path)
+  print_text(f"{len(preimages)} preimages written to {args.out}")
   return 0
 
 
@@ -90,10 +91,10 @@ def _import_decoder(args: argparse.Namespace, source: pathlib.Path, task: "Task"
   # The release lets a decoder write BOS, or PAD in the middle of a text; a reader never does. All other logits are the same.
   t = task.tokenizer
   config = dataclasses.replace(config, forbidden=(t.bos_id, t.pad_id))
-  make_folder(out)
-  raw.save(out / "target")
   notes = {"imported": source.name, "cross_attn": bool(config.transformer.cross_width)}
-  decoder_objective.save_decoder(out / "decoder", variables, config, target, task, notes)
+  with files_together(out) as folder:
+    raw.save(folder / "target")
+    decoder_objective.save_decoder(folder / "decoder", variables, config, target, task, notes)
   print_text(f"{len(config.sites)} sites: {', '.join(config.sites)}\nreader: {out}")
   return 0
 

@@ -11,7 +11,7 @@ from inversionview_jax import terminal
 from inversionview_jax.commands import flags, source
 from inversionview_jax.commands.inputs import texts_of
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import check_can_make, make_folder, output_folder, write_whole
+from inversionview_jax.files import check_can_make, files_together, output_folder, path_of, write_whole
 from inversionview_jax.progress import bar_of
 
 if TYPE_CHECKING:
@@ -128,10 +128,15 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   _check(args)
   from inversionview_jax.interpret import hypotheses, language_model
 
-  groups = hypotheses.group_preimages(hypotheses.load(args.preimages) if args.preimages else _draw(args))
   endpoint = language_model.Endpoint(
     args.model, args.base_url, args.sampling_temperature, args.max_tokens, args.timeout, args.retries
   )
+  # A file or an endpoint that cannot be used is refused before preimages are drawn; answers that are kept need neither.
+  if args.replay:
+    language_model.read_answers(args.replay)
+  elif not args.prompts_only and not (path_of(args.out) / "answers").is_dir():
+    endpoint.client()
+  groups = hypotheses.group_preimages(hypotheses.load(args.preimages) if args.preimages else _draw(args))
   prompts = [hypotheses.prompt(group, args.queries, args.samples) for group in groups]
   hashes = [hypotheses.prompt_hash(args.model, text, endpoint.settings()) for text in prompts]
   by_hash = dict(zip(hashes, prompts, strict=True))
@@ -186,9 +191,9 @@ def _draw(args: argparse.Namespace) -> "list[Preimage]":
   source.note_decoder(args, drawn_from)
   with bar_of("preimages") as progress:
     preimages = drawn_from.preimages(requests, effects=False, seed=args.seed or 0, progress=progress)
-  folder = make_folder(str(make_folder(args.out) / "preimages"))
-  for number, preimage in enumerate(preimages):
-    preimage.to_json(folder / f"{number:03d}.json")
+  with files_together(path_of(args.out) / "preimages") as folder:
+    for number, preimage in enumerate(preimages):
+      preimage.to_json(folder / f"{number:03d}.json")
   return preimages
 
 

@@ -304,15 +304,8 @@ def _read_answer(path: pathlib.Path) -> Answer | None:
     return None
 
 
-def replayed(prompts: dict[str, str], path: "str | os.PathLike") -> dict[str, Answer]:
-  """Answers from a file of JSON lines {"hash": ..., "text": ...}; no request is sent.
-
-  Args:
-    prompts: hash -> text, as for `ask`.
-    path: of the file.
-
-  Returns:
-    hash -> `Answer`; prompts that the file lacks have an error.
+def read_answers(path: "str | os.PathLike") -> dict[str, Answer]:
+  """Answers by hash, from a file of JSON lines {"hash": ..., "text": ...}.
 
   Raises:
     InversionViewError: a file that cannot be read, or a line that is not of this form.
@@ -331,6 +324,20 @@ def replayed(prompts: dict[str, str], path: "str | os.PathLike") -> dict[str, An
         f'{os.fspath(path)!r}, line {number}: {error}; lines look like {{"hash": "...", "text": "..."}}'
       ) from None
     answers[name] = Answer(text, "", cached=True)
+  return answers
+
+
+def replayed(prompts: dict[str, str], path: "str | os.PathLike") -> dict[str, Answer]:
+  """The answers of a file (`read_answers`) to these prompts; no request is sent.
+
+  Args:
+    prompts: hash -> text, as for `ask`.
+    path: of the file.
+
+  Returns:
+    hash -> `Answer`; prompts that the file lacks have an error.
+  """
+  answers = read_answers(path)
   return {name: answers.get(name, Answer(error=f"{os.fspath(path)} has no answer of hash {name}")) for name in prompts}
 
 

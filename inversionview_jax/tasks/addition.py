@@ -65,15 +65,14 @@ class Addition(Task):
     return SumMoves((t.bos_id, int(plus), int(equals), t.eos_id, t.pad_id))
 
   @property
-  def _all_sums(self) -> bool:
-    """Whether the inputs are all sums; those of a subclass may be some of them, which the moves and prior of all do not know."""
-    return type(self).index is Addition.index and type(self).tokens is Addition.tokens
+  def has_log_prior(self) -> bool:
+    return self.inputs_of(Addition) or type(self).log_prior is not Addition.log_prior
 
   def moves(self) -> tuple[Move, ...]:
-    return self._sums.all() if self._all_sums else super().moves()
+    return self._sums.all() if self.inputs_of(Addition) else super().moves()
 
   def log_prior(self, tokens: Array) -> Array:
-    return self._sums.log_prior(tokens, self.num_inputs) if self._all_sums else super().log_prior(tokens)
+    return self._sums.log_prior(tokens, self.num_inputs) if self.inputs_of(Addition) else super().log_prior(tokens)
 
   def tokens(self, index: np.ndarray) -> np.ndarray:
     index = np.asarray(index)
@@ -81,6 +80,8 @@ class Addition(Task):
     return self.tokens_of(first, second)
 
   def index(self, tokens: np.ndarray) -> np.ndarray:
+    if not self.inputs_of(Addition):
+      return super().index(tokens)
     tokens = np.asarray(tokens)
     scales = np.array([100, 10, 1])
     first, second = tokens[:, 1:4] @ scales - 100, tokens[:, 5:8] @ scales - 100

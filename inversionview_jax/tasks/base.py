@@ -121,6 +121,17 @@ class Task(abc.ABC):
       raise NotImplementedError(f"task {self.name!r} has no index of its texts")
     return self.listed.index(tokens)
 
+  def inputs_of(self, base: "type[Task]") -> bool:
+    """Whether the inputs are those of `base`, a class that this one is derived from: moves and priors written for them know no others."""
+    own = type(self)
+    same = (getattr(own, name) is getattr(base, name) for name in ("tokens", "index"))
+    return all(same) and own.num_inputs == base.num_inputs
+
+  @property
+  def has_log_prior(self) -> bool:
+    """Whether `log_prior` is another than the default, which makes every listed input equally probable."""
+    return type(self).log_prior is not Task.log_prior
+
   @functools.cached_property
   def listed(self) -> ListedInputs:
     """The inputs of an enumerable task as a list; raises `InversionViewError` where they are too many for one."""
@@ -153,7 +164,7 @@ class Task(abc.ABC):
     Raises:
       InversionViewError: a task that has neither.
     """
-    if type(self).log_prior is not Task.log_prior:
+    if self.has_log_prior:
       return exchange_moves(self.log_prior)
     if self.enumerable:
       return self.listed.moves()

@@ -76,11 +76,17 @@ class Counting(Task):
     bar, colon, one = (int(token) for token in t.encode("|:1"))
     return CountingMoves((t.bos_id, bar, colon, one, t.eos_id, t.pad_id), _LONGEST)
 
+  @property
+  def has_log_prior(self) -> bool:
+    return self.inputs_of(Counting) or type(self).log_prior is not Counting.log_prior
+
   def moves(self) -> tuple[Move, ...]:
-    return self._moves.all()
+    return self._moves.all() if self.inputs_of(Counting) else super().moves()
 
   def log_prior(self, tokens: Array) -> Array:
     """Three letters of 26, each 1 to 9 times, in any order, one of them the query letter, its count behind: each choice uniform."""
+    if not self.inputs_of(Counting):
+      return super().log_prior(tokens)
     return self._moves.log_prior(tokens, math.log(_TRIPLES * 9**3 * _QUERIES))
 
   def loss_mask(self, tokens: Array) -> Array:

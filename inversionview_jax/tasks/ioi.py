@@ -99,14 +99,20 @@ class IOI(LanguageTask):
 
   def log_prior(self, tokens: Array) -> Array:
     """Log probability float[B] under uniform choices of template, order, two different names, place and object."""
+    if not self.inputs_of(IOI):
+      return super().log_prior(tokens)
     xp, pad = tokens.__array_namespace__(), self.tokenizer.pad_id
     if (missing := self.length - tokens.shape[1]) > 0:
       tokens = xp.pad(tokens, ((0, 0), (0, missing)), constant_values=pad)
     ended = (tokens[:, self.length :] == pad).all(axis=1)
     return xp.where(ended, self._choices.log_prior(tokens[:, : self.length]), -math.inf)
 
+  @property
+  def has_log_prior(self) -> bool:
+    return self.inputs_of(IOI) or type(self).log_prior is not IOI.log_prior
+
   def moves(self) -> tuple[Move, ...]:
-    return self._choices.all()
+    return self._choices.all() if self.inputs_of(IOI) else super().moves()
 
   def _drawn(self, index):
     """The parts of the inputs with these indices: template, order (0: ABBA), indirect object, subject, place, object, int64[B] each."""

@@ -6,6 +6,7 @@ Sources: the `gguf` package, which also dequantises, and llama.cpp's conversion 
 
 import functools
 import itertools
+import math
 import pathlib
 import re
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.config import MOST_CONTEXT, MOST_INNER, MOST_LAYERS, MOST_WIDTH
 from inversionview_jax.pretrained import gguf_header
 from inversionview_jax.pretrained.weights import read_array
+from inversionview_jax.terminal import visible
 
-ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3", "smollm3", "gemma", "gemma2")
+ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3")
 _AT_ONCE = 2**22  # numbers dequantised at a time
 # llama.cpp rotates neighbouring dimensions (2 i, 2 i + 1) of these, so its conversion reorders the rows of W_Q and W_K.
 _REORDERED = ("llama", "smollm3")
@@ -109,7 +111,10 @@ _OTHER_KEYS = {
   "expert_count",
   "expert_used_count",
   "attention.causal",
+  "rope.freq_base_swa",
+  "attention.sliding_window_pattern",
 }
+_MODEL_TYPES = {"gemma3": "gemma3_text"}  # where Hugging Face has another name
 
 
 class GgufFile:
@@ -117,6 +122,7 @@ class GgufFile:
 
   Attributes:
     attributes: its metadata under the names of a config.json.
+    architecture: llama.cpp's name of the model type.
     metadata: key -> a function that returns the value, as stored.
     names: Hugging Face's names of its tensors.
 
@@ -126,22 +132,32 @@ class GgufFile:
   """
 
   def __init__(self, path: pathlib.Path):
-    reader = _reader(path)
+    kinds = _quantizations(path)
+    header = gguf_header.read(path)
     self.path = path
-    self.metadata = {name: field.contents for name, field in reader.fields.items()}
-    self._arch = self.read_value("general.architecture", values.text, "")
-    if self._arch not in ARCHITECTURES:
+    self.metadata = header.metadata
+    self.architecture = self.read_value("general.architecture", values.text, "")
+    if self.architecture not in ARCHITECTURES:
       raise InversionViewError(
-        f"{path}: architecture {self._arch!r} is not handled; of GGUF files this version reads {', '.join(ARCHITECTURES)}"
+        f"{path}: architecture {self.architecture!r} is not handled; of GGUF files this version reads {', '.join(ARCHITECTURES)}"
       )
     if (parts := self.read_value("split.count", functools.partial(values.whole, low=0, high=2**16), 0)) > 1:
       raise InversionViewError(f"{path} is one of {parts} parts; join them with llama.cpp's gguf-split --merge")
     self._tensors = {}  # Hugging Face's name -> (name here, type, shape, first byte, length)
     self._divisors = None
     size, entries = path.stat().st_size, []
-    for tensor in reader.tensors:
-      shape = tuple(int(n) for n in reversed(tensor.shape.tolist()))
-      entry = (tensor.name, tensor.tensor_type, shape, int(tensor.data_offset), int(tensor.n_bytes))
+    for tensor in header.tensors:
+      if tensor.kind not in kinds:
+        raise InversionViewError(
+          f"{path}: tensor {visible(tensor.name)} is of type {tensor.kind}, which the gguf package does not know"
+        )
+      kind, block, width = kinds[tensor.kind]
+      if tensor.shape and tensor.shape[-1] % block:
+        raise InversionViewError(
+          f"cannot read {path}: truncated or corrupt (rows of tensor {visible(tensor.name)} are no multiple of {block})"
+        )
+      length = math.prod(tensor.shape) // block * width
+      entry = (tensor.name, kind, tensor.shape, tensor.start, length)
       if entry[3] + entry[4] > size:
         raise InversionViewError(
           f"cannot read {path}: truncated or corrupt (tensor {tensor.name} ends behind the file)"
@@ -180,7 +196,7 @@ class GgufFile:
     tensor = self._read(self._tensors[name])
     if self._is_transposed(name):
       return tensor.T
-    if self._arch in _REORDERED and (which := re.search(r"\.self_attn\.([qk])_proj\.", name)):
+    if self.architecture in _REORDERED and (which := re.search(r"\.self_attn\.([qk])_proj\.", name)):
       heads = self.attributes["num_attention_heads" if which[1] == "q" else "num_key_value_heads"]
       pairs = tensor.reshape(heads, -1, 2, *tensor.shape[1:])  # (pair, member) -> (member, pair), as in Hugging Face
       return pairs.swapaxes(1, 2).reshape(tensor.shape)
@@ -191,24 +207,24 @@ class GgufFile:
 
     name, kind, shape, start, length = entry
     block, size = gguf.GGML_QUANT_SIZES[kind]
-    width = shape[-1] // block * size
+    width = (shape[-1] if shape else 1) // block * size
     raw = read_array(self.path, np.uint8, (length // width, width), start)
-    out = np.empty((len(raw), shape[-1]), np.float32)
-    step = max(1, _AT_ONCE // shape[-1])
+    out = np.empty((len(raw), shape[-1] if shape else 1), np.float32)
+    step = max(1, _AT_ONCE // max(out.shape[1], 1))
     try:
       for first in range(0, len(raw), step):  # a few rows at a time: dequantising takes several times their memory
         out[first : first + step] = gguf.quants.dequantize(raw[first : first + step], kind)
     except NotImplementedError:
       raise InversionViewError(
-        f"{self.path}: tensor {name} is quantised as {kind.name}, which is not read; Q8_0, Q6_K, Q4_K, Q4_0, Q4_1, F16 and F32 are"
+        f"{self.path}: tensor {name} is quantised as {kind.name}, which is not read; among others Q8_0, Q6_K, Q5_K, Q5_0, Q4_K, Q4_0, BF16, F16 and F32 are"
       ) from None
     return out.reshape(shape)
 
   def _renamed(self, name: str) -> str:
     """Hugging Face's name of a tensor."""
-    gpt2 = self._arch == "gpt2"
+    gpt2 = self.architecture == "gpt2"
     outside = _OUTSIDE_GPT2 if gpt2 else _OUTSIDE
-    inside = _INSIDE_GPT2 if gpt2 else _INSIDE_GEMMA2 if self._arch == "gemma2" else _INSIDE
+    inside = _INSIDE_GPT2 if gpt2 else _INSIDE_GEMMA2 if self.architecture in ("gemma2", "gemma3") else _INSIDE
     if name in outside:
       return outside[name]
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
@@ -218,17 +234,18 @@ class GgufFile:
 
   def _is_transposed(self, name: str) -> bool:
     """Whether a kernel is [in, out] in Hugging Face's files and [out, in] here: GPT-2's linear maps."""
-    return self._arch == "gpt2" and len(self._tensors[name][2]) == 2 and name.startswith("h.")
+    return self.architecture == "gpt2" and len(self._tensors[name][2]) == 2 and name.startswith("h.")
 
   def _attributes(self) -> dict:
     """The metadata under the names of a config.json; refuses what has none."""
-    gpt2 = self._arch == "gpt2"
-    keys, rope, attributes = _KEYS_GPT2 if gpt2 else _KEYS, {}, {"model_type": self._arch}
+    gpt2 = self.architecture == "gpt2"
+    keys, rope, attributes = _KEYS_GPT2 if gpt2 else _KEYS, {}, {}
+    attributes["model_type"] = _MODEL_TYPES.get(self.architecture, self.architecture)
     for key in self.metadata:
-      if not key.startswith(f"{self._arch}."):
+      if not key.startswith(f"{self.architecture}."):
         continue
-      name, value = key.removeprefix(f"{self._arch}."), self.value(key)
-      if isinstance(value, list):
+      name, value = key.removeprefix(f"{self.architecture}."), self.value(key)
+      if isinstance(value, list) and name != "attention.sliding_window_pattern":
         raise InversionViewError(f"{self.path}: {key} differs between layers, which is not handled")
       if name in _SIZES:
         values.whole(f"{self.path}: {key}", value, *_SIZES[name])
@@ -240,11 +257,11 @@ class GgufFile:
         raise InversionViewError(f"{self.path}: attribute {key} = {value!r} is not handled")
     if self._entry("expert_count", 0) != 0:
       raise InversionViewError(
-        f"{self.path}: {self._arch}.expert_count = {values.brief(self._entry('expert_count'))} is not handled, only 0"
+        f"{self.path}: {self.architecture}.expert_count = {values.brief(self._entry('expert_count'))} is not handled, only 0"
       )
     if (causal := self._entry("attention.causal", True)) is not True:
       raise InversionViewError(
-        f"{self.path}: {self._arch}.attention.causal = {values.brief(causal)} is not handled, only True"
+        f"{self.path}: {self.architecture}.attention.causal = {values.brief(causal)} is not handled, only True"
       )
     embedding = self._tensors.get("wte.weight" if gpt2 else "embed_tokens.weight")
     if embedding is None or len(embedding[2]) != 2:
@@ -254,7 +271,7 @@ class GgufFile:
 
   def _entry(self, name: str, default=None):
     """A value of the architecture's own metadata."""
-    return self.value(f"{self._arch}.{name}", default)
+    return self.value(f"{self.architecture}.{name}", default)
 
   def _llama(self, attributes: dict, rope: dict) -> dict:
     """Completes the attributes of a Llama-like model: those that follow from its tensors, and those that a GGUF file leaves out."""
@@ -264,18 +281,19 @@ class GgufFile:
     for name in ("rope.dimension_count", "attention.value_length"):
       if self._entry(name, attributes.get("head_dim")) != attributes.get("head_dim"):
         raise InversionViewError(
-          f"{self.path}: {self._arch}.{name} = {values.brief(self._entry(name))} is not handled, only the width of a head, {attributes['head_dim']}"
+          f"{self.path}: {self.architecture}.{name} = {values.brief(self._entry(name))} is not handled, only the width of a head, {attributes['head_dim']}"
         )
-    if self._arch != "qwen2" and "layers.0.self_attn.q_proj.bias" in self._tensors:
+    if self.architecture != "qwen2" and "layers.0.self_attn.q_proj.bias" in self._tensors:
       attributes["attention_bias"] = True
     if "layers.0.mlp.up_proj.bias" in self._tensors:
       attributes["mlp_bias"] = True
-    if self._arch.startswith("qwen") and "sliding_window" in attributes:
+    if self.architecture.startswith("qwen") and "sliding_window" in attributes:
       attributes["use_sliding_window"] = True
-    # GGUF has no key for the scale of the attention scores; the 27B model (46 layers) has one of its own.
-    if self._arch == "gemma2" and attributes.get("num_hidden_layers") == 46:
+    # GGUF has no key for the scale of the attention scores; the 27B models have one of their own.
+    layers_27b = {"gemma2": 46, "gemma3": 62}.get(self.architecture)
+    if layers_27b and attributes.get("num_hidden_layers") == layers_27b:
       attributes["query_pre_attn_scalar"] = attributes["hidden_size"] // attributes["num_attention_heads"]
-    elif self._arch == "gemma2":
+    elif layers_27b:
       attributes["query_pre_attn_scalar"] = attributes.get("head_dim")
     if rope.get("rope_type") == "none":
       rope = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
@@ -285,23 +303,32 @@ class GgufFile:
           f"{self.path}: tensor rope_freqs.weight together with rotary {other[0]} is not handled"
         )
       rope |= {"rope_type": "divided", "divisors": self._divisors}
+    if self.architecture == "gemma3":
+      return attributes | self._gemma3(attributes.get("num_hidden_layers"), rope)
     return attributes | {"rope_parameters": rope}
 
+  def _gemma3(self, layers: int | None, rope: dict) -> dict:
+    """Which layers of a Gemma 3 have a window, every layer but each sixth unless stated, and the two rotary embeddings."""
+    local = {"rope_type": "default", "rope_theta": self._entry("rope.freq_base_swa", 10_000.0)}
+    out: dict[str, Any] = {"rope_parameters": {"full_attention": rope, "sliding_attention": local}}
+    pattern = self._entry("attention.sliding_window_pattern")
+    if isinstance(pattern, int) and not isinstance(pattern, bool):
+      values.whole(f"{self.path}: gemma3.attention.sliding_window_pattern", pattern, 1, MOST_LAYERS)
+      pattern = [(layer + 1) % pattern != 0 for layer in range(layers or 0)]
+    if pattern is not None:
+      slides = values.sequence(
+        f"{self.path}: gemma3.attention.sliding_window_pattern", pattern, values.switch, MOST_LAYERS
+      )
+      out["layer_types"] = ["sliding_attention" if each else "full_attention" for each in slides]
+    return out
 
-def _reader(path: pathlib.Path):
-  """The `gguf` package's reader of a file; raises `InversionViewError` where that is not possible."""
+
+def _quantizations(path: pathlib.Path) -> dict[int, tuple[Any, int, int]]:
+  """Number of a type of tensors -> (the type, numbers in a block, bytes of a block); raises `InversionViewError` without the gguf package."""
   try:
     import gguf
   except ImportError:
     raise InversionViewError(
       f"reading {path} needs the gguf package; install it with: pip install 'inversionview-jax[gguf]'"
     ) from None
-  gguf_header.check(path)
-  try:
-    reader = gguf.GGUFReader(path)
-  except Exception as error:  # it does not check the file: any index, shape or memory error is possible
-    reason = next(iter(str(error).splitlines()), "") or repr(error)
-    raise InversionViewError(f"cannot read {path}: truncated or corrupt, or no GGUF file ({reason})") from None
-  if reader.endianess != gguf.GGUFEndian.LITTLE:
-    raise InversionViewError(f"{path} is big-endian, which is not read; convert it with gguf-convert-endian")
-  return reader
+  return {int(kind): (kind, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}

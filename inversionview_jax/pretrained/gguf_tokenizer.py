@@ -44,7 +44,7 @@ def from_gguf(file: GgufFile) -> HuggingFaceTokenizer:
   if kind is None or tokens is None:
     raise Unread(f"{file.path} has no tokenizer in it; give a tokenizer")
   if kind == "llama":
-    content = _sentencepiece(file, tokens)
+    content = (_gemma if file.architecture.startswith("gemma") else _sentencepiece)(file, tokens)
   elif kind == "gpt2":
     merges = [merge.split(" ") for merge in file.read_value("tokenizer.ggml.merges", _TEXTS, ())]
     kinds = file.read_value("tokenizer.ggml.token_type", _WHOLES, ())
@@ -110,6 +110,42 @@ def _sentencepiece(file: GgufFile, tokens: tuple[str, ...]) -> str:
     ]
   )
   control = [token for token, kind in zip(tokens, kinds, strict=True) if kind in (_CONTROL, _UNKNOWN)]
+  out.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in control])
+  out.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in user_defined])
+  return out.to_str()
+
+
+def _gemma(file: GgufFile, tokens: tuple[str, ...]) -> str:
+  """SentencePiece's BPE as Gemma has it, as the content of a tokenizer.json.
+
+  Pieces are merged in the order of their ids: Gemma's scores do not say it. Source: transformers' gguf_tokenizer_mapping.py, which gives the
+  same ids.
+  """
+  import tokenizers
+  from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+  kinds = file.read_value("tokenizer.ggml.token_type", _WHOLES, ())
+  if len(kinds) != len(tokens):
+    raise InversionViewError(f"{file.path}: its tokenizer is damaged: it needs a type for each of {len(tokens)} tokens")
+  # Tokens of several spaces are stored as such, but looked up as the normalizer writes them.
+  spelled = ["▁" * len(token) if token and not token.strip(" ") else token for token in tokens]
+  vocabulary = {token: i for i, token in enumerate(spelled)}
+  merges = [
+    (i, -cut, token[:cut], token[cut:])
+    for token, i in vocabulary.items()
+    for cut in range(1, len(token))
+    if token[:cut] in vocabulary and token[cut:] in vocabulary
+  ]
+  pairs = [merge[2:] for merge in sorted(merges)]
+  unknown = next((token for token, kind in zip(spelled, kinds, strict=True) if kind == _UNKNOWN), "<unk>")
+  unknown = unknown if unknown in vocabulary else None
+  out = tokenizers.Tokenizer(models.BPE(vocabulary, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+  out.normalizer = normalizers.Replace(" ", "▁")
+  out.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+  out.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+  typed = list(zip(tokens, kinds, strict=True))
+  control = [token for token, kind in typed if kind in (_CONTROL, _UNKNOWN)]
+  user_defined = [token for token, kind in typed if kind == _USER_DEFINED and token in vocabulary]
   out.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in control])
   out.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in user_defined])
   return out.to_str()

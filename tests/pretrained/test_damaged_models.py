@@ -154,9 +154,14 @@ def test_counts_in_the_header_of_a_gguf_file_are_not_looped_over(tmp_path):
     assert "general.x" in refusal(path)
 
 
-def test_the_header_of_a_whole_gguf_file_is_walked_to_its_end(tmp_path):
+def test_the_header_of_a_gguf_file_is_what_the_gguf_package_reads(tmp_path):
   path = write_gguf(tmp_path / "model.gguf", wide_folder(tmp_path / "model"))
-  gguf_header.check(path)
+  header, reader = gguf_header.read(path), gguf.GGUFReader(path)
+  fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+  assert {name: value() for name, value in header.metadata.items()} == fields
+  assert [(one.name, one.kind, one.shape, one.start) for one in header.tensors] == [
+    (one.name, int(one.tensor_type), tuple(reversed(one.shape.tolist())), int(one.data_offset)) for one in reader.tensors
+  ]
 
 
 def test_a_shard_index_of_another_form_is_named(tmp_path):

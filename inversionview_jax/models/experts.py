@@ -140,7 +140,7 @@ class Experts(nn.Module):
     for expert in range(self.config.n_experts):
       site = Site("expert", self.layer, expert)
       recorder.keep(site, lambda site=site: recorder.at_positions(written(site.head, edits), site))
-      recorder.choose_site(site, lambda site=site: written(site.head, edits))
+      recorder.choose_one(site, lambda site=site: written(site.head, edits))
     return recorder.boundary(out)
 
 

@@ -23,7 +23,7 @@ from inversionview_jax.targets.positions import Position, is_traced, label_posit
 if TYPE_CHECKING:
   from inversionview_jax.targets.target import Target
 
-CAPTURABLE = (*sites.VECTOR_KINDS, "heads", "pattern")
+CAPTURABLE = tuple(sites.KINDS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

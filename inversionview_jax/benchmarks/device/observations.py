@@ -25,7 +25,7 @@ from inversionview_jax.targets import Edit, Run, Target
 from inversionview_jax.tasks import hashing
 
 Arrays = dict[str, np.ndarray]
-KINDS = (*sites.VECTOR_KINDS, "heads", "pattern")
+KINDS = (*sites.PAPER_KINDS, "heads", "pattern")
 GRADIENT_ENTRIES = 64  # of each parameter that are compared, evenly spaced
 _GRADIENT_TEXTS = 32
 _TEXTS = 64  # whose distances are compared
@@ -51,7 +51,7 @@ def edits(dtype: str | None = None) -> Arrays:
   out: Arrays = {}
   for name, target in models.targets(dtype).items():
     tokens = models.tokens(name)
-    edited = [site for site in _sites(target, sites.VECTOR_KINDS) if site.layer in (None, 0) and site.kind != "post"]
+    edited = [site for site in _sites(target, sites.PAPER_KINDS) if site.layer in (None, 0) and site.kind != "post"]
     width, made = target.config.d_model, [Edit("x0.post", 1, models.numbers((target.config.d_model,), 99))]
     for number, site in enumerate(edited):
       whole = site.kind == "pos_embed"

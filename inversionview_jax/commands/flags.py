@@ -120,9 +120,12 @@ METHODS = {
 FLAGS = {
   # What is read.
   "reader": Flag("a shipped reader, or the workdir of a trained one"),
-  "target": Flag("the target model: a shipped name, a folder or a checkpoint", unset="the one that ships for the task"),
+  "target": Flag("the target model: a shipped name, a folder, a checkpoint, or OWNER/NAME[@REVISION] on the Hugging Face Hub", unset="the one that ships for the task"),
   "family": Flag(
     "package.module:NAME of the model family of your own that reads the target's folder", unset="one of this package's"
+  ),
+  "ignore-config-key": Flag(
+    "a key of the target's config.json that changes nothing of what the model computes", metavar="KEY", unset="none"
   ),
   "task": Flag("name of a task, or package.module:Name"),
   "convention": Flag(

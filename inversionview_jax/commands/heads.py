@@ -35,6 +35,7 @@ def add_parser(commands: Any) -> None:
   )
   flags.add(parser, "target", unset="the config's, or the one that ships for the task")
   flags.add(parser, "family")
+  flags.add(parser, "ignore-config-key", repeated=True)
   flags.add(parser, "convention")
   inputs = parser.add_mutually_exclusive_group(required=True)
   inputs.add_argument("--prompts", metavar="FILE", help="a file of prompts")
@@ -164,7 +165,7 @@ def _task_prompts(args: argparse.Namespace, config: Any) -> _Prompts:
   from inversionview_jax.tasks.base import index_or_label
 
   name = config.task if config else args.task
-  task, target = task_and_target(name, _source(args, config), config, convention=args.convention, family=args.family)
+  task, target = task_and_target(name, _source(args, config), config, **_loading(args))
   if not args.position and not tasks.is_language(name):
     raise InversionViewError(f"give --position: inputs of {name} have no END at which heads are ranked by default")
   order = np.random.default_rng(args.seed).permutation(task.num_inputs)
@@ -192,7 +193,7 @@ def _file_prompts(args: argparse.Namespace, config: Any) -> _Prompts:
   source = _source(args, config)
   if not source:
     raise InversionViewError("prompts from a file need a --target: a checkpoint, or one of this package's")
-  target = load_target(source, args.convention, family=args.family)
+  target = load_target(source, **_loading(args))
   tokenizer, texts, answers = target.require_tokenizer(), [], []
   for line, record in sources.records(args.prompts):
     text = record.get("prompt", record.get("text")) if isinstance(record, dict) else None
@@ -219,6 +220,11 @@ def _file_prompts(args: argparse.Namespace, config: Any) -> _Prompts:
     )
   known = None if None in answers else np.array(answers)[order]
   return _Prompts(target, None, tokens, positions.astype(np.int32), known)
+
+
+def _loading(args: argparse.Namespace) -> dict:
+  """How the target is read."""
+  return {"convention": args.convention, "family": args.family, "ignore_config_keys": args.ignore_config_key or ()}
 
 
 def _source(args: argparse.Namespace, config: Any) -> str | None:

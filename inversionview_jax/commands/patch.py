@@ -44,6 +44,7 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "config", required=True)
   flags.add(parser, "target")
   flags.add(parser, "family")
+  flags.add(parser, "ignore-config-key", repeated=True)
   flags.add(parser, "convention")
   flags.add(parser, "out", required=True)
 
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
   config_schema.check(config, config_schema.EXPERIMENTS)
   config_schema.check_inputs(config.task, config.get("inputs"))
   check_can_make(args.out)
-  task, target = task_and_target(config.task, args.target, config, convention=args.convention, family=args.family)
+  loading = {"convention": args.convention, "family": args.family, "ignore_config_keys": args.ignore_config_key or ()}
+  task, target = task_and_target(config.task, args.target, config, **loading)
   for name, settings in config.experiments.items():
     _check_experiment(name, settings)
   prepared = [

@@ -48,6 +48,7 @@ def add_parser(commands: Any) -> None:
         parser, "target", unset="the one in the workdir, else the config's, else the one that ships for the task"
       )
       flags.add(parser, "family")
+      flags.add(parser, "ignore-config-key", repeated=True)
     flags.add_hosts(parser)
 
 
@@ -186,9 +187,13 @@ class _Target:
       self.source = args.target or (reference and reference["path"]) or config.target.path
     else:
       self.source = args.target or (str(self._own) if has_copy else config.task)
-    self._family: str | None = args.family or (reference.get("family") if reference else None)
+    stored = reference or {}
+    self._loading = {
+      "family": args.family or stored.get("family"),
+      "ignore_config_keys": tuple(args.ignore_config_key or stored.get("ignore_config_keys") or ()),
+    }
     self.task, self.target = task_and_target(
-      config.task, self.source, config, sites=tuple(config.sites), mesh=mesh, family=self._family
+      config.task, self.source, config, sites=tuple(config.sites), mesh=mesh, **self._loading
     )
     if reference and reference["fingerprint"] != self.target.fingerprint:
       raise InversionViewError(
@@ -217,7 +222,7 @@ class _Target:
     if self._language:
       write_reference(self._own, self.source, self.target)
     elif not self._before[1]:
-      task_and_target(self._config.task, self.source, convention="raw", family=self._family)[1].save(self._own)
+      task_and_target(self._config.task, self.source, convention="raw", **self._loading)[1].save(self._own)
 
 
 def _rows(task, config):

@@ -28,6 +28,7 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "task", default="addition")
   flags.add(parser, "target")
   flags.add(parser, "family")
+  flags.add(parser, "ignore-config-key", repeated=True)
   flags.add(parser, "convention")
   flags.add(parser, "site", required=True)
   flags.add(parser, "position", required=True)
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   from inversionview_jax.targets import task_and_target
   from inversionview_jax.tasks.base import index_or_label
 
-  task, target = task_and_target(args.task, args.target, convention=args.convention, family=args.family)
+  loading = {"convention": args.convention, "family": args.family, "ignore_config_keys": args.ignore_config_key or ()}
+  task, target = task_and_target(args.task, args.target, **loading)
   verdict = verification.verify(
     target,
     args.site,
@@ -68,12 +70,12 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     seed=args.seed,
     where=args.where,
   )
+  _print(verdict, target.name, task.name)
   if args.json:
     settings = {"task": task.name, "split": args.split, "seed": args.seed, "where": args.where}
     content = {"format_version": 1, "target": target.describe()} | settings
     content |= {"pairs_asked": args.pairs} | verdict.to_data()
     write_whole(args.json, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-  _print(verdict, target.name, task.name)
   return 0
 
 

@@ -59,7 +59,7 @@ def convert(raw: Mapping, config: TransformerConfig, convention: str) -> Iterato
 
   Args:
     raw: name of a part -> nested dicts of float32 arrays; each part is accessed once, except the embedding and ln_f. Without ln_f (the first
-      layers of a model) there is no unembedding either.
+      layers of a model) there is no unembedding either; a base model's is missing.
     config: of the raw model.
     convention: of `CONVENTIONS`.
 
@@ -67,7 +67,8 @@ def convert(raw: Mapping, config: TransformerConfig, convention: str) -> Iterato
     ``(name, raw part, converted part)`` in the order of their names; the raw part is None for an unembedding that was tied.
   """
   names = set(raw)
-  for name in sorted(names | ({"unembed"} if convention == "centered" and "ln_f" in names else set())):
+  own = {"unembed"} if convention == "centered" and "ln_f" in names and config.tied else set()
+  for name in sorted(names | own):
     part: Any = raw[name] if name in names else None
     if convention == "raw":
       yield name, part, part

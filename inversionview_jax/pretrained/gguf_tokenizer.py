@@ -18,7 +18,14 @@ _LLAMA3 = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace("{1,3}", "")
-_PATTERNS = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "smaug-bpe": _LLAMA3, "qwen2": _QWEN2}
+_PATTERNS = {
+  "llama-bpe": _LLAMA3,
+  "llama3": _LLAMA3,
+  "llama-v3": _LLAMA3,
+  "smaug-bpe": _LLAMA3,
+  "qwen2": _QWEN2,
+  "deepseek-r1-qwen": _QWEN2,
+}
 _SPLITS = ("gpt-2", "smollm", *_PATTERNS)
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # types of tokens in a GGUF file
 
@@ -50,9 +57,7 @@ def from_gguf(file: GgufFile) -> HuggingFaceTokenizer:
     kinds = file.read_value("tokenizer.ggml.token_type", _WHOLES, ())
     special = {token: k == _CONTROL for token, k in zip(tokens, kinds, strict=False) if k in (_CONTROL, _USER_DEFINED)}
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    content = _byte_level(
-      vocabulary, merges, file.read_value("tokenizer.ggml.pre", values.text), special, str(file.path)
-    )
+    content = _byte_level(vocabulary, merges, _split_of(file, tokens), special, str(file.path))
   else:
     raise Unread(
       f"{file.path}: its tokenizer is of kind {kind!r}, which is not read, only 'gpt2' and 'llama'; give a tokenizer"
@@ -151,6 +156,27 @@ def _gemma(file: GgufFile, tokens: tuple[str, ...]) -> str:
   return out.to_str()
 
 
+def _split_of(file: GgufFile, tokens: tuple[str, ...]) -> str:
+  """How text is split before merging, a key of `_SPLITS` where it is read.
+
+  Files from before 2024 do not name it ("tokenizer.ggml.pre"), or name "default". It is then that of the architecture; of Llama-like models the
+  numbers among the tokens tell Llama 3 (at most three digits) from GPT-2 (any number of them).
+  """
+  named = file.read_value("tokenizer.ggml.pre", values.text)
+  if named not in (None, "default"):
+    return named
+  if file.architecture == "gpt2":
+    return "gpt-2"
+  if file.architecture.startswith("qwen"):
+    return "qwen2"
+  digits = max((len(token) for token in tokens if token.isdecimal() and token.isascii()), default=0)
+  if digits > 1:
+    return "llama-bpe" if digits <= 3 else "gpt-2"
+  raise Unread(
+    f"{file.path}: it does not name how its tokenizer splits text (tokenizer.ggml.pre), and its tokens do not show it; give a tokenizer"
+  )
+
+
 def _byte_level(vocabulary: dict, merges: list, split: str | None, special: dict[str, bool], where: str) -> str:
   """A byte-level BPE tokenizer (Radford et al., 2019) as the content of a tokenizer.json."""
   if split not in _SPLITS:
@@ -173,7 +199,7 @@ def _byte_level(vocabulary: dict, merges: list, split: str | None, special: dict
     steps = [pre_tokenizers.Digits(individual_digits=True)] if split == "smollm" else []
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True))
   out.pre_tokenizer = pre_tokenizers.Sequence(steps)
-  if split == "qwen2":
+  if _PATTERNS.get(split) == _QWEN2:
     out.normalizer = normalizers.NFC()
   out.decoder = decoders.ByteLevel()
   added = [tokenizers.AddedToken(token, special=control, normalized=False) for token, control in special.items()]

@@ -7,15 +7,15 @@ Where no BOS is named, EOS is used, and the other way round; where no PAD is nam
 Qwen2 has no BOS. Their roles follow from their position, see `tokenizer_base`.)
 """
 
-import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_is_file, read_json
+from inversionview_jax.pretrained.completion import quiet_transformers
 from inversionview_jax.pretrained.gguf_tokenizer import Unread
 from inversionview_jax.pretrained.python_tokenizer import PythonTokenizer
 from inversionview_jax.tasks.tokenizer_base import Tokenizer
@@ -32,6 +32,9 @@ _OTHERS = (
 )
 _SETTINGS = ("special_tokens_map.json", "added_tokens.json", "tokenizer_config.json")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
+# Files that a tokenizer may consist of.
+VOCABULARIES = (*_PARSED, "merges.txt", *_OTHERS)
+SETTINGS = (*_SETTINGS, *_TEMPLATES)
 _KINDS = ("bos", "eos", "pad")
 
 
@@ -54,7 +57,7 @@ def from_folder(folder: pathlib.Path, attributes: Mapping) -> Tokenizer | None:
   for name in _SETTINGS:
     if (folder / name).exists():
       _json(folder / name)
-  with _quiet_transformers():
+  with quiet_transformers():
     from transformers import AutoTokenizer
 
     try:
@@ -189,28 +192,6 @@ def _essence(content: str) -> dict:
   return {
     key: value for key, value in json.loads(content).items() if key not in ("post_processor", "padding", "truncation")
   }
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-  """Without the advice that `transformers` logs: there is no torch, a text is long."""
-  name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-  before = os.environ.get(name)
-  os.environ[name] = "1"
-  try:
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-      yield
-    finally:
-      logging.set_verbosity(verbosity)
-  finally:
-    if before is None:
-      del os.environ[name]
-    else:
-      os.environ[name] = before
 
 
 def _first_line(error: Exception) -> str:

@@ -60,6 +60,7 @@ def task_and_target(
   convention: str | None = None,
   dtype: str | None = None,
   family: str | None = None,
+  ignore_config_keys: Sequence[str] = (),
   mesh: jax.sharding.Mesh | None = None,
   moved_to: "str | os.PathLike | Target | None" = None,
 ) -> tuple[tasks.Task, Target]:
@@ -75,7 +76,7 @@ def task_and_target(
     settings: of the task.
     tokenizer: of a language task whose tokenizer is known before its checkpoint is opened (a saved reader's).
     sites: of a language target, those that are read; see `load_language_target`.
-    convention, dtype, family, mesh: see `load_target`.
+    convention, dtype, family, ignore_config_keys, mesh: see `load_target`.
     moved_to: where the target is now, if it is not where `source` has it, or the target itself; a reference's fingerprint must match.
 
   Raises:
@@ -87,6 +88,7 @@ def task_and_target(
     "convention": convention or configured.convention,
     "dtype": dtype or configured.dtype,
     "family": family or configured.family,
+    "ignore_config_keys": tuple(ignore_config_keys),
     "mesh": mesh,
   }
   if moved_to is not None and (isinstance(moved_to, Target) or not tasks.is_language(task)):
@@ -109,8 +111,11 @@ def task_and_target(
 def _language_target(task: str, source, settings, sites, loading: dict) -> tuple[tasks.Task, Target]:
   if not source:
     raise InversionViewError(
-      f"the task {task} is about a language model: give its Hugging Face folder or .gguf file with --target, or set target.path"
+      f"the task {task} is about a language model: give its Hugging Face folder or .gguf file with --target, or its id on the Hub "
+      "(OWNER/NAME), or set target.path"
     )
   if reference := read_reference(source) or read_reference(pathlib.Path(source) / "target"):
-    source, loading = reference["path"], loading | {"family": loading["family"] or reference.get("family")}
+    source = reference["path"]
+    for name in ("family", "ignore_config_keys"):
+      loading |= {name: loading[name] or reference.get(name) or loading[name]}
   return load_language_target(source, task, settings, sites=sites, **loading)

@@ -1,10 +1,11 @@
-"""Loading targets: shipped ones, folders written by this package, Hugging Face folders and GGUF files."""
+"""Loading targets: shipped ones, folders written by this package, Hugging Face folders and ids, and GGUF files."""
 
 import dataclasses
+import difflib
 import importlib.resources
 import os
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from inversionview_jax.files import path_of
 from inversionview_jax.models import storage
 from inversionview_jax.models.config import Compute, TransformerConfig
 from inversionview_jax.models.transformer import Transformer
+from inversionview_jax.pretrained import hub
 from inversionview_jax.targets.compiled import load_program
 from inversionview_jax.targets.target import Target
 from inversionview_jax.tasks import tokenizers
@@ -38,6 +40,54 @@ def _shipped() -> pathlib.Path:
   return pathlib.Path(str(importlib.resources.files("inversionview_jax"))) / "shipped"
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where a target is.
+
+  Attributes:
+    path: of its folder or file.
+    name: for messages and results.
+    source: OWNER/NAME@COMMIT of a model of the Hugging Face Hub, otherwise "".
+  """
+
+  path: pathlib.Path
+  name: str
+  source: str = ""
+
+
+def locate(name: str | os.PathLike, shipped: bool = True) -> Place:
+  """Where the target of this name is: the first that there is of a folder or file, a shipped model, and a model of the Hugging Face Hub.
+
+  Args:
+    name: a path, the name of a shipped model, or an id: OWNER/NAME, OWNER/NAME@REVISION, or one of `hub.CANONICAL`. The network is asked for
+      nothing else.
+    shipped: whether those that ship count, which are no language models.
+
+  Raises:
+    InversionViewError: nothing of this name, or a model of the Hub that is not in the local cache and cannot be downloaded.
+  """
+  text = os.fspath(name)
+  path = path_of(name)
+  if path.exists():
+    return Place(path, path.stem if path.is_file() else path.name)
+  if shipped and (folder := shipped_folder(text)):
+    return Place(folder, text)
+  if isinstance(name, str) and hub.parse(text):
+    found = hub.snapshot(text)
+    return Place(found.folder, found.repository.partition("/")[2] or found.repository, found.id)
+  if not shipped:
+    raise InversionViewError(
+      f"no checkpoint {text!r}: give a Hugging Face folder, a .gguf file, or the id of a model of the Hugging Face Hub, OWNER/NAME (--target, or "
+      "target.path in the config)"
+    )
+  near = difflib.get_close_matches(text, [*shipped_names(), *hub.CANONICAL], n=2)
+  hint = f"; did you mean {' or '.join(near)}?" if near else ""
+  raise InversionViewError(
+    f"no target {text!r}: not a folder or a .gguf file, shipped are only {', '.join(shipped_names())}, and the id of a model of the "
+    f"Hugging Face Hub is OWNER/NAME{hint}"
+  )
+
+
 def load_target(
   name: str | os.PathLike,
   convention: str | None = None,
@@ -46,13 +96,14 @@ def load_target(
   layers: int | None = None,
   mesh: jax.sharding.Mesh | None = None,
   family: str | None = None,
+  ignore_config_keys: Sequence[str] = (),
 ) -> Target:
   """Loads a target model.
 
   Args:
-    name: a shipped model ("addition", "counting"), a workdir or folder written by this package, a Hugging Face folder (config.json and
-      safetensors, whole or in shards) of GPT-2, Llama, Mistral, Qwen2, Qwen3, SmolLM, Gemma or Gemma 2, or a GGUF file of one; or a RASP
-      program that is compiled, such as "tracr:hist" (`tasks.programs.program_named`).
+    name: a folder or file, a shipped model or the id of one on the Hugging Face Hub, in this order (`locate`): a workdir or folder written
+      by this package; a Hugging Face folder (config.json and safetensors, whole or in shards) of one of the families of
+      `pretrained/README.md`, or a GGUF file; "addition" or "counting"; "gpt2", "EleutherAI/pythia-70m", "EleutherAI/pythia-70m@step1000".
     convention: "centered" (what published distances are measured on; models with LayerNorm only) or "raw"; see `pretrained.conventions`.
       None takes "centered" for LayerNorm and "raw" for RMSNorm.
     tokenizer: in place of the checkpoint's own, or where it has none: a tokenizer of `transformers` or `tokenizers`, one of this package, the
@@ -61,10 +112,11 @@ def load_target(
     layers: load and run the first so many only, which is all that reading their activations takes; there are no logits then.
     mesh: as for `Target.from_raw`.
     family: of a Hugging Face folder of another model type: the user's own `pretrained.Family`, as ``package.module:NAME``.
+    ignore_config_keys: attributes of config.json that are taken as left out; only for those that do not change the forward pass.
 
   Raises:
-    InversionViewError: no such model, files missing or damaged, an architecture or attribute that is not handled, a tokenizer that is not
-      the model's, or a convention that the model does not have.
+    InversionViewError: no such model, no way to download it, files missing or damaged, an architecture or attribute that is not handled, a
+      tokenizer that is not the model's, or a convention that the model does not have.
   """
   parallel.use_compilation_cache()
   if is_program(name):
@@ -72,19 +124,15 @@ def load_target(
   task = ""
   if isinstance(tokenizer, str) and not _is_path(tokenizer):
     task, tokenizer = tokenizer, tasks.get(tokenizer).tokenizer
-  folder = path_of(name)
-  if (shipped := shipped_folder(str(name))) and not folder.is_dir():
-    folder = shipped
+  place = locate(name)
+  folder = place.path
+  of_checkpoint = (convention, tokenizer, dtype, layers, mesh, family, task, False, ignore_config_keys)
   if folder.is_file():
-    return load_checkpoint(folder, convention, tokenizer, dtype, layers, mesh, family, task)
-  if not folder.is_dir():
-    raise InversionViewError(
-      f"no target {str(name)!r}: not a folder or a .gguf file, and shipped are only: {', '.join(shipped_names())}"
-    )
+    return load_checkpoint(place, *of_checkpoint)
   if (folder / "target" / "model.json").exists():
     folder = folder / "target"
   if not (folder / "model.json").exists():
-    return load_checkpoint(folder, convention, tokenizer, dtype, layers, mesh, family, task)
+    return load_checkpoint(dataclasses.replace(place, path=folder), *of_checkpoint)
   params, description = storage.load_model(folder, _expected_shapes)
   params, config = _first_layers(params, TransformerConfig.from_dict(description["config"]), layers)
   own = bool(description["tokenizer"])
@@ -123,7 +171,7 @@ def check_tokenizer(target: Target, task: tasks.Task, source: str | os.PathLike)
 
 
 def load_checkpoint(
-  path: pathlib.Path,
+  place: Place,
   convention: str | None = None,
   tokenizer: Any = None,
   dtype: str | None = None,
@@ -132,11 +180,13 @@ def load_checkpoint(
   family: str | None = None,
   task: str = "",
   own_tokenizer: bool = False,
+  ignore_config_keys: Sequence[str] = (),
 ) -> Target:
-  """A target from a Hugging Face folder or a GGUF file.
+  """A target from a Hugging Face or TransformerLens folder, or a GGUF file.
 
   Args:
-    path, convention, tokenizer, dtype, layers, mesh, family: as for `load_target`.
+    place: of it (`locate`).
+    convention, tokenizer, dtype, layers, mesh, family, ignore_config_keys: as for `load_target`.
     task: that it is a target of.
     own_tokenizer: whether `tokenizer` is the checkpoint's own, read before.
 
@@ -144,23 +194,30 @@ def load_checkpoint(
     InversionViewError: as `load_target`.
   """
   parallel.use_compilation_cache()
-  checkpoint = pretrained.open_checkpoint(path, family)
+  checkpoint = pretrained.open_checkpoint(place.path, family, ignore_config_keys)
   own = own_tokenizer or tokenizer is None
-  tokenizer, missing = pretrained.tokenizer_of(path, checkpoint, tokenizer)
-  parts, config = _first_layers(checkpoint.parts, checkpoint.config, layers)
+  tokenizer, missing = pretrained.tokenizer_of(place.path, checkpoint, tokenizer)
+  parts, config = checkpoint.parts, checkpoint.config
+  if pretrained.transformer_lens.is_own(checkpoint.attributes):
+    pretrained.transformer_lens.refuse_centered(convention)
+    convention = "raw"
+    parts, config, tokenizer = pretrained.transformer_lens.fitted(parts, config, checkpoint.attributes, tokenizer)
+  parts, config = _first_layers(parts, config, layers)
   target = Target.from_raw(
     parts,
     config,
     tokenizer,
     convention,
-    name=path.stem if checkpoint.gguf else path.name,
+    name=place.name,
     task=task,
     dtype=dtype,
     mesh=mesh,
     missing_tokenizer=missing,
     own_tokenizer=own,
   )
-  return dataclasses.replace(target, family=family or "")
+  return dataclasses.replace(
+    target, family=family or "", source=place.source, ignored_config_keys=tuple(ignore_config_keys)
+  )
 
 
 def _first_layers(parts, config: TransformerConfig, layers: int | None):

@@ -15,7 +15,8 @@ import jax
 from inversionview_jax import tasks, values
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import make_folder, path_of, read_json, write_whole
-from inversionview_jax.targets.loading import load_checkpoint
+from inversionview_jax.pretrained import hub
+from inversionview_jax.targets.loading import load_checkpoint, locate
 from inversionview_jax.targets.target import Target
 from inversionview_jax.tasks.tokenizers import PartTokenizer
 
@@ -34,14 +35,16 @@ def write_reference(folder: str | os.PathLike, source: str | os.PathLike, target
   """Writes where a target's checkpoint is and how it was loaded, for `load_reference`."""
   reference = {
     "format_version": FORMAT_VERSION,
-    "path": _relative_to_home(path_of(source).resolve()),
-    "layers": None if target.has_logits else target.config.n_layers,
+    "path": target.source or _relative_to_home(path_of(source).resolve()),
+    "layers": None if "ln_f" in target.params else target.config.n_layers,
     "convention": target.convention,
     "dtype": target.compute.dtype,
     "fingerprint": target.fingerprint,
   }
   if target.family:
     reference["family"] = target.family
+  if target.ignored_config_keys:
+    reference["ignore_config_keys"] = list(target.ignored_config_keys)
   write_whole(make_folder(folder) / FILE, json.dumps(reference, indent=1) + "\n")
 
 
@@ -69,6 +72,8 @@ def read_reference(folder: str | os.PathLike) -> dict | None:
   for name, check in _FIELDS.items():
     check(f"{path}: {name}", reference[name])
   values.optional(values.text)(f"{path}: family", reference.get("family"))
+  keys = functools.partial(values.sequence, check=values.text, most=1000)
+  values.optional(keys)(f"{path}: ignore_config_keys", reference.get("ignore_config_keys"))
   return reference
 
 
@@ -83,7 +88,7 @@ def load_reference(
   Args:
     folder: with `reference.json`.
     task: whose tokens.
-    path: where the checkpoint is now; by default where it was.
+    path: where the checkpoint is now, or its id on the Hugging Face Hub; by default where it was, of a model of the Hub the same revision.
     mesh: see `load_target`.
 
   Raises:
@@ -92,13 +97,13 @@ def load_reference(
   reference = read_reference(folder)
   if reference is None:
     raise InversionViewError(f"{folder} does not name the checkpoint that was read: {FILE} is missing")
-  source = path_of(path or reference["path"])
-  if not source.exists():
+  source = path or reference["path"]
+  if not path_of(source).exists() and hub.parse(os.fspath(source)) is None:
     raise InversionViewError(
-      f"the checkpoint this reader reads is not at {source} any more; give its path with --target"
+      f"the checkpoint this reader reads is not at {path_of(source)} any more; give its path with --target"
     )
   target = load_checkpoint(
-    source,
+    locate(source, shipped=False),
     reference["convention"],
     cast(PartTokenizer, task.tokenizer).base,
     reference["dtype"],
@@ -106,6 +111,7 @@ def load_reference(
     mesh,
     reference.get("family"),
     own_tokenizer=True,  # of this checkpoint, by the fingerprint below
+    ignore_config_keys=tuple(reference.get("ignore_config_keys") or ()),
   ).for_task(task)
   if target.fingerprint != reference["fingerprint"]:
     raise InversionViewError(

@@ -15,7 +15,10 @@ from inversionview_jax.tables import ShowsTable, Table, shape_of
 from inversionview_jax.targets.positions import is_traced
 from inversionview_jax.tasks.tokenizers import Tokenizer
 
-NO_LOGITS = "this target was loaded with its first layers only and has no logits; load it without layers="
+NO_LOGITS = (
+  "this target was loaded with its first layers only and has no logits; load it without layers= (a base model or classifier, whose checkpoint "
+  "has no unembedding, never has any)"
+)
 _SHOWN = 8  # texts in a table
 
 

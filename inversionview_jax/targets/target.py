@@ -20,7 +20,7 @@ from inversionview_jax.models.transformer import Transformer
 from inversionview_jax.sites import Site
 from inversionview_jax.tables import ShowsTable, Table
 from inversionview_jax.targets.arrays import to_array
-from inversionview_jax.targets.edits import CAPTURABLE, Edit, refuse_overlap, refuse_overwritten_edits, resolve_edit
+from inversionview_jax.targets.edits import CAPTURABLE, Edit, resolve_edits
 from inversionview_jax.targets.inputs import encode, resolve_inputs
 from inversionview_jax.targets.positions import is_traced
 from inversionview_jax.targets.run import NO_LOGITS, Run
@@ -41,6 +41,8 @@ class Target(ShowsTable):
     task: name of the task that it is a target of, or "".
     missing_tokenizer: why there is no tokenizer, where that is known.
     family: the user's own `pretrained.Family` with which its checkpoint was read, as ``package.module:NAME``; "": one of this package's.
+    source: OWNER/NAME@COMMIT of a model of the Hugging Face Hub, otherwise "".
+    ignored_config_keys: attributes of its config.json that were taken as left out.
     outputs: what the logits stand for, if not for tokens; () otherwise.
     program: of a compiled program, what is known of its weights; None for all others.
   """
@@ -54,6 +56,8 @@ class Target(ShowsTable):
   task: str = ""
   missing_tokenizer: str = ""
   family: str = ""
+  source: str = ""
+  ignored_config_keys: tuple[str, ...] = ()
   outputs: tuple[str, ...] = ()
   program: pretrained.CompiledProgram | None = None
   compute: Compute = Compute()
@@ -119,8 +123,8 @@ class Target(ShowsTable):
 
   @property
   def has_logits(self) -> bool:
-    """Whether there are logits: not for the first layers of a model."""
-    return "ln_f" in self.params
+    """Whether there are logits: not for the first layers of a model, and not for a base model without an unembedding."""
+    return "ln_f" in self.params and (self.config.tied or "unembed" in self.params)
 
   def require_logits(self) -> None:
     """Raises `InversionViewError` if this target has no logits."""
@@ -161,6 +165,10 @@ class Target(ShowsTable):
         f"the tokenizer is not a part of that of the target {self.name} ({tokenizers.brief(self.tokenizer.describe())}) but of "
         f"{tokenizers.brief(tokenizer.base.describe())}"
       )
+    if self.config.vocab_out:
+      raise InversionViewError(
+        f"the target {self.name} has logits of other things than its tokens: no part of its tokens can be taken"
+      )
     tokenizers.check_fits(tokenizer.base, self.config.vocab_size, own=self.tokenizer is not None)
     if tokenizer.base_ids.max() >= self.config.vocab_size:
       raise InversionViewError(
@@ -185,7 +193,9 @@ class Target(ShowsTable):
     c = self.config
     site = site_shapes.resolve(c, name, kinds)
     if site_shapes.depth(c, site) == c.n_layers and site.layer is None and c.n_layers and not self.has_logits:
-      raise InversionViewError(f"no site {site}: this target was loaded with its first layers only; load it without layers=")
+      raise InversionViewError(
+        f"no site {site}: this target was loaded with its first layers only; load it without layers="
+      )
     return site
 
   def run(
@@ -194,6 +204,7 @@ class Target(ShowsTable):
     capture: Sequence[str | Site] = (),
     edits: Sequence[Edit] = (),
     mask: np.ndarray | jax.Array | None = None,
+    in_order: bool = False,
   ) -> Run:
     """Runs the model on texts or token ids.
 
@@ -205,6 +216,9 @@ class Target(ShowsTable):
         int[B, T], padding behind the texts unless there is a mask; or a list of B lists of ids, which may differ in length.
       capture: sites to return, in either notation; also "a0" (all heads, [B, T, H, D]) and "p0" (pattern, [B, H, T, T]).
       edits: activations to replace on the way. Captures see the edited values.
+      in_order: whether edits may share an activation: they are made one after the other, each acting on what those before it in the list left
+        (edits of different sites in the order of the forward pass). Otherwise two that do not commute, or of which one overwrites
+        the other, are refused.
       mask: [B, T] of token ids, 1 (or True) for the tokens that are attended to, as Hugging Face's attention masks; positions are counted over
         them. What comes out at the others has no meaning.
 
@@ -222,18 +236,16 @@ class Target(ShowsTable):
     count = rows.tokens.shape[0]
     what = f"the logits and activations of {count:,} texts of {rows.tokens.shape[1]:,} tokens"
     bounds.check_memory(4.0 * width * rows.tokens.size, what, "run fewer texts at a time")
-    resolved = tuple(resolve_edit(self, edit, rows) for edit in edits)
-    refuse_overlap(
-      "edits",
-      [
-        (self.site(edit.site).short, self.site(edit.site), site_edit.position)
-        for edit, site_edit in zip(edits, resolved, strict=True)
-      ],
-    )
-    refuse_overwritten_edits(self, edits, resolved, rows)
+    resolved = resolve_edits(self, edits, rows, in_order)
     out = _run(self.module, self.params, rows.tokens, captured, resolved, self.has_logits, rows.mask)
     activations = {site: out[site] for site in dict.fromkeys(captured)}
     return Run(rows.tokens, rows.lengths, out.logits, activations, self.tokenizer, self.outputs)
+
+  def captured(
+    self, tokens: np.ndarray | jax.Array, capture: Sequence[Site], mask: np.ndarray | jax.Array | None = None
+  ) -> dict[Site, jax.Array]:
+    """The activations at sites of this target, of token ids int32[B, T] that are known to be valid; no layer behind the last site is run."""
+    return dict(_run(self.module, self.params, tokens, tuple(capture), (), False, mask).captured)
 
   def encode(self, texts: str | Sequence[str]) -> np.ndarray:
     """One text or B of them -> int32[B, T] with one BOS and without EOS, checked against the context.
@@ -262,12 +274,15 @@ class Target(ShowsTable):
     if longest and not is_traced(ids) and ids.shape[1] > 1 + longest:
       symbols = (ids != self.tokenizer.eos_id) & (ids != self.tokenizer.pad_id)  # type: ignore[union-attr]
       if symbols[:, 1 + longest :].any():
-        raise InversionViewError(f"a text has more than {longest} tokens behind BOS, the most that this model is made for")
+        raise InversionViewError(
+          f"a text has more than {longest} tokens behind BOS, the most that this model is made for"
+        )
     return ids.astype(np.int32)
 
   def describe(self) -> dict[str, str]:
     """Plain data that names this target in a result."""
-    return {"name": self.name, "fingerprint": self.fingerprint, "convention": self.convention}
+    source = {"source": self.source} if self.source else {}
+    return {"name": self.name, "fingerprint": self.fingerprint, "convention": self.convention, **source}
 
   def save(self, folder: str | os.PathLike) -> None:
     """Writes the parameters back; not under "centered", whose raw weights are gone (training writes raw ones with `save_target`).
@@ -297,8 +312,12 @@ class Target(ShowsTable):
       ),
       ("convention", self.convention),
       ("dtype", ", ".join(dtypes)),
-      ("logits", "yes" if self.has_logits else "no: first layers only"),
+      (
+        "logits",
+        "yes" if self.has_logits else f"no: {'no unembedding' if 'ln_f' in self.params else 'first layers only'}",
+      ),
       ("fingerprint", self.fingerprint),
+      *([("source", self.source)] if self.source else []),
     ]
     return Table(f"Target {self.name!r}", rows=tuple(rows))
 

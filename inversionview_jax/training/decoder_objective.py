@@ -266,7 +266,7 @@ def save_decoder(
       "task": task.name,
       "task_settings": task.settings,
       "config": dataclasses.asdict(config),
-      "target": {"name": target.name, "fingerprint": target.fingerprint, "convention": target.convention},
+      "target": target.describe(),
       "tokenizer": task.tokenizer.describe(),
       "epsilon": task.epsilon,
       "metric": task.metric,

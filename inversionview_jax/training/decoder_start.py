@@ -17,6 +17,7 @@ from inversionview_jax.files import path_of
 from inversionview_jax.models import storage
 from inversionview_jax.models.decoder import DecoderConfig
 from inversionview_jax.models.transformer import TransformerConfig
+from inversionview_jax.pretrained import hub
 from inversionview_jax.targets import Target, shipped_folder
 from inversionview_jax.tasks import Task, tokenizers
 from inversionview_jax.training import token_counts
@@ -28,7 +29,7 @@ def load(
   """The warm start of `init_from`.
 
   Args:
-    source: a Hugging Face folder or GGUF file with the target's tokenizer; or the folder of a decoder or a reader of this package, or the
+    source: a Hugging Face folder, GGUF file or id with the target's tokenizer; or the folder of a decoder or a reader of this package, or the
       name of a shipped one; "" or None: none.
     task: whose tokens the decoder writes.
     target: whose activations it reads.
@@ -42,6 +43,8 @@ def load(
   folder = path_of(source)
   if not folder.exists() and (shipped := shipped_folder(source)):
     folder = shipped
+  if not folder.exists() and hub.parse(source):
+    folder = hub.snapshot(source).folder
   if not folder.exists():
     raise InversionViewError(f"init_from = {source!r}: no such folder or file")
   for where in (folder, folder / "decoder"):

@@ -106,9 +106,14 @@ def in_pieces(target: Transformer, run: Callable, tokens, *rest) -> Any:
   widest = tokens.shape[1] * max(c.d_mlp * (2 if c.gated else 1), 3 * c.n_heads * c.d_head, c.d_model) * 4
   batch = len(tokens)
   pieces = next((n for n in range(1, batch) if batch % n == 0 and batch // n * widest <= _PIECE), batch)
-  if pieces == 1:
-    return run(tokens, *rest)
-  parts = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), (tokens, *rest))
+  return in_parts(pieces, run, tokens, *rest)
+
+
+def in_parts(count: int, run: Callable, *arrays) -> Any:
+  """run(*arrays) of arrays with B rows, in so many equal parts, one after the other; `count` divides B."""
+  if count == 1:
+    return run(*arrays)
+  parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), arrays)
   results = jax.lax.map(lambda part: run(*part), parts)
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from inversionview_jax.devices import parallel, sharding
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sampling.candidates import Queries
-from inversionview_jax.sampling.collect import in_pieces
+from inversionview_jax.sampling.collect import in_parts, in_pieces
 from inversionview_jax.sampling.sampler import distances
 from inversionview_jax.sites import Site
 from inversionview_jax.targets import Target
@@ -30,6 +30,7 @@ _LENGTHS = 256  # inputs whose lengths are looked at
 _DEPTHS, _DEPTHS_OF_WIDTHS = 3, 2  # of the target that are compiled, at most: for one width, for each of several
 _AFTER_MLP = ("mlp", "post")  # kinds of sites that need a layer's MLP
 _DRAWN = 24  # sweeps of one call, at most, for which inputs are drawn
+_PARTS = 8  # of the inputs, by length, that a CPU runs one after the other, each with as many columns as it needs
 
 State = dict[str, Any]  # see `new_state`
 
@@ -56,7 +57,8 @@ class Nearness:
   ) -> tuple[jax.Array, jax.Array]:
     """The distance of each input over all devices; inside jit.
 
-    The target is compiled for several depths and lengths, and computes what the query's site and the longest input need.
+    The target is compiled for several depths and lengths. It computes what the query's site needs, and of each part of the inputs the columns
+    that the longest of the part needs.
 
     Args:
       params: of the target.
@@ -69,31 +71,47 @@ class Nearness:
       float32[N], and int32[N], the position that is nearest to the query's first activation; (inf, -1) where nothing could be compared.
     """
 
-    def shard(params, query, basis, tokens, index):
-      def run(sites, width, tokens):
-        tokens = tokens[:, :width]
-        counted = self._task.counted_mask(tokens)
-        far, where = zip(
-          *(
-            distances(x if basis is None else x @ basis.T, *self._rows(query, i, len(tokens)), counted)
-            for i, x in enumerate(self._activations(params, query, tokens, sites))
-          ),
-          strict=True,
-        )
-        return jnp.stack(far).max(axis=0), where[0]
+    def run(params, query, basis, sites, width, tokens):
+      tokens = tokens[:, :width]
+      counted = self._task.counted_mask(tokens)
+      far, where = zip(
+        *(
+          distances(x if basis is None else x @ basis.T, *self._rows(query, i, len(tokens)), counted)
+          for i, x in enumerate(self._activations(params, query, tokens, sites))
+        ),
+        strict=True,
+      )
+      return jnp.stack(far).max(axis=0), where[0]
 
-      branches = [functools.partial(run, sites, width) for sites in groups for width in widths]
-      return in_pieces(self._target.module, lambda tokens: jax.lax.switch(index, branches, tokens), tokens)
+    def shard(params, query, basis, tokens, index):
+      inputs = params, query, basis
+      branches = [functools.partial(run, *inputs, sites, width) for sites in groups for width in widths]
+
+      def part(tokens, index):
+        return in_pieces(self._target.module, lambda tokens: jax.lax.switch(index[0], branches, tokens), tokens)
+
+      count = max(1, parts // self.mesh.shape[parallel.DATA])
+      return in_parts(count, part, tokens, index)
 
     groups, widths = (self._sites_of[-1:], self._widths[-1:]) if whole else (self._sites_of, self._widths)
+    parts = self._parts(len(tokens), len(widths))
     everywhere, data = PartitionSpec(), PartitionSpec(parallel.DATA)
-    specs = everywhere, everywhere, everywhere, data, everywhere
+    specs = everywhere, everywhere, everywhere, data, data
     program = parallel.per_device(shard, self.mesh, specs, (data, data))
-    # The columns that some input uses: of all inputs, so that no device rounds otherwise than the others.
-    used = (tokens != self._task.tokenizer.pad_id).any(axis=0) * jnp.arange(1, tokens.shape[1] + 1)
-    width = jnp.searchsorted(jnp.asarray(widths), jnp.maximum(used.max(), query.position.max() + 1))
+    # The columns that each input uses, and those of the longest of its part: no device rounds otherwise than the others.
+    used = ((tokens != self._task.tokenizer.pad_id) * jnp.arange(1, tokens.shape[1] + 1)).max(axis=1)
+    order = jnp.argsort(used) if parts > 1 else slice(None)
+    longest = jnp.repeat(used[order].reshape(parts, -1).max(axis=1), len(tokens) // parts)
+    width = jnp.searchsorted(jnp.asarray(widths), jnp.maximum(longest, query.position.max() + 1))
     depth = 0 if whole or self.joint else jnp.asarray(self._group)[query.site[0]]
-    return program(params, query, basis, tokens, depth * len(widths) + width)
+    out = program(params, query, basis, tokens[order], depth * len(widths) + width)
+    return out if parts == 1 else jax.tree.map(lambda x: x[jnp.argsort(order)], out)
+
+  def _parts(self, inputs: int, widths: int) -> int:
+    """In how many parts so many inputs run: in one where all have the same number of columns, or the device has room for all at once."""
+    several = widths > 1 and parallel.platform(self.mesh) == "cpu" and inputs % _PARTS == 0
+    devices = self.mesh.shape[parallel.DATA]
+    return _PARTS if several and (_PARTS % devices == 0 or devices % _PARTS == 0) else 1
 
   def _activations(self, params, query: Queries, tokens, sites: tuple[Site, ...]) -> list[jax.Array]:
     """float32[N, T, D] of each of the query's sites; a single one of `sites` is data, so that one program serves them all."""

@@ -1,4 +1,5 @@
-"""Moves over counting inputs, and their prior: letters change, or the query letter, and the count is written anew.
+"""Moves over counting inputs, and their prior: letters change, or the query letter, and the count is written anew. Each changes the input, where it
+can: a proposal that is the same again costs a run of the target and does nothing.
 
 Shapes: B rows, T tokens, L = 26 letters.
 """
@@ -74,18 +75,20 @@ class CountingMoves:
 
   @staticmethod
   def _nth(marked: Array, n: Array) -> Array:
-    """The n-th marked letter of each row: bool[B, L], int[B] -> int[B]."""
+    """The n-th marked letter or place of each row: bool[B, L] or bool[B, T], int[B] -> int[B]."""
     xp = marked.__array_namespace__()
     rank = xp.cumsum(marked.astype(xp.int32), axis=1)
     return xp.argmax(marked & (rank == n[:, None] + 1), axis=1)
 
   def replace(self, uniforms: Array, tokens: Array) -> tuple[Array, Array]:
-    """One letter by one of the three that occur; symmetric."""
+    """One letter by one of the other two that occur; symmetric."""
     xp = tokens.__array_namespace__()
     length, _, query, counts = self.parts(tokens)
-    at, letter = 1 + choice(uniforms[:, 0], length), self._nth(counts > 0, choice(uniforms[:, 1], _KINDS))
+    at = 1 + choice(uniforms[:, 0], length)[:, None]
+    other = (counts > 0) & (xp.arange(_LETTERS) != xp.take_along_axis(tokens, at, axis=1))
+    letter = self._nth(other, choice(uniforms[:, 1], _KINDS - 1))
     columns = xp.arange(tokens.shape[1])[None, :]
-    return self.write(xp.where(columns == at[:, None], letter[:, None], tokens), length, query), symmetric(tokens)
+    return self.write(xp.where(columns == at, letter[:, None], tokens), length, query), symmetric(tokens)
 
   def insert_or_delete(self, uniforms: Array, tokens: Array) -> tuple[Array, Array]:
     """One of the three letters more, anywhere, or any letter less.
@@ -111,12 +114,15 @@ class CountingMoves:
     return self.write(new, length + change, query), ratio
 
   def exchange(self, uniforms: Array, tokens: Array) -> tuple[Array, Array]:
-    """Two letters; symmetric."""
+    """Two different letters; symmetric, as the counts stay."""
     xp = tokens.__array_namespace__()
-    length, _, query, _ = self.parts(tokens)
+    length, is_letter, query, _ = self.parts(tokens)
     columns = xp.arange(tokens.shape[1])[None, :]
-    one, other = ((1 + choice(uniforms[:, i], length))[:, None] for i in range(2))
-    at_one, at_other = (xp.take_along_axis(tokens, at, axis=1) for at in (one, other))
+    one = 1 + choice(uniforms[:, 0], length)[:, None]
+    at_one = xp.take_along_axis(tokens, one, axis=1)
+    different = is_letter & (tokens != at_one)
+    other = self._nth(different, choice(uniforms[:, 1], different.sum(axis=1)))[:, None]
+    at_other = xp.take_along_axis(tokens, other, axis=1)
     new = xp.where(columns == one, at_other, xp.where(columns == other, at_one, tokens))
     return self.write(new, length, query), symmetric(tokens)
 
@@ -143,11 +149,15 @@ class CountingMoves:
     """Two of the three letters exchange their places, and so their counts; symmetric."""
     xp = tokens.__array_namespace__()
     length, is_letter, query, counts = self.parts(tokens)
-    one, other = (self._nth(counts > 0, choice(uniforms[:, i], _KINDS))[:, None] for i in range(2))
+    first = choice(uniforms[:, 0], _KINDS)
+    second = (first + 1 + choice(uniforms[:, 1], _KINDS - 1)) % _KINDS
+    one, other = (self._nth(counts > 0, n)[:, None] for n in (first, second))
     exchanged = xp.where(is_letter & (tokens == one), other, xp.where(is_letter & (tokens == other), one, tokens))
     return self.write(exchanged, length, query), symmetric(tokens)
 
   def another_query(self, uniforms: Array, tokens: Array) -> tuple[Array, Array]:
-    """One of the three letters as the query letter; symmetric."""
-    length, _, _, counts = self.parts(tokens)
-    return self.write(tokens, length, self._nth(counts > 0, choice(uniforms[:, 0], _KINDS))), symmetric(tokens)
+    """Another one of the three letters as the query letter; symmetric."""
+    xp = tokens.__array_namespace__()
+    length, _, query, counts = self.parts(tokens)
+    other = (counts > 0) & (xp.arange(_LETTERS) != query[:, None])
+    return self.write(tokens, length, self._nth(other, choice(uniforms[:, 0], _KINDS - 1))), symmetric(tokens)

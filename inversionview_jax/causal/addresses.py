@@ -147,7 +147,7 @@ def token_ids(target: Target, tokens: Tokens, count: int) -> np.ndarray:
   """
   named = _lists(to_array(tokens))
   if _any_text(named):
-    if target.tokenizer is None:
+    if target.tokenizer is None and not target.outputs:
       raise InversionViewError(f"token {next(_texts(named))!r}: this target came without a tokenizer; give ids")
     named = _looked_up(named, _ids_of_strings(target))
   try:
@@ -158,8 +158,8 @@ def token_ids(target: Target, tokens: Tokens, count: int) -> np.ndarray:
     raise InversionViewError(f"tokens must be strings or ids, K of them or [N, K]; got {ids.dtype}{list(ids.shape)}")
   if ids.ndim == 2 and len(ids) != count:
     raise InversionViewError(f"tokens for {len(ids)} inputs where there are {count}; give as many, or one list for all")
-  if outside := [int(token) for token in ids.flat if not 0 <= token < target.config.vocab_size]:
-    raise InversionViewError(f"token id {outside[0]} is outside the vocabulary of {target.config.vocab_size}")
+  if outside := [int(token) for token in ids.flat if not 0 <= token < target.config.outputs]:
+    raise InversionViewError(f"token id {outside[0]} is outside the vocabulary of {target.config.outputs}")
   return np.broadcast_to(ids, (count, ids.shape[-1])).astype(np.int32)
 
 
@@ -199,6 +199,8 @@ def _looked_up(tokens: Any, ids_of: Mapping[str, list[int]]) -> Any:
 
 def _ids_of_strings(target: Target) -> dict[str, list[int]]:
   """Text of a token -> the ids that have it; byte tokens only where no other has it, and special tokens also as they are spelled."""
+  if target.outputs or target.config.vocab_out:  # of which the logits are, not of tokens
+    return {name: [number] for number, name in enumerate(target.outputs)}
   tokenizer = target.require_tokenizer()
   ids: dict[str, list[int]] = {}
   bytes_of: dict[str, list[int]] = {}

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inversionview_jax import bounds
 from inversionview_jax.causal.addresses import Inputs, Tokens, encode_inputs, token_ids
 from inversionview_jax.causal.estimates import estimate
 from inversionview_jax.devices import parallel
@@ -85,8 +86,14 @@ def components_of(config: TransformerConfig) -> tuple[str, ...]:
   names = ["embed"] if config.rotary else ["embed", "pos_embed"]
   for layer in range(config.n_layers):
     bias = [f"b_O.{layer}"] if "o" in config.biases else []
-    names += [f"a{layer}.{head}" for head in range(config.n_heads)] + bias + [f"m{layer}"]
-  return (*names, *(["bias"] if config.norm == "layer" or _has_unembedding_bias(config) else []))
+    names += [f"a{layer}.{head}" for head in range(config.n_heads)] + bias
+    names += [] if config.attn_only else [f"m{layer}"]
+  return (*names, *(["bias"] if _final_norm(config) == "layer" or _has_unembedding_bias(config) else []))
+
+
+def _final_norm(config: TransformerConfig) -> str:
+  """The kind of the norm in front of the unembedding."""
+  return config.final_norm or config.norm
 
 
 def _has_unembedding_bias(config: TransformerConfig) -> bool:
@@ -118,6 +125,11 @@ def attribute(
   names = _check_components(components_of(target.config), components)
   columns = resolve_positions(target, rows, position)[:, None]
   ids = None if tokens is None else token_ids(target, tokens, len(rows))
+  size = target.config.outputs if ids is None else ids.shape[1]
+  what = f"the contributions of {len(names):,} components to {size:,} logits of {len(rows):,} texts"
+  bounds.check_memory(
+    4.0 * len(names) * size * len(rows), what, "attribute fewer texts at a time, to tokens= or of components="
+  )
   values, logits = _attribute(target.module, names, target.params, rows.tokens, columns, ids)
   return Attribution(names, np.asarray(values), np.asarray(logits), ids, _shared_names(target, ids))
 
@@ -126,7 +138,10 @@ def _shared_names(target: Target, ids: np.ndarray | None) -> tuple[str, ...]:
   """Names of the tokens int32[B, K] where every row has the same; else ()."""
   if ids is None or (ids != ids[:1]).any():
     return ()
-  return tuple(map(str, ids[0])) if target.tokenizer is None else tuple(target.tokenizer.strings(ids[0]))
+  if target.outputs:
+    return tuple(target.outputs[int(i)] for i in ids[0])
+  no_names = target.tokenizer is None or target.config.vocab_out
+  return tuple(map(str, ids[0])) if no_names else tuple(target.require_tokenizer().strings(ids[0]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -212,7 +227,7 @@ def _attribute(module, names, params, tokens, columns, ids):
   """-> float32[B, C, K], and the logits float32[B, K]; K = V where `ids` is None."""
   final, through_norm, kernel = _through_norm(module, names, params, tokens, columns)
   c = module.config
-  norm_bias = params["ln_f"]["bias"] @ kernel if c.norm == "layer" else 0.0
+  norm_bias = params["ln_f"]["bias"] @ kernel if _final_norm(c) == "layer" else 0.0
   norm_bias += params["unembed"]["bias"] if _has_unembedding_bias(c) else 0.0  # [V]
 
   def of_tokens(x):  # [B, V] -> [B, K]
@@ -220,7 +235,7 @@ def _attribute(module, names, params, tokens, columns, ids):
 
   def contribution(name):
     if name == "bias":
-      return of_tokens(jnp.broadcast_to(norm_bias, (len(final), c.vocab_size)))
+      return of_tokens(jnp.broadcast_to(norm_bias, (len(final), c.outputs)))
     write = through_norm(name)
     if ids is None:
       return jnp.matmul(write, kernel, precision=jax.lax.Precision.HIGHEST)
@@ -249,14 +264,17 @@ def _through_norm(module, names, params, tokens, columns):
   c = module.config
   last = Site("post", c.n_layers - 1)
   heads = [Site("heads", layer) for layer in range(c.n_layers) if any(n.startswith(f"a{layer}.") for n in names)]
-  others = [Site("mlp", layer) for layer in range(c.n_layers)] + [Site(name) for name in names if name in _EMBEDDINGS]
+  others = [Site("mlp", layer) for layer in range(c.n_layers) if not c.attn_only]
+  others += [Site(name) for name in names if name in _EMBEDDINGS]
   out = module.apply({"params": params}, tokens, capture=[last, *heads, *others], at=columns, logits=False, exact=True)
   final = out[last][:, 0].astype(jnp.float32)
 
   def center(x):
-    return x - jnp.mean(x, axis=-1, keepdims=True) if c.norm == "layer" else x
+    return x - jnp.mean(x, axis=-1, keepdims=True) if _final_norm(c) == "layer" else x
 
   divisor = jnp.sqrt(jnp.mean(jnp.square(center(final)), axis=-1, keepdims=True) + c.norm_eps)  # [B, 1], frozen
+  if _final_norm(c) == "none":
+    divisor = jnp.ones_like(divisor)
 
   def write(name):
     if name in _EMBEDDINGS:

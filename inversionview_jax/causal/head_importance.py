@@ -13,6 +13,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
+from inversionview_jax import bounds
 from inversionview_jax.causal.addresses import Inputs, encode_inputs
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
@@ -51,12 +52,13 @@ def head_shares(
     float32[N, L, H], and int32[N], the token that is predicted there (None for a target without logits).
 
   Raises:
-    InversionViewError: a target with a norm behind attention (Gemma 2).
+    InversionViewError: a target with a norm behind attention (Gemma 2), or a batch size out of range.
   """
   if target.config.post_norm:
     raise InversionViewError(
       f"the target {target.name} has a norm behind attention: its residual stream is not the sum of what its heads write"
     )
+  bounds.check(batch_size=batch_size)
   texts = encode_inputs(target, inputs)
   tokens, at = texts.tokens, resolve_positions(target, texts, position)
 
@@ -70,13 +72,17 @@ def head_shares(
 def _shares(module, has_logits, params, tokens, at):
   c = module.config
   layers = range(c.n_layers)
-  sites = [Site(kind, layer) for layer in layers for kind in ("pre", "heads", "mid")]
+  behind = ("post",) if c.attn_only else ("post", "mlp") if c.parallel else ("mid",)
+  sites = [Site(kind, layer) for layer in layers for kind in ("pre", "heads", *behind)]
   last = Site("post", c.n_layers - 1)
   capture = (*sites, *((last,) if has_logits else ()))
   out = module.apply({"params": params}, tokens, capture=capture, at=at[:, None], logits=False)
 
   def share(layer):
-    before, heads, after = (out[Site(kind, layer)][:, 0].astype(jnp.float32) for kind in ("pre", "heads", "mid"))
+    before, heads, after, *mlp = (
+      out[Site(kind, layer)][:, 0].astype(jnp.float32) for kind in ("pre", "heads", *behind)
+    )
+    after = after - sum(mlp)  # without what the MLP adds beside attention
     bias = after - before - jnp.sum(heads, axis=1)
     parts = jnp.concatenate([heads, before[:, None], bias[:, None]], axis=1)  # [B, H + 2, D]
 

@@ -264,7 +264,7 @@ def _program(module, mesh, kinds, has_corrupted: bool) -> Callable:
 
     # The clean run is the first step of the same loop, so that a step without any effect differs from it by exactly nothing.
     first = jnp.arange(len(shared["steps"])) == 0
-    base, steps = jax.lax.scan(step, jnp.zeros((*read.shape, c.vocab_size), jnp.float32), (first, shared["steps"]))
+    base, steps = jax.lax.scan(step, jnp.zeros((*read.shape, c.outputs), jnp.float32), (first, shared["steps"]))
     answer, foil = tokens(base)
     out = {"steps": {metric: x.swapaxes(0, 1) for metric, x in steps.items()}, "answer": answer, "foil": foil}
     return out | ({"corrupted": _compare(base, corrupted, answer, foil)} if has_corrupted else {})

@@ -34,7 +34,8 @@ class Rows:
     lengths: int[B], the index behind the last token of each text, where end-of-sequence and padding begin.
     padding: bool[B, T], tokens that are padding; None where tokens are traced.
     from_end: int[B], from where a negative index of an edit counts: the end of each text, or of the row where an array of ids has no mask.
-    mask: bool[B, T], the tokens that are attended to, where some padding is in front of a text or inside it; None elsewhere.
+    mask: bool[B, T], the tokens that are attended to, where some padding is in front of a text or inside it, or attention is in both directions;
+      None elsewhere.
   """
 
   tokens: Any  # an array of NumPy; of JAX where it is traced
@@ -71,7 +72,7 @@ def resolve_inputs(target: "Target", inputs: Any, mask: Any = None) -> Rows:
     return _of_lists(target, inputs)
   tokens = target.check_tokens(inputs)
   if mask is not None:
-    return _of_mask(tokens, mask)
+    return _of_mask(tokens, mask, target.config.causal)
   from_end = np.full(len(tokens), tokens.shape[1])
   if is_traced(tokens):
     return Rows(tokens, text_lengths(target.tokenizer, tokens), None, from_end)
@@ -85,8 +86,14 @@ def _of_texts(target: "Target", texts: list[str]) -> Rows:
     raise InversionViewError("this target came without a tokenizer: give token ids, int[N, T]")
   ids = [encode_with_bos(target.tokenizer, text) for text in texts]
   tokens, lengths = pad_rows(ids, target.tokenizer.pad_id)
-  tokens = target.check_tokens(tokens)
-  return Rows(tokens, lengths, np.arange(tokens.shape[1]) >= lengths[:, None], lengths)
+  return _padded_behind(target, target.check_tokens(tokens), lengths)
+
+
+def _padded_behind(target: "Target", tokens: np.ndarray, lengths: np.ndarray) -> Rows:
+  """Rows with padding behind the texts, which needs a mask only where attention is not causal."""
+  padding = np.arange(tokens.shape[1]) >= lengths[:, None]
+  mask = None if target.config.causal or not padding.any() else ~padding
+  return Rows(tokens, lengths, padding, lengths, mask)
 
 
 def _of_lists(target: "Target", rows: Any) -> Rows:
@@ -99,11 +106,10 @@ def _of_lists(target: "Target", rows: Any) -> Rows:
       )
   pad_id = 0 if target.tokenizer is None else target.tokenizer.pad_id
   tokens, lengths = pad_rows([row.tolist() for row in arrays], pad_id, dtype=np.int64)
-  tokens = target.check_tokens(tokens)
-  return Rows(tokens, lengths, np.arange(tokens.shape[1]) >= lengths[:, None], lengths)
+  return _padded_behind(target, target.check_tokens(tokens), lengths)
 
 
-def _of_mask(tokens: Array, given: Any) -> Rows:
+def _of_mask(tokens: Array, given: Any, causal: bool) -> Rows:
   given = to_array(given)
   mask: Any = given if is_traced(given) else np.asarray(given)
   if mask.shape != tokens.shape:
@@ -122,8 +128,8 @@ def _of_mask(tokens: Array, given: Any) -> Rows:
   lengths = mask.shape[1] - xp.argmax(mask[:, ::-1], axis=1)
   if is_traced(mask):
     return Rows(tokens, lengths, None, lengths, mask)
-  # Padding behind the texts alone needs no mask, since attention is causal.
-  needed = bool((np.diff(mask.astype(np.int8), axis=1) > 0).any())
+  # Padding behind the texts alone needs no mask where attention is causal.
+  needed = bool((np.diff(mask.astype(np.int8), axis=1) > 0).any() if causal else not mask.all())
   return Rows(tokens, lengths, ~mask, lengths, mask if needed else None)
 
 

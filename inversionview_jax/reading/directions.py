@@ -67,13 +67,13 @@ class Directions:
     )
 
   def project(self, activation: np.ndarray) -> np.ndarray:
-    """Coordinates in the span: float32[..., D] -> float32[..., P].
+    """Coordinates in the span: float32[..., D] -> float32[..., P]; zero of an activation that is zero itself (see `distance`).
 
     Raises:
-      InversionViewError: an activation without any part along them, from which no distance can be normalized.
+      InversionViewError: another activation without any part along them, from which no distance can be normalized.
     """
-    projected = activation @ self.basis.T
-    if (np.linalg.norm(projected, axis=-1) <= 1e-6 * np.linalg.norm(activation, axis=-1)).any():
+    projected, size = activation @ self.basis.T, np.linalg.norm(activation, axis=-1)
+    if ((np.linalg.norm(projected, axis=-1) <= 1e-6 * size) & (size > 0)).any():
       raise InversionViewError(
         f"the activation has no part along the directions ({self.name}), so that no distance can be measured"
       )
@@ -101,5 +101,7 @@ def _read(path: str) -> Any:
   except (
     Exception
   ) as error:  # NumPy and safetensors raise several kinds for a file that is missing, damaged or of another type
+    if isinstance(error, ValueError) and not path.endswith(".safetensors"):
+      raise InversionViewError(f"cannot read the directions {path}: it is no .npy file of numbers") from None
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
     raise InversionViewError(f"cannot read the directions {path}: {reason}") from None

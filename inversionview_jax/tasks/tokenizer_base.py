@@ -55,8 +55,13 @@ class Tokenizer(Protocol):
 
 
 def encode_with_bos(tokenizer: Tokenizer, text: str) -> list[int]:
-  """Token ids of a text behind one BOS: its own, if the text begins with BOS spelled out, as chat prompts do."""
+  """Token ids of a text behind one BOS: its own, if the text begins with BOS spelled out, as chat prompts do.
+
+  Without any where the tokenizer's attribute `prepends_bos` is False: of a model that was trained without.
+  """
   ids = tokenizer.encode(text)
+  if not getattr(tokenizer, "prepends_bos", True):
+    return ids
   return ids if ids[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *ids]
 
 

@@ -111,6 +111,7 @@ class HuggingFaceTokenizer(Batches):
     bos_id, eos_id, pad_id: may be the same id: GPT-2 has one special token for all three.
     split_special_tokens: whether special tokens that are spelled out in a text are taken apart like any other text.
     original: the tokenizer of `transformers` that it was made of, with its chat template; None where it was read from elsewhere.
+    prepends_bos: whether texts are run behind a BOS.
 
   Raises:
     InversionViewError: the content is no tokenizer.
@@ -122,6 +123,7 @@ class HuggingFaceTokenizer(Batches):
   pad_id: int
   split_special_tokens: bool = False
   original: Any = dataclasses.field(default=None, repr=False, compare=False)
+  prepends_bos: bool = True
   _library: Any = dataclasses.field(init=False, repr=False, compare=False)
   _size: int = dataclasses.field(init=False, repr=False, compare=False)
 
@@ -214,7 +216,8 @@ class HuggingFaceTokenizer(Batches):
   def describe(self) -> dict:
     """Plain data that names this tokenizer in a model's JSON; two tokenizers are the same iff these are equal."""
     ids = {"kind": "huggingface", "bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
-    return ids | ({"split_special_tokens": True} if self.split_special_tokens else {}) | {"content": self.content}
+    ids |= {"split_special_tokens": True} if self.split_special_tokens else {}
+    return ids | ({} if self.prepends_bos else {"prepends_bos": False}) | {"content": self.content}
 
 
 def _is_byte(piece: str) -> bool:
@@ -333,7 +336,8 @@ def from_description(description: dict) -> Tokenizer:
     values.fields(where, description, {"content": values.text, "bos": token, "eos": token, "pad": token})
     ids = description["bos"], description["eos"], description["pad"]
     split = values.switch(f"split_special_tokens of {where}", description.get("split_special_tokens", False))
-    return HuggingFaceTokenizer(description["content"], *ids, split)
+    prepends = values.switch(f"prepends_bos of {where}", description.get("prepends_bos", True))
+    return HuggingFaceTokenizer(description["content"], *ids, split, prepends_bos=prepends)
   if kind == "part":
 
     def kept(name, value):  # None: all of the base's

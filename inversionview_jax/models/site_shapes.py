@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, H heads, G key/value heads, D d_model, K d_head, M d_
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from inversionview_jax import sites
 from inversionview_jax.errors import InversionViewError
@@ -33,6 +34,21 @@ def width(config: TransformerConfig, site: Site) -> int:
   """The last dimension of the activation at one position of a site with one vector per position."""
   sizes = {"d_head": config.d_head, "d_mlp": config.d_mlp, "d_model": config.d_model, "one": 1}
   return sizes[_dimension(site.kind)] if _dimension(site.kind) != "experts" else experts(config)
+
+
+def padded(activation: Any, size: int) -> Any:
+  """float[..., W] with zeros up to width `size`, which change neither distance: one array holds activations of sites of several widths."""
+  xp = activation.__array_namespace__()
+  missing_zeros = size - activation.shape[-1]
+  if not missing_zeros:
+    return activation
+  zeros = xp.zeros((*activation.shape[:-1], missing_zeros), activation.dtype)
+  return xp.concatenate([activation, zeros], axis=-1)
+
+
+def widest(config: TransformerConfig, some: Iterable[Site]) -> int:
+  """The largest width of these sites."""
+  return max(width(config, site) for site in some)
 
 
 def shape(config: TransformerConfig, site: Site, length: int) -> tuple[int, ...]:

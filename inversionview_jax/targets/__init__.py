@@ -5,12 +5,14 @@ from inversionview_jax.targets.edits import Edit
 from inversionview_jax.targets.for_task import task_and_target
 from inversionview_jax.targets.language_model import load_language_target
 from inversionview_jax.targets.loading import check_tokenizer, load_target, shipped_folder, shipped_names
+from inversionview_jax.targets.logit_lens import LogitLens, logit_lens
 from inversionview_jax.targets.reference import load_reference, read_reference, write_reference
 from inversionview_jax.targets.run import Run
 from inversionview_jax.targets.target import Target, save_target
 
 __all__ = [
   "Edit",
+  "LogitLens",
   "Run",
   "Target",
   "check_tokenizer",
@@ -18,6 +20,7 @@ __all__ = [
   "load_language_target",
   "load_reference",
   "load_target",
+  "logit_lens",
   "read_reference",
   "save_target",
   "shipped_folder",

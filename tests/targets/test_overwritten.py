@@ -11,7 +11,7 @@ import pytest
 import inversionview_jax as iv
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.targets import Edit
-from inversionview_jax.targets.edits import refuse_overwritten_edits, resolve_edit
+from inversionview_jax.targets.edits import resolve_edit, resolve_edits
 from inversionview_jax.targets.inputs import resolve_inputs
 
 TEXT = ["615+861="]
@@ -93,7 +93,7 @@ def test_overwritten_edits_are_refused_and_would_change_nothing(small_target, na
 @pytest.mark.parametrize("named", EFFECTIVE, ids=str)
 def test_edits_that_all_have_an_effect_are_made(small_target, named):
   rows, made = resolve_inputs(small_target, TEXT), edits(*named)
-  refuse_overwritten_edits(small_target, made, [resolve_edit(small_target, edit, rows) for edit in made], rows)
+  resolve_edits(small_target, made, rows)
   if any(at is None for _, at in named):
     return
   whole = logits(small_target, named)

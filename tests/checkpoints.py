@@ -58,6 +58,7 @@ _NAMES["gemma2"] = _NAMES["llama"] | {
     "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }  # fmt: skip
+_NAMES["gemma3"] = _NAMES["gemma2"]
 
 
 def interleaved(rows, heads):
@@ -70,7 +71,7 @@ def interleaved(rows, heads):
 def write_gguf(path, folder, kind=None, change=None, divisors=None):
   """Converts a Hugging Face folder, with matrices quantised as `kind`; `change` edits the metadata before it is written."""
   config = json.loads((folder / "config.json").read_text())
-  arch = "llama" if config["model_type"] == "mistral" else config["model_type"]
+  arch = {"mistral": "llama", "gemma3_text": "gemma3"}.get(config["model_type"], config["model_type"])
   writer = gguf.GGUFWriter(path, arch)
   if arch == "gpt2":
     metadata = {
@@ -80,6 +81,7 @@ def write_gguf(path, folder, kind=None, change=None, divisors=None):
     }  # fmt: skip
   else:
     heads, rope = config["num_attention_heads"], config.get("rope_parameters", {})
+    rope, local = rope.get("full_attention", rope), rope.get("sliding_attention")
     width = config.get("head_dim") or config["hidden_size"] // heads
     metadata = {
         "context_length": config["max_position_embeddings"], "embedding_length": config["hidden_size"],
@@ -93,6 +95,10 @@ def write_gguf(path, folder, kind=None, change=None, divisors=None):
       metadata |= {"attention.sliding_window": config["sliding_window"],
                "attn_logit_softcapping": config["attn_logit_softcapping"],
                "final_logit_softcapping": config["final_logit_softcapping"]}  # fmt: skip
+    if arch == "gemma3":
+      metadata |= {"attention.sliding_window": config["sliding_window"], "rope.freq_base_swa": local["rope_theta"],
+               "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config["layer_types"]],
+               "rope.scaling.type": rope["rope_type"], "rope.scaling.factor": rope["factor"]}  # fmt: skip
   metadata = metadata if change is None else change(metadata)
   for name, value in metadata.items():
     add = {

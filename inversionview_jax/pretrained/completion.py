@@ -55,6 +55,8 @@ def completed(attributes: Mapping, where: str) -> Completed:
     InversionViewError: AutoConfig refuses them.
   """
   kept = {name: value for name, value in attributes.items() if name == "model_type" or not has_no_effect(name)}
+  if kept["model_type"] == "gpt_oss" and _is_mxfp4(kept.get("quantization_config")):  # `weights` reads it
+    del kept["quantization_config"]
   refuse_values(kept, where)  # before AutoConfig takes some of them for its own ends
   if "rope_theta" in kept:  # it is not looked at beside "rope_parameters"
     Attributes(kept, where).number("rope_theta", 1e-6, 1e30, null=True)
@@ -72,6 +74,10 @@ def completed(attributes: Mapping, where: str) -> Completed:
     except Exception as error:  # any is possible: it computes before it checks
       message = f"{where} is damaged or not the configuration of a model: {_reason(error)}"
       raise Refused(message, {"model_type": model_type, **_defaults(kind), **kept}) from None
+
+
+def _is_mxfp4(quantization: object) -> bool:
+  return isinstance(quantization, Mapping) and quantization.get("quant_method") == "mxfp4"
 
 
 def _attributes_of(config: Any, given: Mapping) -> Completed:

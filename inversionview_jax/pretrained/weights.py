@@ -19,11 +19,17 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import open_file, parse_json, read_json
 
 _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+# MXFP4: numbers of four bits, two in a byte, the lower half first; 32 of them have a scale in common, a power of two.
+_FOURS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+_BLOCKS, _SCALES = "_blocks", "_scales"
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 
 
 class Safetensors:
   """The tensors of a folder: model.safetensors, or the shards that model.safetensors.index.json names.
+
+  A pair of tensors in MXFP4, x_blocks [..., out, in / 32, 16] and x_scales [..., out, in / 32], is one tensor x [..., in, out], as transformers
+  has it when it takes such weights apart.
 
   Attributes:
     names: of all tensors.
@@ -46,7 +52,19 @@ class Safetensors:
           )
     else:
       raise InversionViewError(_no_weights(folder))
-    self.names = frozenset(self._entries)
+    entries = self._entries
+    self._packed = {
+      name.removesuffix(_BLOCKS)
+      for name in entries
+      if name.endswith(_BLOCKS) and {entries[name][1], self._scales(name)} == {"U8"}
+    }
+    parts = {packed + part for packed in self._packed for part in (_BLOCKS, _SCALES)}
+    self.names = frozenset((entries.keys() - parts) | self._packed)
+
+  def _scales(self, blocks: str) -> str | None:
+    """The type of the scales of these blocks, if their shapes go together."""
+    scales = self._entries.get(blocks.removesuffix(_BLOCKS) + _SCALES)
+    return scales[1] if scales and (*scales[2], 16) == self._entries[blocks][2] and len(scales[2]) > 1 else None
 
   def _add(self, path: pathlib.Path) -> None:
     """Adds the tensors of a file; every entry of its header is checked against the file before anything is read."""
@@ -78,14 +96,34 @@ class Safetensors:
 
   def shape(self, name: str) -> tuple[int, ...]:
     """A tensor's shape."""
-    return self._entries[name][2]
+    if name not in self._packed:
+      return self._entries[name][2]
+    *outer, out, groups, _ = self._entries[name + _BLOCKS][2]
+    return (*outer, 32 * groups, out)
 
   def read(self, name: str) -> np.ndarray:
     """A tensor in the dtype it is stored in; raises `InversionViewError` for one that is not floating-point."""
+    if name in self._packed:
+      return self._unpacked(name)
     path, kind, shape, start = self._entries[name]
     if kind not in _TYPES:
       raise InversionViewError(f"{path}: tensor {name} is of type {kind}; types that are read: {', '.join(_TYPES)}")
     return read_array(path, _TYPES[kind], shape, start)
+
+  def _unpacked(self, name: str) -> np.ndarray:
+    """A tensor in MXFP4 as float32, made matrix by matrix."""
+
+    def stored(part):
+      path, _, shape, start = self._entries[name + part]
+      return read_array(path, np.uint8, shape, start)
+
+    blocks, scales = stored(_BLOCKS), stored(_SCALES)
+    out = np.empty(self.shape(name), np.float32)
+    for at in np.ndindex(*out.shape[:-2]):
+      fours = np.stack([_FOURS[blocks[at] & 15], _FOURS[blocks[at] >> 4]], axis=-1)  # [out, in / 32, 16, 2]
+      scaled = np.ldexp(fours, scales[at].astype(np.int32)[..., None, None] - 127)
+      out[at] = scaled.reshape(len(scaled), -1).T
+    return out
 
 
 def _entry(name: str, entry: object, size: int) -> tuple[str, tuple[int, ...], int, int]:
@@ -109,7 +147,8 @@ def _entry(name: str, entry: object, size: int) -> tuple[str, tuple[int, ...], i
   if end > size:
     raise InversionViewError(f"tensor {name} ends after the file: data_offsets {start:,} to {end:,} of {size:,} bytes")
   count = math.prod(shape)
-  if kind in _TYPES and end - start != np.dtype(_TYPES[kind]).itemsize * count:
+  sizes = _TYPES | {"U8": np.uint8}
+  if kind in sizes and end - start != np.dtype(sizes[kind]).itemsize * count:
     raise InversionViewError(
       f"tensor {name} has another size than its shape: {end - start:,} bytes for {list(shape)} of {kind}"
     )

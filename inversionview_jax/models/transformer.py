@@ -345,6 +345,8 @@ class Transformer(nn.Module):
         x = recorder.through("pre", layer, x)
       x, layer_cache = block.step(x, layer_cache, position, slots, recorder)
       new.append(layer_cache)
+    if recorder is not None and recorder.uses("ln_final", "ln_final_scale"):
+      through_norm(self.ln_f, x, recorder, "ln_final", None)
     return x, tuple(new), {} if recorder is None else recorder.captured
 
   def empty_cache(self, rows: int, length: int) -> tuple:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from inversionview_jax import bounds, tasks
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models import site_shapes
 from inversionview_jax.preimage import Preimage, Query, Sample
 from inversionview_jax.reading import answers, text_prior
 from inversionview_jax.reading.directions import Directions
@@ -89,7 +90,7 @@ def preimage(
   """
   pairs = _pairs(site, position)
   resolved = [target.site(name) for name, _ in pairs]
-  along = None if directions is None else Directions.of(directions, target.config.d_model)
+  along = None if directions is None else Directions.of(directions, site_shapes.widest(target.config, resolved))
   common: dict[str, Any] = {"directions": along, "seed": seed, "progress": progress}
   if prior is not None:
     if task is not None:
@@ -234,7 +235,8 @@ def _captured(
       attention = np.asarray(run[f"p{site.layer}"][0, site.head, request.position, : request.position + 1])
     activations.append(activation)
     queries.append(answers.query_of(request, task, site, activation, attention))  # refuses one that is not finite
-  return np.stack(activations), queries
+  size = site_shapes.widest(target.config, sites)  # shorter activations end in zeros, which no distance feels
+  return np.stack([site_shapes.padded(x, size) for x in activations]), queries
 
 
 def _pairs(site: str | Sequence[str], position: int | str | Sequence[int | str]) -> list[tuple[str, int | str]]:

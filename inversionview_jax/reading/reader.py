@@ -15,6 +15,7 @@ from inversionview_jax import bounds
 from inversionview_jax.devices import parallel, sharding
 from inversionview_jax.distance import METRICS
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.models import site_shapes
 from inversionview_jax.models.decoder import Decoder, DecoderConfig
 from inversionview_jax.preimage import Preimage, Query
 from inversionview_jax.reading import answers, log_prob, monte_carlo
@@ -328,7 +329,7 @@ class Reader(ShowsTable):
 
   def _queries(self, resolved: Sequence[ResolvedRequest], activations: Sequence) -> Queries:
     return Queries.of(
-      np.stack(activations),
+      np.stack([site_shapes.padded(x, self.config.d_activation) for x in activations]),
       [request.site for request in resolved],
       [request.metric for request in resolved],
       [request.compared_position for request in resolved],

@@ -13,6 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from inversionview_jax.models import site_shapes
 from inversionview_jax.models.transformer import Transformer
 from inversionview_jax.sites import Site
 
@@ -160,7 +161,7 @@ def _attentive(target: Transformer, params, sites: Sequence[Site], most: float, 
   out: Any = target.apply({"params": params}, tokens, capture=tuple(sites), at=at, logits=False)
   counted = jnp.any(mask, axis=1)
   position, counts = zip(*(of_heads.get(site, (any_position, counted)) for site in sites), strict=True)
-  activations = jnp.stack([out[site] for site in sites], axis=2).astype(jnp.float32)  # [B, 2, S, D]
+  activations = _stacked(target, out, sites)  # [B, 2, S, D]
   activations = activations.reshape(len(tokens), -1, activations.shape[-1])
   return jnp.stack(position, 1).astype(jnp.int32), activations, jnp.stack(counts, 1)
 
@@ -241,7 +242,12 @@ def activations_each(target: Transformer, params, tokens, at, sites: Sequence[Si
   def run(tokens, at):
     where = {site: at[:, i::count] for i, site in enumerate(sites)}
     out = target.apply({"params": params}, tokens, capture=tuple(sites), at=where, logits=False)
-    activations = jnp.stack([out[site] for site in sites], axis=2)  # [B, E, S, D]
-    return activations.reshape(*at.shape, -1).astype(jnp.float32)
+    return _stacked(target, out, sites).reshape(*at.shape, -1)  # of [B, E, S, D]
 
   return in_pieces(target, run, tokens, at)
+
+
+def _stacked(target: Transformer, out, sites: Sequence[Site]):
+  """float32[B, P, S, D] of captured activations; D is the largest width."""
+  size = site_shapes.widest(target.config, sites)
+  return jnp.stack([site_shapes.padded(out[site], size) for site in sites], axis=2).astype(jnp.float32)

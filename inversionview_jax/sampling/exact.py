@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from inversionview_jax import distance
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models import site_shapes
 from inversionview_jax.models.transformer import texts_that_fit
 from inversionview_jax.sampling.candidates import Queries
 from inversionview_jax.sites import Site
@@ -175,7 +176,8 @@ def _store(results: tuple[np.ndarray, ...], columns: slice, out) -> None:
 def _program(module, task: Task, sites: tuple[Site, ...], mesh):
   def program(params, queries: Queries, tokens):
     out = module.apply({"params": params}, tokens, capture=sites, logits=False)
-    activations = jnp.stack([out[site] for site in sites])  # [S, B, T, D]
+    size = queries.activation.shape[-1]
+    activations = jnp.stack([site_shapes.padded(out[site], size) for site in sites])  # [S, B, T, D]
     counted = task.counted_mask(tokens)
 
     def one(query: Queries):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from inversionview_jax import distance
+from inversionview_jax.models import site_shapes
 from inversionview_jax.sampling.candidates import Queries
 from inversionview_jax.sites import Site
 from inversionview_jax.targets import Target
@@ -137,7 +138,8 @@ class LanguagePrior:
     x, cache, captured = computed
     far = []
     for i, site in enumerate(self.sites):
-      activation = captured[site][:, 0].astype(jnp.float32)
+      size = site_shapes.widest(self.target.config, self.sites)
+      activation = site_shapes.padded(captured[site][:, 0].astype(jnp.float32), size)
       activation = activation if basis is None else activation @ basis.T
       each = [distance.distance(name, activation, query.activation[i]) for name in distance.METRICS]
       far.append(jnp.where(query.metric[i] == 0, each[0], each[1]))

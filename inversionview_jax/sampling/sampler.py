@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from inversionview_jax import distance, sites
 from inversionview_jax.devices import numerics, parallel
+from inversionview_jax.models import site_shapes
 from inversionview_jax.models.config import Compute
 from inversionview_jax.models.decoder import Decoder, DecoderConfig
 from inversionview_jax.models.transformer import Transformer, texts_that_fit
@@ -179,4 +180,5 @@ def bos_activations(target: Transformer, params: dict, site_list: Sequence[Site]
   out: Any = target.apply(
     {"params": params}, jnp.full((1, 1), bos_id, jnp.int32), capture=tuple(site_list), logits=False
   )
-  return jnp.stack([out[site][0, 0] for site in site_list]).astype(jnp.float32)
+  size = site_shapes.widest(target.config, site_list)
+  return jnp.stack([site_shapes.padded(out[site][0, 0], size) for site in site_list]).astype(jnp.float32)

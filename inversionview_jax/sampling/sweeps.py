@@ -16,10 +16,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 from inversionview_jax.devices import parallel, sharding
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.models import site_shapes
+from inversionview_jax.models.config import TransformerConfig
 from inversionview_jax.sampling.candidates import Queries
 from inversionview_jax.sampling.collect import in_parts, in_pieces
 from inversionview_jax.sampling.sampler import distances
-from inversionview_jax.sites import Site
+from inversionview_jax.sites import KINDS, Site
 from inversionview_jax.targets import Target
 from inversionview_jax.tasks import LanguageTask, Task
 from inversionview_jax.tasks.moves import Move
@@ -28,7 +30,9 @@ COMPOSED = 3  # moves of one proposal, at most
 REJECTED = 256  # proposals just outside epsilon that are kept
 _LENGTHS = 256  # inputs whose lengths are looked at
 _DEPTHS, _DEPTHS_OF_WIDTHS = 3, 2  # of the target that are compiled, at most: for one width, for each of several
-_AFTER_MLP = ("mlp", "post")  # kinds of sites that need a layer's MLP
+_AFTER_MLP = tuple(
+  kind for kind in KINDS if kind.startswith(("mlp", "ln2_post", "expert", "post"))
+)  # kinds of sites that need a layer's MLP
 _DRAWN = 24  # sweeps of one call, at most, for which inputs are drawn
 _PARTS = 8  # of the inputs, by length, that a CPU runs one after the other, each with as many columns as it needs
 
@@ -49,7 +53,7 @@ class Nearness:
     self._group, self._sites_of = (
       ((0,), (self.sites,))
       if joint
-      else _by_depth(self.sites, _DEPTHS if len(self._widths) == 1 else _DEPTHS_OF_WIDTHS)
+      else _by_depth(target.config, self.sites, _DEPTHS if len(self._widths) == 1 else _DEPTHS_OF_WIDTHS)
     )
 
   def __call__(
@@ -119,10 +123,14 @@ class Nearness:
     inputs = {"params": params}
     if self.joint:
       out = run(inputs, tokens, capture=tuple(dict.fromkeys(self.sites)), logits=False)
-      return [out[site].astype(jnp.float32) for site in self.sites]
+      return [self._padded(out[site]) for site in self.sites]
     own = jnp.asarray([sites.index(site) if site in sites else 0 for site in self.sites])[query.site]
     site = jnp.broadcast_to(own, (len(tokens), 1))
-    return [run(inputs, tokens, choose=(sites, site), logits=False).chosen.astype(jnp.float32)]
+    return [self._padded(run(inputs, tokens, choose=(sites, site), logits=False).chosen)]
+
+  def _padded(self, x) -> jax.Array:
+    """float32, of the largest width of the sites."""
+    return site_shapes.padded(x.astype(jnp.float32), site_shapes.widest(self._target.config, self.sites))
 
   @staticmethod
   def _rows(query: Queries, i: int, count: int) -> list[jax.Array]:
@@ -145,13 +153,15 @@ def _widths(task: Task) -> tuple[int, ...]:
   return tuple(range(length, max(shortest, length // 2), -step))[::-1] or (length,)
 
 
-def _by_depth(sites: tuple[Site, ...], most: int) -> tuple[tuple[int, ...], tuple[tuple[Site, ...], ...]]:
+def _by_depth(
+  config: TransformerConfig, sites: tuple[Site, ...], most: int
+) -> tuple[tuple[int, ...], tuple[tuple[Site, ...], ...]]:
   """Sites in groups, `most` of them, by how much of the target is computed for them.
 
   Returns:
     The group of each site, and the sites of each group and of those before it, from the shallowest to all of them.
   """
-  depths = [(-1 if site.layer is None else site.layer, site.kind in _AFTER_MLP) for site in sites]
+  depths = [(site_shapes.depth(config, site), site.kind in _AFTER_MLP) for site in sites]
   different = sorted(set(depths))
   parts = np.array_split(np.arange(len(different)), min(most, len(different)))
   group = {different[i]: number for number, part in enumerate(parts) for i in part}

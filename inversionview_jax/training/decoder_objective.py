@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from inversionview_jax import config_schema, sites
 from inversionview_jax.devices import parallel, sharding
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.models import decoder, storage
+from inversionview_jax.models import decoder, site_shapes, storage
 from inversionview_jax.models.decoder import Decoder, DecoderConfig
 from inversionview_jax.sampling import Queries, Sampler, bos_activations, collect, in_epsilon
 from inversionview_jax.targets import Target
@@ -222,7 +222,8 @@ def shape_of(
   start = decoder_start.load(config.get("init_from"), task, target, config.get("model") or {})
   transformer = start.transformer if start else model_shapes.transformer_config(task, config)
   forbidden = (task.tokenizer.bos_id, task.tokenizer.pad_id)
-  return names, start, model_shapes.decoder_config(config, transformer, names, target.config.d_model, forbidden)
+  size = site_shapes.widest(target.config, map(sites.parse, names))
+  return names, start, model_shapes.decoder_config(config, transformer, names, size, forbidden)
 
 
 def _check(config: ConfigDict) -> None:

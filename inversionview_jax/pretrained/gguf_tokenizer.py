@@ -66,6 +66,12 @@ def from_gguf(file: GgufFile) -> HuggingFaceTokenizer:
   return _with_specials(content, ids, file.path)
 
 
+def adds_bos(file: GgufFile) -> bool:
+  """Whether the model's texts begin with BOS: as the file says, and otherwise with SentencePiece's tokenizers only, as in llama.cpp."""
+  default = file.value("tokenizer.ggml.model") == "llama"
+  return file.read_value("tokenizer.ggml.add_bos_token", values.switch, default)
+
+
 def _sentencepiece(file: GgufFile, tokens: tuple[str, ...]) -> str:
   """SentencePiece's BPE (Kudo and Richardson, 2018), as of Llama 2 and Mistral, as the content of a tokenizer.json.
 

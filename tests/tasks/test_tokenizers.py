@@ -269,7 +269,13 @@ LLAMA3 = (
 
 @pytest.mark.parametrize(
   "split, pattern",
-  [("gpt-2", None), ("smollm", "smollm"), ("llama-bpe", LLAMA3), ("qwen2", LLAMA3.replace("{1,3}", ""))],
+  [
+    ("gpt-2", None),
+    ("smollm", "smollm"),
+    ("llama-bpe", LLAMA3),
+    ("qwen2", LLAMA3.replace("{1,3}", "")),
+    ("deepseek-r1-qwen", LLAMA3.replace("{1,3}", "")),
+  ],
 )
 def test_tokenizer_inside_a_gguf_file_is_the_one_it_was_made_from(tmp_path, split, pattern):
   made = byte_level(pattern)
@@ -292,6 +298,21 @@ def test_tokenizer_of_a_kind_that_is_not_read_is_named_when_it_is_needed(tmp_pat
   assert target.tokenizer is None
   message = refusal(target.require_tokenizer)
   assert named in message and "model.gguf" in message
+
+
+@pytest.mark.parametrize("unnamed", [{}, {"pre": "default"}])
+@pytest.mark.parametrize("numbers, split", [(("12", "123"), "llama-bpe"), (("12", "123", "1234"), "gpt-2")])
+def test_a_split_that_is_not_named_is_the_one_that_the_tokens_show(tmp_path, unnamed, numbers, split):
+  tokens = ["<s>", *sorted(library.pre_tokenizers.ByteLevel.alphabet()), "th", *numbers]
+  merges = ["t h", "1 2", "12 3", "123 4"][: 1 + len(numbers)]
+  rest = {"kind": "gpt2", "tokens": tokens, "types": [3] + [1] * (len(tokens) - 1), "merges": merges, "bos_token_id": 0}
+  named = load_target(gguf_file(tmp_path / "named.gguf", pre=split, **rest)).require_tokenizer()
+  guessed = load_target(gguf_file(tmp_path / "unnamed.gguf", **unnamed, **rest)).require_tokenizer()
+  for text in ("1234 12345", "don't 12  the"):
+    assert guessed.encode(text) == named.encode(text)
+  rest |= {"tokens": tokens[: -len(numbers)], "types": rest["types"][: -len(numbers)], "merges": ["t h"]}
+  unknown = load_target(gguf_file(tmp_path / "unknown.gguf", **unnamed, **rest))
+  assert "tokenizer.ggml.pre" in refusal(unknown.require_tokenizer)
 
 
 @pytest.fixture

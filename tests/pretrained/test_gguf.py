@@ -26,6 +26,7 @@ CONVERTIBLE = {
   "smollm3": {"no_rope_layers": [1, 1, 1]},  # GGUF means every fourth layer
   "gemma": {},
   "gemma2": {"query_pre_attn_scalar": 8},
+  "gemma3": {"query_pre_attn_scalar": 8},
 }
 
 

@@ -4,7 +4,8 @@ Opening a checkpoint reads its configuration and the names and shapes of its ten
 is made (`Parts`), so a model is never in memory twice. No pickle is opened. Attributes and tensors that are not handled are refused by name.
 """
 
-from inversionview_jax.pretrained.checkpoint import Checkpoint, open_checkpoint, tokenizer_from, tokenizer_of
+from inversionview_jax.pretrained import transformer_lens
+from inversionview_jax.pretrained.checkpoint import Checkpoint, open_checkpoint, tokenizer_from, tokenizer_of, with_bos
 from inversionview_jax.pretrained.conventions import CONVENTIONS, convert, converted, resolve
 from inversionview_jax.pretrained.family import Family
 from inversionview_jax.pretrained.parts import FirstLayers, Leaf
@@ -23,4 +24,6 @@ __all__ = [
   "resolve",
   "tokenizer_from",
   "tokenizer_of",
+  "with_bos",
+  "transformer_lens",
 ]

@@ -1,11 +1,13 @@
 """Opens a checkpoint: a Hugging Face folder or a GGUF file, with the family that its configuration names."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from inversionview_jax import values
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import path_of, read_json
 from inversionview_jax.models.transformer import TransformerConfig
@@ -15,11 +17,13 @@ from inversionview_jax.pretrained import (
   gpt2,
   gpt_neo,
   gpt_neox,
+  gpt_oss,
   llama,
   mixture,
   olmo2,
   phi3,
   tokenizer_files,
+  transformer_lens,
 )
 from inversionview_jax.pretrained.attributes import UnhandledAttribute
 from inversionview_jax.pretrained.completion import Refused, completed
@@ -29,6 +33,7 @@ from inversionview_jax.pretrained.parts import Parts, Renamed, has_own_unembeddi
 from inversionview_jax.pretrained.weights import Safetensors
 from inversionview_jax.tasks.extension import load_named
 from inversionview_jax.tasks.tokenizer_base import Tokenizer
+from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
 
 FAMILIES = (
   gpt2.FAMILY,
@@ -40,7 +45,9 @@ FAMILIES = (
   olmo2.FAMILY,
   phi3.FAMILY,
   mixture.FAMILY,
+  gpt_oss.FAMILY,
 )
+_OTHER_HEADS = ("score.", "classifier.", "qa_outputs.", "v_head.", "value_head.", "multiple_choice_head.")  # of tensors
 GGUF_FAMILIES = (gpt2.FAMILY, llama.FAMILY, llama.GEMMA_GGUF, gemma3.GGUF)
 
 
@@ -49,7 +56,8 @@ class Checkpoint:
   """A checkpoint whose configuration was read and whose tensors are all there.
 
   Attributes:
-    parts: name of a part -> nested dicts of float32 arrays, under the "raw" convention, read from disk at every access.
+    parts: name of a part -> nested dicts of float32 arrays, under the "raw" convention, read from disk at every access. Without "unembed" where
+      the checkpoint is of a base model or a classifier.
     config: the architecture.
     attributes: of config.json as it is; of a GGUF file, its metadata under the names of a config.json.
     gguf: the open GGUF file, or None for a folder.
@@ -99,7 +107,17 @@ def open_checkpoint(
   if unknown := sorted(set(ignore_config_keys) - set(attributes)):
     raise InversionViewError(f"{where} has no attribute {unknown[0]} that could be ignored")
   attributes = {name: value for name, value in attributes.items() if name not in ignore_config_keys}
+  if family is None and transformer_lens.describes(attributes):
+    return _of_transformer_lens(path, attributes, str(where))
   return _opened(attributes, str(where), lambda: Safetensors(path), FAMILIES if family is None else (family,))
+
+
+def _of_transformer_lens(path: pathlib.Path, attributes: Mapping, where: str) -> Checkpoint:
+  """A folder with the state dict of a `HookedTransformer`."""
+  family, weights = transformer_lens.family_of(attributes), functools.cache(lambda: Safetensors(path))
+  opened = _opened({**attributes, "model_type": transformer_lens.MODEL_TYPE}, where, weights, (family,))
+  transformer_lens.refuse_gated_bias(weights(), opened.config, str(path))
+  return opened
 
 
 def tokenizer_of(path: pathlib.Path, checkpoint: Checkpoint, given: Any = None) -> tuple[Tokenizer | None, str]:
@@ -119,10 +137,41 @@ def tokenizer_of(path: pathlib.Path, checkpoint: Checkpoint, given: Any = None) 
   try:
     if checkpoint.gguf is not None:
       return gguf_tokenizer.from_gguf(checkpoint.gguf), ""
-    tokenizer = tokenizer_files.from_folder(path, attributes)
+    own = transformer_lens.is_own(checkpoint.attributes)
+    tokenizer = (tokenizer_files.from_other_folder if own else tokenizer_files.from_folder)(path, attributes)
     return tokenizer, "" if tokenizer else tokenizer_files.missing_from(path)
   except gguf_tokenizer.Unread as error:
     return None, str(error)
+
+
+def with_bos(tokenizer: Tokenizer | None, bos: bool | str, checkpoint: Checkpoint) -> Tokenizer | None:
+  """The tokenizer with or without a BOS in front of every text.
+
+  Args:
+    tokenizer: of the checkpoint.
+    bos: whether there is one; "own": as `transformers` has it with this tokenizer, or as a GGUF file says.
+    checkpoint: of which it is.
+
+  Raises:
+    InversionViewError: a tokenizer that always has one, or of which it is not known.
+  """
+  if bos == "own":
+    original = getattr(tokenizer, "original", None)
+    if checkpoint.gguf is not None:
+      bos = gguf_tokenizer.adds_bos(checkpoint.gguf)
+    elif original is not None and tokenizer is not None:
+      bos = original("a")["input_ids"][:1] == [tokenizer.bos_id]
+    else:
+      raise InversionViewError(
+        "bos = 'own' needs the tokenizer of a Hugging Face folder or GGUF file: give True or False"
+      )
+  if not isinstance(bos, bool):
+    raise InversionViewError(f"bos = {values.brief(bos)} must be True, False or 'own'")
+  if bos or tokenizer is None:
+    return tokenizer
+  if not isinstance(tokenizer, HuggingFaceTokenizer):
+    raise InversionViewError("bos=False needs a tokenizer of a language model")
+  return dataclasses.replace(tokenizer, prepends_bos=False)
 
 
 def tokenizer_from(given: Any, attributes: Mapping) -> Tokenizer:
@@ -166,8 +215,26 @@ def _opened(
     refuse_dropped_unembedding(tensors, family.layout(config), family.layout(untied), place)
     if has_own_unembedding(tensors, family.layout(config), family.layout(untied)):
       config = untied
-  parts = Parts(tensors, family.layout(config), family.unused, place)
+  layout = family.layout(config)
+  if not config.tied and _has_no_unembedding(tensors, layout, attributes):
+    layout = {name: part for name, part in layout.items() if name != "unembed"}
+  parts = Parts(tensors, layout, lambda name: family.unused(name) or name.startswith(_OTHER_HEADS), place)
   return Checkpoint(parts, config, attributes, gguf)
+
+
+def _has_no_unembedding(tensors: Renamed, layout: Mapping, attributes: Mapping) -> bool:
+  """Whether a checkpoint is that of a base model (`LlamaModel`) or classifier: its architectures name no language model, and it has no lm_head.
+
+  Where none are named, a language model is meant, and a missing lm_head is a damage.
+  """
+  kernel = layout.get("unembed", {}).get("kernel")
+  if kernel is None or kernel.tensor is None or kernel.tensor in tensors.names:
+    return False
+  architectures = attributes.get("architectures")
+  named = [str(name) for name in architectures] if isinstance(architectures, list) else []
+  return bool(named) and not any(
+    name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in named
+  )
 
 
 def _config_of(family: Family, attributes: Mapping, where: str, completes: bool) -> TransformerConfig:
@@ -200,4 +267,4 @@ def _config_of(family: Family, attributes: Mapping, where: str, completes: bool)
 def _nothing_in(folder: pathlib.Path) -> str:
   if files := sorted(folder.glob("*.gguf")):
     return f"{folder} is a folder with GGUF files; give one of them, such as {files[0]}"
-  return f"no model in {folder}: neither model.json (ours) nor config.json (Hugging Face) is there"
+  return f"no model in {folder}: neither model.json (ours) nor config.json (Hugging Face, TransformerLens) is there"

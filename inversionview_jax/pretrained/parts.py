@@ -29,7 +29,7 @@ class Leaf:
   """The tensor that one parameter is made of.
 
   Attributes:
-    tensor: its name in the checkpoint; None for zeros of `shape`.
+    tensor: its name in the checkpoint; None for what `make` makes of zeros of `shape`.
     shape: of the tensor in the checkpoint.
     make: the tensor as float32 -> the parameter.
   """
@@ -100,7 +100,7 @@ class Parts(Mapping):
         row[...] = self._read(leaf)
       return out
     if node.tensor is None:
-      return np.zeros(node.shape, np.float32)
+      return np.asarray(node.make(np.zeros(node.shape, np.float32)), np.float32)
     with np.errstate(over="ignore"):  # of float64: refused below
       tensor = np.asarray(self._weights.read(node.tensor), np.float32)
     refuse_not_finite(tensor, f"{self._where}: tensor {node.tensor}")

@@ -10,6 +10,8 @@ Qwen2 has no BOS. Their roles follow from their position, see `tokenizer_base`.)
 import json
 import os
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +38,16 @@ _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 VOCABULARIES = (*_PARSED, "merges.txt", *_OTHERS)
 SETTINGS = (*_SETTINGS, *_TEMPLATES)
 _KINDS = ("bos", "eos", "pad")
+
+
+def from_other_folder(folder: pathlib.Path, attributes: Mapping) -> Tokenizer | None:
+  """`from_folder` of one whose config.json is not Hugging Face's, which `transformers` would read too: only the files of the tokenizer are read."""
+  with tempfile.TemporaryDirectory() as alone:
+    for name in (*VOCABULARIES, *SETTINGS):
+      if (folder / name).exists():
+        check_is_file(folder / name)
+        shutil.copyfile(folder / name, pathlib.Path(alone) / name)
+    return from_folder(pathlib.Path(alone), attributes)
 
 
 def from_folder(folder: pathlib.Path, attributes: Mapping) -> Tokenizer | None:

@@ -97,6 +97,7 @@ def load_target(
   mesh: jax.sharding.Mesh | None = None,
   family: str | None = None,
   ignore_config_keys: Sequence[str] = (),
+  bos: bool | str = True,
 ) -> Target:
   """Loads a target model.
 
@@ -113,6 +114,7 @@ def load_target(
     mesh: as for `Target.from_raw`.
     family: of a Hugging Face folder of another model type: the user's own `pretrained.Family`, as ``package.module:NAME``.
     ignore_config_keys: attributes of config.json that are taken as left out; only for those that do not change the forward pass.
+    bos: whether texts are run behind a BOS; "own": as the checkpoint's own tokenizer does it (`add_bos_token`). It is not kept with a reader.
 
   Raises:
     InversionViewError: no such model, no way to download it, files missing or damaged, an architecture or attribute that is not handled, a
@@ -126,13 +128,15 @@ def load_target(
     task, tokenizer = tokenizer, tasks.get(tokenizer).tokenizer
   place = locate(name)
   folder = place.path
-  of_checkpoint = (convention, tokenizer, dtype, layers, mesh, family, task, False, ignore_config_keys)
+  of_checkpoint = (convention, tokenizer, dtype, layers, mesh, family, task, False, ignore_config_keys, bos)
   if folder.is_file():
     return load_checkpoint(place, *of_checkpoint)
   if (folder / "target" / "model.json").exists():
     folder = folder / "target"
   if not (folder / "model.json").exists():
     return load_checkpoint(dataclasses.replace(place, path=folder), *of_checkpoint)
+  if bos is not True:
+    raise InversionViewError(f"{folder} is a model of this package, whose texts have a BOS: leave bos= out")
   params, description = storage.load_model(folder, _expected_shapes)
   params, config = _first_layers(params, TransformerConfig.from_dict(description["config"]), layers)
   own = bool(description["tokenizer"])
@@ -181,12 +185,13 @@ def load_checkpoint(
   task: str = "",
   own_tokenizer: bool = False,
   ignore_config_keys: Sequence[str] = (),
+  bos: bool | str = True,
 ) -> Target:
   """A target from a Hugging Face or TransformerLens folder, or a GGUF file.
 
   Args:
     place: of it (`locate`).
-    convention, tokenizer, dtype, layers, mesh, family, ignore_config_keys: as for `load_target`.
+    convention, tokenizer, dtype, layers, mesh, family, ignore_config_keys, bos: as for `load_target`.
     task: that it is a target of.
     own_tokenizer: whether `tokenizer` is the checkpoint's own, read before.
 
@@ -197,6 +202,7 @@ def load_checkpoint(
   checkpoint = pretrained.open_checkpoint(place.path, family, ignore_config_keys)
   own = own_tokenizer or tokenizer is None
   tokenizer, missing = pretrained.tokenizer_of(place.path, checkpoint, tokenizer)
+  tokenizer = pretrained.with_bos(tokenizer, bos, checkpoint)
   parts, config = checkpoint.parts, checkpoint.config
   if pretrained.transformer_lens.is_own(checkpoint.attributes):
     pretrained.transformer_lens.refuse_centered(convention)

@@ -223,4 +223,4 @@ def test_this_package_has_its_families_in_the_same_form():
   from inversionview_jax.pretrained.checkpoint import FAMILIES
 
   assert all(isinstance(family, Family) for family in FAMILIES)
-  assert "gpt2" in FAMILIES[0].model_types and len({name for family in FAMILIES for name in family.model_types}) == 16
+  assert "gpt2" in FAMILIES[0].model_types and len({name for family in FAMILIES for name in family.model_types}) == 17

@@ -215,6 +215,25 @@ CHECKPOINTS = {
     rope_theta=100.0,
     attention_bias=True,
   ),
+  "gpt_oss": _SMALL
+  | dict(
+    model_type="gpt_oss",
+    num_key_value_heads=2,
+    head_dim=8,
+    num_local_experts=3,
+    num_experts_per_tok=2,
+    sliding_window=4,
+    swiglu_limit=0.7,
+    rope_parameters=dict(
+      rope_type="yarn",
+      rope_theta=4.0,
+      factor=2.0,
+      original_max_position_embeddings=6,
+      beta_fast=0.6,
+      beta_slow=0.3,
+      truncate=False,
+    ),
+  ),
 }
 # For each attribute that a reader could ignore, a value that must change the logits.
 OTHERWISE = {
@@ -228,6 +247,7 @@ OTHERWISE = {
   "scale_attn_by_inverse_layer_idx": {True: False, False: True},
   "use_parallel_residual": {True: False, False: True},
   "window_size": {4: 5},
+  "swiglu_limit": {0.7: 1.0},
   "num_experts_per_tok": {2: 1},
   "norm_topk_prob": {True: False, False: True},
   "query_pre_attn_scalar": {5: 8},
@@ -261,7 +281,7 @@ def random_model(seed: int, **shape) -> transformers.PreTrainedModel:
   model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
   with torch.no_grad():
     for name, parameter in model.named_parameters():
-      if name.endswith(".bias"):
+      if name.endswith(("bias", "sinks")):
         parameter.normal_(0.0, 0.3)
       elif is_norm(name):
         parameter.normal_(plain_norm(model), 0.3)
@@ -346,6 +366,8 @@ def refuse_what_does_not_matter(model: transformers.PreTrainedModel, tokens: tor
   for attribute, otherwise in OTHERWISE.items():
     value = getattr(model.config, attribute, None)
     value = str(value) if isinstance(value, list) else value
+    if attribute == "hidden_act" and model.config.model_type == "gpt_oss":  # which always has the same function
+      continue
     if value is None or (isinstance(value, str) and value.startswith("[") and value not in otherwise):
       continue
     config = copy.deepcopy(model.config)

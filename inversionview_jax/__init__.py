@@ -20,13 +20,16 @@ if TYPE_CHECKING:
   from inversionview_jax.causal.attribution import Attribution, attribute
   from inversionview_jax.causal.interventions import Effects, ablate, patch
   from inversionview_jax.causal.verification import Verdict, verify
+  from inversionview_jax.measures.claim_check import ClaimCheck
+  from inversionview_jax.measures.claims import check
   from inversionview_jax.reading import Reader, Request, load_reader, preimage, shipped_readers
-  from inversionview_jax.targets import Edit, Run, Target, load_target
+  from inversionview_jax.targets import Edit, Run, Target, load_target, logit_lens
   from inversionview_jax.tasks import Mixture, Task
 
 # Saved preimages are shown without JAX, which takes a second to import: these names are imported when they are first used.
 _LAZY = {
   "Attribution": "causal.attribution",
+  "ClaimCheck": "measures.claim_check",
   "Edit": "targets",
   "Effects": "causal.interventions",
   "Mixture": "tasks",
@@ -38,8 +41,10 @@ _LAZY = {
   "Verdict": "causal.verification",
   "ablate": "causal.interventions",
   "attribute": "causal.attribution",
+  "check": "measures.claims",
   "load_reader": "reading",
   "load_target": "targets",
+  "logit_lens": "targets",
   "patch": "causal.interventions",
   "preimage": "reading",
   "shipped_readers": "reading",
@@ -47,6 +52,7 @@ _LAZY = {
 }
 __all__ = [
   "Attribution",
+  "ClaimCheck",
   "Edit",
   "Effects",
   "InversionViewError",
@@ -63,8 +69,10 @@ __all__ = [
   "__version__",
   "ablate",
   "attribute",
+  "check",
   "load_reader",
   "load_target",
+  "logit_lens",
   "patch",
   "preimage",
   "shipped_readers",

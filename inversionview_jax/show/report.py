@@ -124,12 +124,13 @@ def _anchors(preimages: Sequence[Preimage]) -> list[str]:
 
 def _forward_order(site: str) -> tuple:
   """Sort key: the order of a forward pass; names that are no site come last."""
-  kinds = ("embed", "pos_embed", "pre", "head", "heads", "mid", "mlp", "post", "pattern")
+  kinds = tuple(sites.KINDS)
   try:
     parsed = sites.parse(site)
   except InversionViewError:
     return (1, site)
-  return (0, -1 if parsed.layer is None else parsed.layer, kinds.index(parsed.kind), parsed.head or 0)
+  last = 10**6 if parsed.kind.startswith("ln_final") else -1
+  return (0, last if parsed.layer is None else parsed.layer, kinds.index(parsed.kind), parsed.head or 0)
 
 
 def _index(anchored: Sequence[tuple[Preimage, str]]) -> str:

@@ -12,7 +12,7 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.capture import SiteEdit
 from inversionview_jax.models.transformer import Transformer, TransformerConfig
 from inversionview_jax.sites import Site
-from inversionview_jax.targets import Edit, Target
+from inversionview_jax.targets import Edit, Target, logit_lens
 from inversionview_jax.targets import target as target_lib
 
 TASK = tasks.get("addition")
@@ -341,9 +341,17 @@ def test_position_on_padding_is_refused_and_the_row_named(raw, position):
   assert "x0.mid" in message and "row 1" in message and f"position {T - 1} is padding" in message
 
 
-@pytest.mark.parametrize("position", [1.0, "=", True, np.array([1, 2]), np.array([[1, 2, 3]])])
+@pytest.mark.parametrize(
+  "position", [1.0, "=", True, np.array([1, 2]), np.ones((2, 2), int), [1, 2, 3], [], [4, 4], slice(20, 22)]
+)
 def test_position_that_is_no_index_is_refused(raw, position):
-  assert "position" in refusal(raw, edits=[Edit("x0.mid", position, np.zeros(D))])
+  message = refusal(raw, edits=[Edit("x0.mid", position, np.zeros(D))])
+  assert (
+    "position" in message
+    and "x0.mid" in message
+    or "belongs to no task" in message
+    or "as many numbers as there are rows" in message
+  )
 
 
 @pytest.mark.parametrize(
@@ -380,12 +388,86 @@ def test_edits_of_one_site_at_different_positions_of_each_row_are_no_overlap(raw
     assert (np.asarray(run["x0.mid"])[np.arange(B), position] == k).all()
 
 
+def test_modes_and_positions(raw, full_raw):
+  """Every mode at spans, lists and [B, P], against NumPy; all in one run."""
+  ones, one = np.ones(D, np.float32), np.asarray(full_raw["x0.mid"])
+  edits = [
+    Edit("x0.mid", slice(1, 3), ones, "add"),
+    Edit("x0.mid", [4, 6], 2.0, "scale"),
+    Edit("x0.mid", np.array([[7, 8], [8, 7], [9, 7]]), np.stack([np.full((B, D), k) for k in (5, 6)], axis=1)),
+    Edit("x1.mid", 3, mode="mean"),
+    Edit("a0", 2, mode="zero"),
+    Edit("m1", [[0, 2]], TOKENS[:2], "mean"),
+    Edit("z1.1", PLUS, mode="resample", seed=3),
+  ]
+  got = raw.run(TOKENS, capture=["x0.mid", "x1.mid", "a0", "m1", "z1.1"], edits=edits)
+  mid = one.copy()
+  b_o = np.asarray(raw.params["blocks_0"]["attn"]["o"]["bias"])
+  mid[:, 2] = np.asarray(full_raw["x0.pre"])[:, 2] + b_o
+  mid[:, 1:3] += 1
+  mid[:, [4, 6]] *= 2
+  for row, (first, second) in enumerate([(7, 8), (8, 7), (9, 7)]):
+    mid[row, first], mid[row, second] = 5, 6
+  np.testing.assert_allclose(got["x0.mid"], mid, atol=2e-5)
+  np.testing.assert_allclose(got["x1.mid"][:, 3], np.tile(full_raw["x1.mid"][:, 3].mean(0), (B, 1)), atol=1e-5)
+  assert (np.asarray(got["a0"])[:, 2] == 0).all()
+  np.testing.assert_allclose(got["m1"][:, 2], np.tile(full_raw["m1"][:2, 2].mean(0), (B, 1)), atol=1e-5)
+  z = np.asarray(raw.run(TOKENS, capture=["z1.1"])["z1.1"])[:, PLUS]
+  drawn = [int(np.abs(z - row).max(axis=1).argmin()) for row in np.asarray(got["z1.1"])[:, PLUS]]
+  assert sorted(drawn) == list(range(B)) and all(row != other for row, other in enumerate(drawn))
+
+
+def test_edits_are_made_in_their_order_where_asked(raw):
+  edits = [Edit("a0.1", 3, np.ones(D)), Edit("a0.1", 3, np.ones(D), "add"), Edit("a0.1", 3, 3.0, "scale")]
+  message = refusal(raw, edits=edits)
+  assert "a0.1" in message and "in_order=True" in message
+  run = raw.run(TOKENS, capture=["a0.1", "x0.mid"], edits=edits, in_order=True)
+  assert (np.asarray(run["a0.1"])[:, 3] == 6).all()
+  once = raw.run(TOKENS, capture=["x0.mid"], edits=[Edit("a0.1", 3, np.full(D, 6.0))])
+  np.testing.assert_allclose(run["x0.mid"], once["x0.mid"], atol=1e-5)
+
+
+def test_edits_that_commute_may_share_an_activation(raw, full_raw):
+  run = raw.run(TOKENS, capture=["m0"], edits=[Edit("m0", 3, np.ones(D), "add"), Edit("m0", None, np.ones(D), "add")])
+  np.testing.assert_allclose(run["m0"][:, 3], full_raw["m0"][:, 3] + 2, atol=1e-5)
+
+
 @pytest.mark.parametrize(
-  "name, instead", [("p0", ""), ("a0", "a0.0 to a0.3"), ("blocks.1.attn.hook_result", "a1.0 to a1.3")]
+  "one, another",
+  [("z0.1", "a0.1"), ("q0.1", "p0.1"), ("m0.pre", "m0.post"), ("m0.post", "m0"), ("a0.1", "a0.out"), ("a0.out", "x0.mid"), ("x1.post", "ln_final"),
+   ("z0", "z0.1"), ("k0.1", "s0.1"), ("q1.0", "z1.0")],
+)  # fmt: skip
+def test_edits_inside_of_a_layer_that_others_overwrite_are_refused(raw, one, another):
+  position = {"k0.1": None, "z0": 3}.get(one, 3)
+  edits = [Edit(one, 3, mode="zero"), Edit(another, None if one == "k0.1" else position, mode="zero")]
+  assert "in_order" in refusal(raw, edits=edits) or one in refusal(raw, edits=edits)
+
+
+@pytest.mark.parametrize(
+  "edit, message",
+  [
+    (Edit("m0", 3, np.zeros(D), "double"), "unknown mode"),
+    (Edit("m0", 3, np.zeros(D), "zero"), "takes no value"),
+    (Edit("m0", 3), "needs a value"),
+    (Edit("m0", np.array([1, 2, 3]), TOKENS[:2], "mean"), "mean nothing in the texts of a data set"),
+    (Edit("m0", 3, ["x"], "resample"), "takes texts or token ids"),
+    (Edit("q0.9", 3, np.zeros(8)), "q0.0"),
+    (Edit("rot_q0.1", 3, np.zeros(8)), "no rotary"),
+  ],
 )
-def test_sites_without_one_vector_per_position_cannot_be_edited(raw, name, instead):
-  message = refusal(raw, edits=[Edit(name, PLUS, np.zeros(D))])
-  assert repr(name) in message and "captured but not edited" in message and instead in message
+def test_edits_that_cannot_be_made_are_refused(raw, edit, message):
+  assert message in refusal(raw, edits=[edit])
+
+
+def test_logit_lens_is_the_final_norm_and_the_unembedding(raw, full_raw):
+  lens = logit_lens(full_raw, raw)
+  np.testing.assert_allclose(lens["x1.post"], full_raw.logits, atol=1e-5)
+  np.testing.assert_allclose(logit_lens(full_raw["x0.mid"][0, 3], raw).logits[0], lens["x0.mid"][0, 3], atol=1e-5)
+  assert "x0.mid" in repr(lens) and len(lens.top("x1.post", 3, 1)) == 5
+  with pytest.raises(InversionViewError, match="width 32"):
+    logit_lens(np.zeros(7), raw)
+  with pytest.raises(InversionViewError, match="captured no residual stream"):
+    logit_lens(raw.run(TOKENS, capture=["p0"]), raw)
 
 
 @pytest.mark.parametrize("wrong", [15, -1, 2**32])

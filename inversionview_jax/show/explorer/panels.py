@@ -46,7 +46,8 @@ def pick(label: str, tag: str = "button", **changes: object) -> str:
 def describe(name: str) -> str:
   """A site as a phrase."""
   site = sites.parse(name)
-  return _DESCRIPTIONS[site.kind].format(l=site.layer, h=site.head)
+  described = _DESCRIPTIONS.get(site.kind)
+  return described.format(l=site.layer, h=site.head) if described else f"{site.about} ({site})"
 
 
 def alert(message: str) -> str:
@@ -109,12 +110,13 @@ def site_map(view: View, names: Sequence[str], known: Callable[[str], Preimage |
   for site in parsed:
     early = site.layer is None or (site.kind == "pre" and site.layer == 0)
     row = "in" if early else f"layer {site.layer}"
-    column = f"head {site.head}" if site.kind == "head" else site.kind
+    column = f"head {site.head}" if site.kind == "head" else site.kind if site.kind in _SHORT_NAMES else site.short
     rows.setdefault(row, {})[column] = site.short
-  heads = sorted({site.head for site in parsed if site.head is not None})
+  heads = sorted({site.head for site in parsed if site.kind == "head"})
   columns = [
     *(f"head {h}" for h in heads),
     *(k for k in ("pre", "mid", "mlp", "post") if any(k in r for n, r in rows.items() if n != "in")),
+    *(site.short for site in parsed if site.kind not in (*_DESCRIPTIONS,)),
   ]
   body = ""
   for name, by_column in rows.items():
@@ -146,7 +148,7 @@ def _short(name: str) -> str:
   return (
     name
     if site.kind in ("head", "embed", "pos_embed") or (site.kind == "pre" and site.layer == 0)
-    else _SHORT_NAMES[site.kind]
+    else _SHORT_NAMES.get(site.kind, name)
   )
 
 

@@ -10,6 +10,7 @@ import sys
 from inversionview_jax._version import __version__
 from inversionview_jax.commands import (
   bench,
+  check,
   evaluate,
   explore,
   export,
@@ -39,6 +40,7 @@ _COMMANDS = (
   report,
   evaluate,
   measure,
+  check,
   interpret,
   heads,
   patch,
@@ -99,7 +101,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   args, rest = parser.parse_known_args(argv)
   args.argv = argv  # a report names the command that made it
   if rest and not args.overrides:
-    parser.error(f"unknown argument {rest[0]!r}; see inversionview {args.command} --help")
+    raise InversionViewError(f"unknown argument {rest[0]!r}; see inversionview {args.command} --help")
   return args, rest
 
 

@@ -258,9 +258,13 @@ def output_folder(path: "str | os.PathLike") -> Iterator[pathlib.Path]:
   try:
     yield folder
   except BaseException:
-    for each in made:  # the deepest first; one that holds something stays
+    inside = (
+      sorted(folder.rglob("*"), reverse=True) if made else []
+    )  # a file that could not be written leaves its folder
+    for each in (*inside, *made):  # the deepest first; one that holds something stays
       with contextlib.suppress(OSError):
-        each.rmdir()
+        if each.is_dir() and not each.is_symlink():
+          each.rmdir()
     raise
 
 

@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+from full_disk import files_up_to
 from refusals import refusal
 
 from inversionview_jax.commands import inputs
@@ -154,3 +155,26 @@ def test_files_of_a_folder_appear_together_or_not_at_all(tmp_path):
   with pytest.raises(ZeroDivisionError), output_folder(tmp_path / "out"):
     raise ZeroDivisionError
   assert (tmp_path / "out" / "a").exists()
+
+
+def test_a_full_disk_leaves_the_files_that_were_there(tmp_path):
+  (tmp_path / "a.json").write_text("before")
+  with files_up_to(5_000):
+    with pytest.raises(InversionViewError, match="cannot write .*a.json.*: File too large; choose another place"):
+      write_whole(tmp_path / "a.json", "x" * 10_000)
+    with pytest.raises(InversionViewError, match="cannot write .*b.json"), files_together(tmp_path) as draft:
+      write_whole(draft / "a.json", "after")
+      write_whole(draft / "b.json", "x" * 10_000)
+    with pytest.raises(InversionViewError, match="cannot write"), output_folder(tmp_path / "new" / "W") as made:
+      write_whole(make_folder(made / "target") / "model", "x" * 10_000)
+  assert {path.name: path.read_text() for path in tmp_path.rglob("*")} == {"a.json": "before"}
+
+
+def test_a_file_to_write_has_one_check_before_the_work_and_after_it(tmp_path):
+  (tmp_path / "folder").mkdir()
+  os.mkfifo(tmp_path / "pipe")
+  (tmp_path / "link").symlink_to(tmp_path / "folder")
+  for name in ("folder", "pipe", "link", "nosuch/a", "n" * 300):
+    said = [refusal(check_can_hold, tmp_path / name), refusal(write_whole, tmp_path / name, "x")]
+    assert said[0] == said[1] and "cannot" in said[0]
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link", "pipe"]

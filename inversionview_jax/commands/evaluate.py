@@ -116,10 +116,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
       mixture=mixture,
       seed=args.seed,
     )
-    evaluation.to_json(folder / "evaluation.json")
-    _print_rates(evaluation)
+    _print_rates(evaluation)  # before it is written: a full disk does not cost the figures
     if evaluation.exact:
       _print_exact(evaluation)
+    evaluation.to_json(folder / "evaluation.json")
     written = ["evaluation.json"]
     if not args.no_plots:
       charts.rates(folder / "rates.png", evaluation)
@@ -158,8 +158,8 @@ def _methods(args: argparse.Namespace) -> int:
   with output_folder(args.out) as folder:
     with bar(args.method, len(queries) * len(methods)) as advance:
       comparison = compare_methods(read, queries, methods, **source.settings_of(args), seed=args.seed, progress=advance)
+    _print_methods(comparison)
     comparison.to_json(folder / "methods.json")
-  _print_methods(comparison)
   terminal.print_text(f"written to {folder}: methods.json")
   return 0
 

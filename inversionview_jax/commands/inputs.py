@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from inversionview_jax import values
-from inversionview_jax.errors import InversionViewError
+from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.files import parse_json, read_lines
 
 
@@ -69,6 +69,8 @@ def read_requests(path: str, sites: Sequence[str] = (), position: str | None = N
       request = parse_json(line, f"{path}, line {number}")
       if missing := {"text", "site", "position"} - set(request):
         raise InversionViewError(f"{path}, line {number} lacks {', '.join(sorted(missing))}")
+      if unknown := [name for name in request if name not in _FIELDS]:
+        raise one_of(f"field of a query ({path}, line {number}):", unknown[0], _FIELDS)
       for name, check in _FIELDS.items():
         if name in request:
           check(f"{path}, line {number}: {name}", request[name])

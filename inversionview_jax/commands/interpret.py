@@ -128,6 +128,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   _check(args)
   from inversionview_jax.interpret import hypotheses, language_model
 
+  preimages = hypotheses.load(args.preimages) if args.preimages else []
   endpoint = language_model.Endpoint(
     args.model, args.base_url, args.sampling_temperature, args.max_tokens, args.timeout, args.retries
   )
@@ -136,7 +137,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     language_model.read_answers(args.replay)
   elif not args.prompts_only and not (path_of(args.out) / "answers").is_dir():
     endpoint.client()
-  groups = hypotheses.group_preimages(hypotheses.load(args.preimages) if args.preimages else _draw(args))
+  groups = hypotheses.group_preimages(preimages or _draw(args))
   prompts = [hypotheses.prompt(group, args.queries, args.samples) for group in groups]
   hashes = [hypotheses.prompt_hash(args.model, text, endpoint.settings()) for text in prompts]
   by_hash = dict(zip(hashes, prompts, strict=True))
@@ -210,11 +211,9 @@ def _prices(text: str | None) -> tuple[float, float] | None:
   if text is None:
     return None
   try:
-    first, second = (float(part) for part in text.split(","))
-    if not (0 <= first < 1e9 and 0 <= second < 1e9):
-      raise ValueError
+    first, second = map(flags.Number(0, 1e9), text.split(","))
     return first, second
-  except ValueError:
+  except (ValueError, argparse.ArgumentTypeError):
     raise InversionViewError(f"--prices {text!r} must be two numbers such as 2.5,10") from None
 
 
@@ -273,7 +272,11 @@ def _details(score: "Score") -> str:
   """The figures beside a verdict, in brackets."""
   details = [f"control {100 * score.control:.1f} %"] if score.control is not None else []
   details += [f"outside {100 * score.outside:.1f} %"] if score.outside is not None else []
-  details += [f"{score.queries} queries{', not in the prompt' if score.unseen else ''}"] if score.queries else []
+  details += (
+    [f"{score.queries} queries{', not in the prompt' if score.unseen else ', in-sample: the prompt showed them'}"]
+    if score.queries
+    else []
+  )
   return f" ({'; '.join(details)})" if details else ""
 
 

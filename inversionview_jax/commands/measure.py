@@ -77,7 +77,7 @@ def add_parser(commands: Any) -> None:
     "--feature",
     action="append",
     default=[],
-    help='an expression to measure besides, such as "F1 + S1 >= 10" or "F2 %% 2"; may be repeated',
+    help='an expression to measure besides, such as "F1 + S1 >= 10", "F2 %% 2" or "token(3)"; may be repeated',
   )
   flags.add(parser, "shown", default=20)
   flags.add(parser, "seed", default=0)
@@ -93,16 +93,15 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   source.check(args, "monte_carlo", **_USES)  # before JAX is imported
   import numpy as np
 
-  from inversionview_jax.measures import readings
+  from inversionview_jax.measures import properties, readings
   from inversionview_jax.measures.held_out import held_out_requests
   from inversionview_jax.reading import Request
-  from inversionview_jax.tasks.grammar import expression
 
   drawn_from = source.source_of(args, "monte_carlo", **_USES)
   drawn_from.check_site(args.site)
-  known = drawn_from.task.features(drawn_from.task.tokens(np.arange(1)))
+  first = drawn_from.task.tokens(np.arange(1))
   for feature in args.feature:
-    expression(feature, known, 1)  # raises for one that cannot be parsed, before the work
+    properties.evaluate(drawn_from.task, feature, first)  # raises for one that cannot be parsed, before the work
   donors = None
   if texts:
     requests = [Request(text, args.site, args.position) for text in texts]
@@ -127,9 +126,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
       seed=args.seed,
       progress=progress,
     )
+  print_readings(result, args.shown)
   if args.json:
     result.to_json(args.json)
-  print_readings(result, args.shown)
   return 0
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inversionview_jax import config_schema
 from inversionview_jax.commands import flags
 from inversionview_jax.files import check_can_hold, write_whole
-from inversionview_jax.terminal import print_text
+from inversionview_jax.terminal import print_message, print_text
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -101,7 +101,7 @@ def _plans(config: "ConfigDict", topologies: "list[Topology]", args: argparse.Na
   simulate_devices(max((t.devices for t in topologies if t.chip is None), default=1))
   for topology in topologies:  # all of them, before the first is compiled
     planning.check(plan, topology)
-  names = _names(args.program, plan, topologies[0])
+  names = _names(args, plan, topologies)
   plans: list[dict[str, Any]] = []
   for topology in topologies:
     programs = []
@@ -117,19 +117,23 @@ def _plans(config: "ConfigDict", topologies: "list[Topology]", args: argparse.Na
   return plans
 
 
-def _names(given: list[str] | None, plan: "Scenario", topology: "Topology") -> list[str]:
+def _names(args: argparse.Namespace, plan: "Scenario", topologies: "list[Topology]") -> list[str]:
   """The programs that are compiled: those given, or all that the scenario has."""
   from inversionview_jax.errors import InversionViewError
   from inversionview_jax.planning import planning
 
+  given = args.program
   names = given or list(_PROGRAMS)
   if "monte_carlo" in names:
     try:
-      planning.check_monte_carlo(plan, topology)
+      for topology in topologies:
+        planning.check_monte_carlo(plan, topology, args.particles)
     except InversionViewError as error:
       if given:
         raise InversionViewError(f"--program monte_carlo: {error}") from None
       names.remove("monte_carlo")
+      if plan.texts:
+        print_message(f"monte_carlo is left out: {error}")
   return names
 
 

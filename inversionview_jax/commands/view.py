@@ -83,11 +83,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     preimage = _together(args) if _several(args) else _alone(args)
   if args.merge:
     preimage = preimage.merged()
+  render.print_preimage(preimage, shown=args.shown, colors=not args.no_color)
   if args.json:
     preimage.to_json(args.json)
   if args.html:
     render.write_page(args.html, preimage, shown=args.shown)
-  render.print_preimage(preimage, shown=args.shown, colors=not args.no_color)
   return 0
 
 

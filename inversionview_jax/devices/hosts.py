@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import sys
@@ -119,7 +120,7 @@ def _explicit_arguments(coordinator: str, count: int | None, index: int | None) 
   if missing := [name for name, value in settings.items() if value is None]:
     raise InversionViewError(f"several hosts need all three settings; missing: {', '.join(missing)}")
   assert count is not None and index is not None
-  if ":" not in coordinator or not coordinator.rsplit(":", 1)[1].isdigit():
+  if ":" not in coordinator or not re.fullmatch("[0-9]{1,5}", coordinator.rsplit(":", 1)[1]):
     raise InversionViewError(f"--coordinator {coordinator} must be HOST:PORT, such as 10.0.0.1:1234")
   if not 0 <= index < count:
     raise InversionViewError(f"--process-id {index} is out of range: --num-processes is {count}, counted from 0")

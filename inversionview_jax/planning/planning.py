@@ -23,6 +23,7 @@ from inversionview_jax.devices.program_cost import Collectives, Loop
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.planning import abstract_programs, topologies
 from inversionview_jax.planning.scenario import Scenario
+from inversionview_jax.reading import text_prior
 from inversionview_jax.training import loop as training_loop
 
 # Settings of a run that no program depends on, and that a config made for plans has no use for.
@@ -119,9 +120,22 @@ def sampler(plan: Scenario, topology: Topology, rows: int) -> Program:
   return _compiled("sampler", program, arguments, parallel.platform(mesh), mesh.size, count, loop=plan.task.length - 1)
 
 
-def check_monte_carlo(plan: Scenario, topology: Topology) -> None:
-  """Raises `InversionViewError` for a task without a prior or moves, before anything is compiled."""
-  _sweeps(plan, mesh_for(plan, topology)[0])
+def check_monte_carlo(plan: Scenario, topology: Topology, particles: int = 2) -> None:
+  """Raises what the sampler itself would, before anything is compiled.
+
+  Args:
+    plan: whose target is read.
+    topology: the devices.
+    particles: per device of the data axis.
+
+  Raises:
+    InversionViewError: a task without a prior or moves, or texts whose keys and values are too large.
+  """
+  mesh = mesh_for(plan, topology)[0]
+  _sweeps(plan, mesh)
+  if plan.texts:
+    count = particles * mesh.shape[parallel.DATA]
+    text_prior.check_memory(plan.target_module.config, plan.task.length - 2, count, mesh)
 
 
 def monte_carlo(plan: Scenario, topology: Topology, particles: int) -> Program:

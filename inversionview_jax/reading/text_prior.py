@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from inversionview_jax import bounds
+from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.models.config import TransformerConfig
 from inversionview_jax.sampling.language_prior import LanguagePrior
@@ -24,7 +25,7 @@ PARTICLES, BUDGET = 128, 8_000  # defaults
 STARTS = ("query", "prior")
 _PRIORS = ("model",)
 _SAMPLERS = 4  # compiled samplers that are kept
-_CACHE = 4 * 2**30  # bytes of keys and values, at most
+_CACHE = 4 * 2**30  # bytes of keys and values on a device, at most; those of CPUs share their memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +100,27 @@ def sampler(
     InversionViewError: a number of particles that does not divide, or that needs too much memory.
   """
   particles = PARTICLES if particles is None else bounds.whole("particles", particles)
-  needed = _cache_bytes(target.config, prior.lengths[1] + 1)
+  check_memory(target.config, prior.lengths[1], particles, mesh)
+  return _sampler(target, prior.lengths, tuple(sites), mesh, particles)
+
+
+def check_memory(config: TransformerConfig, tokens: int, particles: int, mesh: Mesh) -> None:
+  """Raises `InversionViewError` where the keys and values of so many texts, divided over a mesh, are too large.
+
+  Args:
+    config: of the model.
+    tokens: of a text, BOS not counted.
+    particles: texts on all devices.
+    mesh: of the particles.
+  """
+  devices = 1 if parallel.platform(mesh) == "cpu" else mesh.shape[parallel.DATA]
+  needed = _cache_bytes(config, tokens + 1) // devices
   if needed * particles > _CACHE:
+    on_one = " on each device" if devices > 1 else ""
     raise InversionViewError(
-      f"{particles} texts of {prior.lengths[1]} tokens take {needed * particles / 2**30:.1f} GiB of keys and values, more than "
+      f"{particles} texts of {tokens} tokens take {needed * particles / 2**30:.1f} GiB of keys and values{on_one}, more than "
       f"{_CACHE / 2**30:.0f}: use at most {_CACHE // needed // 2 * 2} particles, or a shorter text"
     )
-  return _sampler(target, prior.lengths, tuple(sites), mesh, particles)
 
 
 @functools.lru_cache(_SAMPLERS)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.tasks import hashing
 from inversionview_jax.tasks.addition_moves import SumMoves
-from inversionview_jax.tasks.base import MIXTURES, Array, Mixture, Task
+from inversionview_jax.tasks.base import MIXTURES, Array, Mixture, Task, index_or_label
 from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
 from inversionview_jax.tasks.grammar import holds
 from inversionview_jax.tasks.moves import Move
@@ -262,7 +262,7 @@ class Addition(Task):
 
   def behaviour(self, position: int | str) -> str:
     predicted = {8: "A1", "=": "A1", 9: "A2", "A1": "A2", 10: "A3", "A2": "A3", 11: "A4", "A3": "A4"}
-    return predicted.get(int(position) if str(position).isdigit() else position, "A1")
+    return predicted.get(index_or_label(str(position)), "A1")
 
   def _where(self, index, where):
     """The indices that fulfil a condition, and their tokens."""

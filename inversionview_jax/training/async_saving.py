@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import threading
 import time
 from typing import Any
@@ -18,7 +19,7 @@ def whole_steps(folder: str) -> list[int]:
   from etils import epath
 
   path = epath.Path(folder)
-  steps = [p for p in path.iterdir() if p.name.isdigit()] if path.exists() else []
+  steps = [p for p in path.iterdir() if re.fullmatch("[0-9]{1,18}", p.name)] if path.exists() else []
   # In a bucket nothing can be renamed: there a file inside marks a complete checkpoint.
   local = "://" not in folder
   return sorted(int(p.name) for p in steps if local or (p / "commit_success.txt").exists())

@@ -163,6 +163,14 @@ REFUSED = [
   ("interpret pipe --model m --out out", "pipe"),
   ("interpret loop --model m --out out", "symbolic links"),
   ("interpret deep.json --model m --out out", "nested too deep"),
+  ("interpret --target addition --site a0.0 --position = --inputs 2 --model m --out out --replay nosuch.jsonl", "nosuch.jsonl"),
+  ("interpret --target addition --site a0.0 --position = --inputs 2 --model m --out out --replay deep.jsonl", "line 1"),
+  ("interpret --target addition --site a0.0 --position = --inputs 2 --model m --out out --replay texts", "line 1"),
+  ("interpret --target addition --site a0.0 --position = --inputs 2 --model m --out out --replay empty", "a folder"),
+  # import
+  ("import P --task addition --out out", "P"),
+  ("import empty --task addition --out out", "empty"),
+  ("import empty --task addition --out a_file/x", "a_file"),
   # patch, heads and plan
   (f"patch --config {ROOT}/configs/verify_addition.py:A1_F1S1 --out a_file", "a_file"),
   (f"patch --config {ROOT}/configs/verify_addition.py:A1_F1S1 --out out --config.pairs=0", "pairs = 0"),

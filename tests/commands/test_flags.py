@@ -8,6 +8,7 @@ import pytest
 
 from inversionview_jax import cli
 from inversionview_jax.commands import flags
+from inversionview_jax.errors import InversionViewError
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -134,7 +135,38 @@ def test_numbers_out_of_range_are_refused_when_they_are_parsed(value):
     (["plan", "--config", "c.py", "--topology", "v5p:64x64x64"], "v5p:64x64x64"),
     (["view", "1", "--site", "a0.0", "--position", "=", "--reader", ""], "--reader '' must be something"),
     (["veiw"], "view"),
+    # an empty value is none that was left out
+    (["heads", "--task", "addition", "--position", "=", "--convention", ""], "--convention '' must be something"),
+    (["view", "1", "--site", "", "--position", "="], "--site '' must be something"),
+    (["view", "1", "--site", "a0.0", "--position", ""], "--position '' must be something"),
+    (["sample", "--requests", "q", "--out", ""], "--out '' must be something"),
+    (["evaluate", "--out", "E", "--mixture", ""], "--mixture '' must be something"),
+    # digits are those of ASCII: another script's would be read as a number that was not written
+    (["view", "615+861=1476", "--site", "a0.0", "--position", "\u0663"], "\u0663"),
+    (["view", "615+861=1476", "--site", "a0.0", "--position", "\u00b2"], "\u00b2"),
+    (["view", "615+861=1476", "--site", "a\u0660.\u0663", "--position", "="], "a\u0660.\u0663"),
+    (["verify", "--site", "a0.0", "--position", "\u00b2", "--feature", "F1", "--pairs", "4"], "\u00b2"),
+    (["plan", "--config", "c.py", "--topology", "cpu:\u0663"], "cpu:\u0663"),
+    (["interpret", "P", "--model", "m", "--out", "I", "--prices", "\u0663,1"], "--prices"),
+    (["interpret", "P", "--model", "m", "--out", "I", "--prices", "1_0,1"], "--prices"),
+    # an overlong value is named by its length or its beginning
+    (["view", "6" * 100_000, "--site", "a0.0", "--position", "="], "tokens"),
+    (["view", "615+861=1476", "--site", "a" * 100_000, "--position", "="], "site"),
+    (["view", "615+861=1476", "--site", "a0.0", "--position", "x" * 100_000], "position"),
+    (["verify", "--site", "a0.0", "--position", "=", "--feature", "F" * 100_000], "feature"),
+    (["measure", "--site", "a0.0", "--position", "=", "--feature", "F1 + " * 20_000 + "F1"], "F1 + F1"),
+    (["evaluate", "--out", "E", "--mixture", "m" * 100_000], "mixture"),
+    (["evaluate", "--out", "E", "--reader", "r" * 100_000], "too long"),
   ],
 )
 def test_a_refusal_is_one_line_that_names_the_value(refused, argv, named):
-  assert named in refused(*argv)
+  message = refused(*argv)
+  assert named in message and len(message) < 1100
+
+
+def test_digits_of_other_scripts_in_an_address_are_refused():
+  from inversionview_jax.devices import hosts
+
+  for port in ("\u00b2", "\u0661\u0662", "99999999999", ""):
+    with pytest.raises(InversionViewError, match="HOST:PORT"):
+      hosts.start(f"localhost:{port}", 2, 0)

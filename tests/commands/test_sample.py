@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from full_disk import files_up_to
 
 from inversionview_jax import cli, locks
 from inversionview_jax.commands import inputs, sample
@@ -64,6 +65,18 @@ def test_preimages_come_in_order_and_are_those_of_single_queries(folder, tmp_pat
   (tmp_path / "out" / "preimages.part").write_text("".join(lines[:9]) + lines[9][:40])
   assert run(folder, tmp_path / "out") == 0
   assert (tmp_path / "out" / "preimages.jsonl").read_text() == written
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_resumes(folder, tmp_path, capsys):
+  assert run(folder, tmp_path / "whole") == 0
+  whole = (tmp_path / "whole" / "preimages.jsonl").read_bytes()
+  capsys.readouterr()
+  with files_up_to(len(whole) * 9 // 10):
+    assert run(folder, tmp_path / "out") == 2
+  out, error = capsys.readouterr()
+  assert not out and error.count("\n") == 1 and "preimages.part: File too large; the same command resumes" in error
+  assert run(folder, tmp_path / "out") == 0
+  assert (tmp_path / "out" / "preimages.jsonl").read_bytes() == whole
 
 
 def test_lines_of_text_are_read_at_every_site(tmp_path):

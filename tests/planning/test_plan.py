@@ -317,3 +317,10 @@ def test_program_is_compiled_for_a_tpu_slice():
   large = small("--config.batch_size=16000000")
   refused = planning.training_step(large, chips.topology("v5e:2x2"))
   assert not refused.fits(chips.CHIPS["v5e"]) and refused.total > chips.CHIPS["v5e"].memory
+
+
+def test_particles_that_the_sampler_would_refuse_are_refused_by_plan():
+  plan = scenario_of(configs.load_config(str(ROOT / "configs" / "plan_gpt2_xl.py"), []))
+  planning.check_monte_carlo(plan, chips.topology("cpu:1"), 128)
+  with pytest.raises(InversionViewError, match="10000 texts of 39 tokens take .* GiB of keys and values, more than 4"):
+    planning.check_monte_carlo(plan, chips.topology("cpu:1"), 10_000)

@@ -13,11 +13,13 @@ import pytest
 import safetensors.numpy
 import tokenizers
 from checkpoints import GOLDEN, tensors_of
+from small_models import gpt2_folder
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.pretrained import hub as hub_module
-from inversionview_jax.targets import load_target
+from inversionview_jax.targets import load_target, task_and_target, write_reference
 from inversionview_jax.targets.loading import locate
+from inversionview_jax.targets.reference import load_reference
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -125,6 +127,22 @@ def test_the_revision_is_downloaded_and_the_main_one_is_another(hub, cache, mode
   assert targets[0].fingerprint != targets[1].fingerprint
   assert locate(targets[1].source).path == locate("a-lab/tiny@step1000").path
   assert "no revision 'step7'" in refused("a-lab/tiny@step7")
+
+
+def test_a_reader_keeps_the_commit_and_loads_it_again(hub, cache, tmp_path):
+  first, later = (gpt2_folder(tmp_path / name, layers=1, seed=seed) for seed, name in enumerate("ab"))
+  commit = hub.add("a-lab/tiny", first)
+  task, target = task_and_target("ioi", "a-lab/tiny", sites=("a0.0",))
+  write_reference(tmp_path / "target", "a-lab/tiny", target)
+  stored = json.loads((tmp_path / "target" / "reference.json").read_text())
+  assert stored["path"] == target.source == f"a-lab/tiny@{commit}"
+  hub.repositories["a-lab/tiny"] = {"old": (commit, first)}
+  hub.add("a-lab/tiny", later)
+  shutil.rmtree(cache)
+  again = load_reference(tmp_path / "target", task)
+  assert (again.source, again.fingerprint) == (target.source, target.fingerprint)
+  assert task_and_target("ioi", "a-lab/tiny", sites=("a0.0",))[1].fingerprint != target.fingerprint
+  assert task_and_target("ioi", tmp_path / "target", sites=("a0.0",))[1].source == target.source
 
 
 def test_shards_are_downloaded_by_their_index_and_a_canonical_name_under_either_id(hub, cache, model, tmp_path):

@@ -25,6 +25,10 @@ Tokens: TypeAlias = Sequence[str | int] | np.ndarray
 """K tokens for all inputs, as strings or ids, or [N, K]."""
 
 
+# Kinds that reach other positions through the attention of their own layer.
+_READ_BY_ATTENTION = ("embed", "pos_embed", "pre", "ln1", "ln1_scale", "k", "rot_k", "v")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Address:
   """A site and its position in every input: where an activation is replaced.
@@ -70,6 +74,8 @@ def resolve_addresses(
   addresses, resolved = [], {}
   for name, position in zip(sites, positions, strict=True):
     site = target.site(name)
+    if site.kind == "expert":
+      raise InversionViewError(f"{site} is no site of patches and ablations here; edit it with Target.run")
     if position is None:
       _refuse_unequal_lengths(site, clean, corrupted)
       addresses.append(Address(site.short, site, None))
@@ -113,7 +119,7 @@ def refuse_unreachable(target: Target, addresses: Sequence[Address], read_at: np
     if address.clean_at is None:
       continue
     site, distance = address.site, read_at - address.clean_at[:, None]
-    attended = site.layer is None or site.layer < target.config.n_layers - 1 or site.kind == "pre"
+    attended = site.kind in _READ_BY_ATTENTION or (site.layer is not None and site.layer < target.config.n_layers - 1)
     if not ((distance == 0) | (distance > 0) & attended).any():
       raise InversionViewError(
         f"{address.name} cannot reach the prediction that is read, at position {read_at.flat[0]}: "

@@ -224,15 +224,20 @@ def run(target: Target, prepared: Prepared, *, batch_size: int, mesh: jax.shardi
   """
   settings = prepared.settings
   how: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
+  addresses, readout = prepared.addresses, prepared.readout
+  rows = resolve_inputs(target, prepared.clean) if prepared.pairs is None else None
   if prepared.pairs is not None:
     inputs: dict[str, Any] = {"corrupted": prepared.pairs.corrupted}
+  elif settings["to"] == "resample":
+    addresses, readout, inputs = interventions.resampled(addresses, addresses, rows, rows, readout, None, 0)
   else:
-    inputs = {
-      "values": interventions.replacement_values(target, prepared.clean, prepared.addresses, settings["to"], **how)
-    }
-  measured = patching.measure(
-    target, prepared.clean, prepared.addresses, prepared.steps, prepared.readout, **inputs, **how
-  )
+    values = interventions.replacement_values(
+      target, prepared.clean, addresses, settings["to"], padding=rows.padding, **how
+    )
+    inputs = {"values": values}
+  measured = patching.measure(target, prepared.clean, addresses, prepared.steps, readout, **inputs, **how)
+  if prepared.pairs is None:
+    measured = dataclasses.replace(measured, corrupted=None)
   results, start = [], 0
   for order, size in prepared.orders:
     results.append(_result_table(prepared, measured, order, slice(start, start + size)))

@@ -8,6 +8,7 @@ Shapes: N pairs of inputs, T tokens, S steps, V vocabulary.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,13 +27,17 @@ from inversionview_jax.causal.addresses import (
 from inversionview_jax.causal.estimates import Estimate, estimate, share
 from inversionview_jax.causal.patching import Measured, Readout
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.models import site_shapes
 from inversionview_jax.sites import Site
 from inversionview_jax.tables import ShowsTable, Table, plus_minus
 from inversionview_jax.targets import Target
 from inversionview_jax.targets.arrays import to_array
+from inversionview_jax.targets.inputs import Rows
 from inversionview_jax.targets.positions import Position, resolve_positions
+from inversionview_jax.targets.replacements import drawn_rows
 
 METRICS = patching.METRICS
+ABLATIONS = ("mean", "resample", "zero")
 ORDERS = ("together", "each", "forward", "backward")
 _METRIC_NAMES = {
   "logit_difference": "loss of logit difference",
@@ -177,35 +182,102 @@ def ablate(
   order: str = "together",
   read_position: Position = -1,
   answers: "tuple[str | int | Tokens, str | int | Tokens] | None" = None,
+  data: Inputs | None = None,
+  seed: int = 0,
   batch_size: int = 256,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Effects:
-  """How the predictions change when the activations at some sites are replaced by their mean over these inputs, or by zero.
+  """How the predictions change when the activations at some sites are replaced by their mean, by another input's, or by zero.
 
   Args:
     target, sites, order, read_position, batch_size, mesh: as in `patch`.
     inputs: N texts or int[N, T].
-    position: as in `patch`; None only for zero.
-    to: "mean" (over these inputs) or "zero".
+    position: as in `patch`; None for all positions, each with the mean at that position.
+    to: "mean", "resample" (what it is in another input, drawn at random) or "zero".
     metric: as in `patch`; a logit difference needs `answers`.
     answers: (answers, foils), N tokens each or one for all.
+    data: inputs that "mean" and "resample" take activations from; None: these inputs.
+    seed: of "resample".
 
   Raises:
-    InversionViewError: as `patch`.
+    InversionViewError: as `patch`; `data` that lack a position, or with "zero".
   """
   _check(metric, batch_size)
   if metric == "logit_difference" and answers is None:
     raise InversionViewError("the logit difference of an ablation needs answers=(answers, foils); or take metric='kl'")
   rows = encode_inputs(target, inputs)
-  clean, addresses = rows.tokens, resolve_addresses(target, *_one_position_each(sites, position), rows)
+  where = _one_position_each(sites, position)
+  clean, addresses = rows.tokens, resolve_addresses(target, *where, rows)
   read_at = resolve_positions(target, rows, read_position)[:, None]
   refuse_unreachable(target, addresses, read_at)
   names, steps = ordered([[address.name] for address in addresses], order)
   refuse_overwritten_patches(target, addresses, steps, read_at, clean.shape[1])
   readout = Readout(read_at, None, *(tokens[:, None] for tokens in _answer_tokens(target, answers, len(clean))))
-  values = replacement_values(target, clean, addresses, to, batch_size=batch_size, mesh=mesh)
-  measured = patching.measure(target, clean, addresses, steps, readout, values=values, batch_size=batch_size, mesh=mesh)
-  return effects_of(measured, names, metric)
+  check_ablation(to)
+  if to == "zero" and data is not None:
+    raise InversionViewError("ablation to zero takes no data; leave it out, or take to='mean'")
+  source = rows if data is None else encode_inputs(target, data)
+  theirs = addresses if data is None else resolve_addresses(target, *where, source)
+  how: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
+  if to == "resample":
+    addresses, readout, inputs = resampled(
+      addresses, theirs, rows, source, readout, None if data is None else len(source), seed
+    )
+  else:
+    _refuse_short(theirs, rows, source)
+    values = replacement_values(target, source.tokens, theirs, to, padding=source.padding, **how)
+    inputs = {"values": [_as_long(value, clean.shape[1]) for value in values]}
+  measured = patching.measure(target, clean, addresses, steps, readout, **inputs, **how)
+  return effects_of(dataclasses.replace(measured, corrupted=None), names, metric)
+
+
+def resampled(
+  addresses: Sequence[patching.Address],
+  theirs: Sequence[patching.Address],
+  rows: Rows,
+  source: Rows,
+  readout: Readout,
+  others: int | None,
+  seed: int,
+) -> tuple[list[patching.Address], Readout, dict[str, Any]]:
+  """Addresses, readout and inputs of a patch from other inputs that are drawn at random.
+
+  Args:
+    addresses, theirs: in the inputs, and in those that are drawn from.
+    rows, source: the inputs, and those that are drawn from.
+    readout: of the inputs.
+    others: how many there are to draw from; None: the inputs themselves, of which none is drawn for itself.
+    seed: of the draws.
+  """
+  row = drawn_rows(len(rows), others, seed, "the ablation")
+  if any(address.clean_at is None for address in addresses):
+    lengths = np.asarray(source.lengths)[row], np.asarray(rows.lengths)
+    if (lengths[0] != lengths[1]).any() or source.tokens.shape[1] != rows.tokens.shape[1]:
+      raise InversionViewError(
+        "resampling at all positions needs inputs of the same length; give a position, or data of the length of the inputs"
+      )
+  drawn = [
+    dataclasses.replace(one, corrupted_at=None if other.clean_at is None else other.clean_at[row])
+    for one, other in zip(addresses, theirs, strict=True)
+  ]
+  last = np.broadcast_to((np.asarray(source.lengths)[row] - 1)[:, None], readout.clean_at.shape)
+  return drawn, dataclasses.replace(readout, corrupted_at=last), {"corrupted": source.tokens[row]}
+
+
+def _refuse_short(theirs: Sequence[patching.Address], rows: Rows, source: Rows) -> None:
+  """Raises `InversionViewError` if means of all positions are asked for, and some position of the inputs is in none of the others."""
+  longest = int(np.max(source.lengths))
+  if any(address.clean_at is None for address in theirs) and longest < np.max(rows.lengths):
+    raise InversionViewError(
+      f"the mean at all positions needs data as long as the inputs: the longest has {longest} tokens, the inputs up to {int(np.max(rows.lengths))}"
+    )
+
+
+def _as_long(value: np.ndarray, length: int) -> np.ndarray:
+  """float[W] as it is; float[T', W] as float[T, W], with zeros behind the texts."""
+  if value.ndim == 1:
+    return value
+  return np.pad(value[:length], ((0, max(length - len(value), 0)), (0, 0)))
 
 
 def effects_of(measured: Measured, names: Sequence[str], metric: str, read: int = 0) -> Effects:
@@ -218,9 +290,9 @@ def effects_of(measured: Measured, names: Sequence[str], metric: str, read: int 
 
 
 def check_ablation(to: str) -> None:
-  """Raises `InversionViewError` for anything but "mean" and "zero"."""
-  if to not in ("mean", "zero"):
-    raise one_of("ablation", to, ("mean", "zero"))
+  """Raises `InversionViewError` for anything but "mean", "resample" and "zero"."""
+  if to not in ABLATIONS:
+    raise one_of("ablation", to, ABLATIONS)
 
 
 def replacement_values(
@@ -231,14 +303,12 @@ def replacement_values(
   *,
   batch_size: int,
   mesh: jax.sharding.Mesh | None = None,
-) -> np.ndarray:
-  """float[M, D]: the mean activation at each of M addresses over `tokens`, int32[N, T], or zeros."""
-  check_ablation(to)
+  padding: np.ndarray | None = None,
+) -> list[np.ndarray]:
+  """M of float[W], or float[T, W] for all positions: the mean activation at each address over `tokens`, int32[N, T], or zeros."""
   if to == "zero":
-    return np.zeros((len(addresses), target.config.d_model), np.float32)
-  if any(address.clean_at is None for address in addresses):
-    raise InversionViewError("the mean of a site needs a position; give one, or ablate to zero")
-  return patching.mean_activations(target, tokens, addresses, batch_size=batch_size, mesh=mesh)
+    return [np.zeros(site_shapes.width(target.config, address.site), np.float32) for address in addresses]
+  return patching.mean_activations(target, tokens, addresses, batch_size=batch_size, mesh=mesh, padding=padding)
 
 
 def ordered(groups: Sequence[Sequence[str]], order: str) -> tuple[list[str], np.ndarray]:

@@ -19,7 +19,8 @@ import numpy as np
 from inversionview_jax.causal.addresses import Address
 from inversionview_jax.devices import parallel, sharding
 from inversionview_jax.models.capture import SiteEdit, rows_at
-from inversionview_jax.sites import Site
+from inversionview_jax.models.site_shapes import missing
+from inversionview_jax.sites import KINDS, Site, whole
 from inversionview_jax.targets import Target
 
 METRICS = ("logit_difference", "kl", "top_logit", "top_logit_share", "top_changed")
@@ -72,7 +73,7 @@ def measure(
   readout: Readout,
   *,
   corrupted: np.ndarray | None = None,
-  values: np.ndarray | None = None,
+  values: Sequence[np.ndarray] | None = None,
   batch_size: int,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Measured:
@@ -85,7 +86,7 @@ def measure(
     steps: bool[S, M], which addresses are replaced in each step.
     readout: where and what to compare.
     corrupted: int32[N, T'], the inputs whose activations are put there; or
-    values: float[M, D], what is put there in every input.
+    values: M of float[W], or float[T, W] for all positions: what is put there in every input.
     batch_size: inputs per program; the result does not depend on it.
     mesh: all devices by default.
   """
@@ -97,7 +98,7 @@ def measure(
   shared = {
     **_sites_as_arrays(addresses, clean_slot),
     "steps": np.concatenate([np.zeros((1, len(addresses)), bool), steps]),
-    "values": np.zeros((len(addresses), 1), np.float32) if values is None else np.asarray(values, np.float32)[order],
+    "values": () if values is None else tuple(np.asarray(values[m], np.float32) for m in order),
   }
   rows: dict[str, np.ndarray | None] = {
     "clean": clean,
@@ -123,14 +124,31 @@ def mean_activations(
   *,
   batch_size: int,
   mesh: jax.sharding.Mesh | None = None,
-) -> np.ndarray:
-  """float64[M, D]: the mean activation at each address (its `clean_at`) over the inputs `tokens`, int32[N, T]."""
+  padding: np.ndarray | None = None,
+) -> list[np.ndarray]:
+  """M of float64[W], or float64[T, W] for all positions: the mean activation at each address over inputs.
+
+  Args:
+    target: that is run.
+    tokens: int32[N, T], the inputs; a position counts in those that have it.
+    addresses: M of them, at their `clean_at`.
+    batch_size, mesh: as for `measure`.
+    padding: bool[N, T]; None: none.
+  """
   mesh = parallel.make_mesh() if mesh is None else mesh
   at, slot = _columns([address.clean_at for address in addresses], len(tokens))
   program = _activations_program(target.module, mesh, _kinds(addresses))
   shared = {**_sites_as_arrays(addresses, slot), "corrupted_slot": slot}
   rows = {"corrupted": tokens, "corrupted_at": at, "corrupted_read": at[:, :1]}
-  return _in_batches(program, target.params, shared, rows, batch_size, mesh).astype(np.float64).mean(axis=0)
+  found = _in_batches(program, target.params, shared, rows, batch_size, mesh)
+  counted = np.ones(tokens.shape) if padding is None else (~padding).astype(np.float64)
+  weights = (counted / np.maximum(counted.sum(axis=0), 1))[..., None]
+  return [
+    (np.where(weights > 0, x.astype(np.float64), 0) * weights).sum(axis=0)
+    if everywhere
+    else x.astype(np.float64).mean(axis=0)
+    for x, (_, everywhere) in zip(found, _kinds(addresses), strict=True)
+  ]
 
 
 def _kinds(addresses: Sequence[Address]) -> tuple[tuple[str, bool], ...]:
@@ -170,15 +188,16 @@ def _replacements(module, params, shared, rows, kinds):
   c = module.config
   sites_of_kind, last = {}, Site("post", c.n_layers - 1)
   for kind in sorted({kind for kind, _ in kinds}):
-    many = "heads" if kind == "head" else kind
-    embeds = kind in ("embed", "pos_embed")
-    sites_of_kind[kind] = [Site(many)] if embeds else [Site(many, layer) for layer in range(c.n_layers)]
+    many = whole(Site(kind, 0, 0)).kind
+    outside = "{l}" not in KINDS[kind].short
+    sites_of_kind[kind] = [Site(many)] if outside else [Site(many, layer) for layer in range(c.n_layers)]
+    sites_of_kind[kind] = [site if not missing(c, site) else None for site in sites_of_kind[kind]]
   columns = jnp.concatenate([rows["corrupted_at"], rows["corrupted_read"]], axis=1)
   all_positions = any(everywhere for _, everywhere in kinds)
   out = module.apply(
     {"params": params},
     rows["corrupted"],
-    capture=[last, *(site for sites in sites_of_kind.values() for site in sites)],
+    capture=[last, *(site for sites in sites_of_kind.values() for site in sites if site is not None)],
     at=None if all_positions else columns,
     logits=False,
   )
@@ -188,10 +207,13 @@ def _replacements(module, params, shared, rows, kinds):
 
   values = []
   for m, (kind, everywhere) in enumerate(kinds):
-    x = jnp.stack([out[site] if everywhere else at_columns(out[site]) for site in sites_of_kind[kind]])
+    some = next(out[site] for site in sites_of_kind[kind] if site is not None)
+    # A layer without such a site is never addressed.
+    each = [jnp.zeros_like(some) if site is None else out[site] for site in sites_of_kind[kind]]
+    x = jnp.stack([one if everywhere else at_columns(one) for one in each])
     x = jnp.take(x, shared["layer"][m], axis=0)
     x = x if everywhere else jnp.take(x, shared["corrupted_slot"][m], axis=1)
-    values.append(jnp.take(x, shared["head"][m], axis=-2) if kind == "head" else x)
+    values.append(jnp.take(x, shared["head"][m], axis=-2) if KINDS[kind].number else x)
   read = at_columns(out[last])[:, rows["corrupted_at"].shape[1] :]
   return values, _logits(module, params, read)
 
@@ -233,7 +255,6 @@ def _kl(before, now) -> jax.Array:
 def _program(module, mesh, kinds, has_corrupted: bool) -> Callable:
   """(params, shared, rows) -> {"steps": metric -> [B, 1 + S, Q], "corrupted": metric -> [B, Q], "answer", "foil"}, compiled."""
   c = module.config
-  last = Site("post", c.n_layers - 1)
 
   def run(params, shared, rows):
     clean, read = rows["clean"], rows["read"]
@@ -241,7 +262,7 @@ def _program(module, mesh, kinds, has_corrupted: bool) -> Callable:
     if has_corrupted:
       values, corrupted = _replacements(module, params, shared, rows, kinds)
     else:
-      values = [jnp.broadcast_to(v, (len(clean), *((clean.shape[1],) if e else ()), c.d_model))
+      values = [jnp.broadcast_to(v, (len(clean), *((clean.shape[1],) if e else ()), v.shape[-1]))
                 for (_, e), v in zip(kinds, shared["values"], strict=True)]  # fmt: skip
 
     def tokens(base):
@@ -257,8 +278,7 @@ def _program(module, mesh, kinds, has_corrupted: bool) -> Callable:
                  None if everywhere else jnp.take(rows["at"], shared["slot"][m], axis=1), values[m])
         for m, (kind, everywhere) in enumerate(kinds)
       ]  # fmt: skip
-      out = module.apply({"params": params}, clean, capture=[last], at=read, edits=edits, logits=False)
-      logits = _logits(module, params, out[last])
+      logits = module.apply({"params": params}, clean, edits=edits, logits_at=read).logits
       base = jnp.where(first, logits, base)
       return base, _compare(base, logits, *tokens(base))
 
@@ -274,9 +294,9 @@ def _program(module, mesh, kinds, has_corrupted: bool) -> Callable:
 
 @functools.cache
 def _activations_program(module, mesh, kinds) -> Callable:
-  """(params, shared, rows) -> activations at every address, [B, M, D], compiled."""
+  """(params, shared, rows) -> the activation at every address, M of [B, W] or [B, T, W], compiled."""
 
   def run(params, shared, rows):
-    return jnp.stack(_replacements(module, params, shared, rows, kinds)[0], axis=1)
+    return tuple(_replacements(module, params, shared, rows, kinds)[0])
 
   return parallel.pmap(run, mesh, (None, None, 0), 0)

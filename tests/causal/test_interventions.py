@@ -271,9 +271,21 @@ def test_patch_refuses_what_would_do_nothing_or_cannot_be(small_target, wrong, m
   assert "\n" not in str(caught.value)
 
 
-def test_ablate_refuses_a_mean_without_a_position_and_a_difference_without_answers(small_target):
+def test_ablation_of_all_positions_by_means_and_by_other_inputs(small_target):
+  texts = [CLEAN[0], CLEAN[1], CLEAN[4]]  # of one length
+  clean = small_target.encode(texts)
+  for to in ("mean", "resample"):
+    for site in ("m0", "z0.1"):
+      edited = small_target.run(clean, edits=[Edit(site, None, mode=to)])
+      expected = by_hand(small_target, (small_target.run(clean), edited), np.full(3, EQUALS), 3, 7)["kl"]
+      effects = iv.ablate(small_target, texts, site, None, to, read_position="=", mesh=ONE)
+      assert_close(effects.values[0], expected)
+      assert np.abs(expected).max() > 1e-5 and effects.total is None
+
+
+def test_ablate_refuses_a_difference_without_answers(small_target):
   for wrong, message in (
-    ({"position": None}, "the mean of a site needs a position"),
+    ({"position": "+", "to": "zero", "data": CLEAN}, "takes no data"),
     ({"position": "+", "to": "median"}, "unknown ablation 'median'"),
     ({"position": "+", "metric": "logit_difference"}, "needs answers"),
     ({"position": "A2"}, "cannot reach the prediction"),

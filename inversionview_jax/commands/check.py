@@ -175,7 +175,7 @@ def _write_untranslated(args: argparse.Namespace, translation: "Translation") ->
 
   console = terminal.console(highlight=False)
   why = f"the sentence has no expression over features and tokens: {translation.why}"
-  console.print(f"[{_COLORS['not testable']}]not testable[/]  {escaped(why)}")
+  console.print(f"[{_COLORS['not testable']}]not testable[/]  {escaped(why)}", soft_wrap=True)
   if args.json:
     content = {
       "format": claim_check.FORMAT,
@@ -210,9 +210,11 @@ def _print(result: "ClaimCheck") -> None:
   )
   console.print(escaped(f"epsilon {result.epsilon:g}; {METHODS[result.method]}"))
   color = _COLORS[result.verdict]
-  console.print(f"\n[{color}]{result.verdict}[/]  [bold]{escaped(result.claim)}[/]: {escaped(result.why)}")
+  console.print(
+    f"\n[{color}]{result.verdict}[/]  [bold]{escaped(result.claim)}[/]: {escaped(result.why)}", soft_wrap=True
+  )
   for line in lines:
-    console.print(escaped(line))
+    console.print(escaped(line), soft_wrap=True)
   if not result.from_prior:
     console.print(
       "[dim]the inputs are candidates as the decoder draws them: what it does not propose was not tested[/]"

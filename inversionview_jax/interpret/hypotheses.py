@@ -1,7 +1,7 @@
 """Prompts in which a language model reads saved preimages, and the test of its answers.
 
 A prompt shows several queries of one site and position with samples inside and outside epsilon, and asks for a reading in words and for the
-same as an expression over the task's features (`tasks.grammar`). The expression is then measured on the preimages as any other feature:
+same as an expression over the task's features and tokens (`tasks.grammar`). The expression is then tested as any claim is (`measures.claim_check`):
 confirmed, refuted, or not testable. Needs no JAX; the `openai` client only where answers are not replayed.
 """
 
@@ -19,21 +19,20 @@ from inversionview_jax import tasks
 from inversionview_jax.distance import METRICS
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import open_file, path_of
-from inversionview_jax.measures.consistency import ENCODES, Members, certainty_of
-from inversionview_jax.measures.properties import Background
+from inversionview_jax.measures.claims import judge
+from inversionview_jax.measures.consistency import Members
+from inversionview_jax.measures.properties import evaluate as evaluated
+from inversionview_jax.measures.properties import expression_at_random
 from inversionview_jax.measures.rates import Rate
 from inversionview_jax.preimage import FORMAT, Preimage
 from inversionview_jax.tasks import Task
-from inversionview_jax.tasks.grammar import expression
 
 Evaluate = Callable[
   [np.ndarray], tuple[np.ndarray, np.ndarray]
 ]  # tokens int32[N, T] -> values int[N], whether they are known bool[N]
 
-VERDICTS = ("confirmed", "refuted", "not testable")
 # In a prompt; of the samples so many inside and so many outside (paper, appendix on automated reading).
 _PROMPT_QUERIES, _PROMPT_SAMPLES = 5, 20
-_CONSTANT = 0.98  # a property that more random inputs than this share cannot be tested
 _MAX_FEATURES = 3  # expressions of an answer
 
 _PROMPT = """\
@@ -55,7 +54,8 @@ What does this activation encode? First think about which features agree inside 
 and nothing after it:
 {{"reading": "<one or two sentences>", "features": ["<expression>"]}}
 Each expression is over the names above, so that the inputs inside have the same value as their query: a feature (F1), a sum, difference, \
-product or remainder (such as (F2 + S2) % 10), or comparisons joined by and, or, not (such as F1 + S1 >= 10). At most {most} \
+product or remainder (such as (F2 + S2) % 10), or comparisons joined by and, or, not (such as F1 + S1 >= 10); or over tokens: token(3) or \
+token(LABEL), contains("text"), count("text"), length. At most {most} \
 expressions, the most certain first; an empty list if there is no such expression.\
 """
 
@@ -108,7 +108,8 @@ class Score:
 
   def to_dict(self) -> dict[str, Any]:
     """Plain data for JSON."""
-    return dataclasses.asdict(self) | {"rate": self.rate and self.rate.to_dict()}
+    in_sample = bool(self.queries) and not self.unseen
+    return dataclasses.asdict(self) | {"rate": self.rate and self.rate.to_dict(), "in_sample": in_sample}
 
 
 def load(paths: Sequence["str | os.PathLike"]) -> list[Preimage]:
@@ -169,7 +170,7 @@ def prompt(group: PreimageGroup, queries: int = _PROMPT_QUERIES, samples: int = 
     query = preimage.query
     rng = np.random.default_rng(number)
     strings = [s for s in query.token_strings if s not in ("<BOS>", "<EOS>")]
-    lines = [f"QUERY {number}: {_marked(strings, query.position)}   ({_feature_values(task, query.text)})"]
+    lines = [f"QUERY {number}: {_marked(strings, query.position)}   ({feature_values(task, query.text)})"]
     for name, side in (("INSIDE", preimage.inside), ("OUTSIDE", preimage.outside)):
       distinct = list({sample.text: sample for sample in side}.values())
       chosen = [distinct[i] for i in sorted(rng.permutation(len(distinct))[:samples])]
@@ -178,7 +179,7 @@ def prompt(group: PreimageGroup, queries: int = _PROMPT_QUERIES, samples: int = 
     shown.append("\n".join(lines))
   return _PROMPT.format(
     about=task.about or f"inputs of the task {task.name!r}",
-    features="\n".join(f"  {name}: {description}" for name, description in _feature_names(task).items()),
+    features="\n".join(f"  {name}: {description}" for name, description in feature_names(task).items()),
     site=group.site,
     position=repr(group.position),
     queries=f"Distance: {METRICS[group.preimages[0].metric]}.\n\n" + "\n\n".join(shown),
@@ -186,7 +187,7 @@ def prompt(group: PreimageGroup, queries: int = _PROMPT_QUERIES, samples: int = 
   )
 
 
-def _feature_names(task: Task) -> dict[str, str]:
+def feature_names(task: Task) -> dict[str, str]:
   """The task's features, each with its description, or its name where it has none."""
   features = task.features(task.tokens(np.arange(1)))
   return {name: task.feature_names.get(name, name) for name in features}
@@ -197,7 +198,7 @@ def _marked(strings: Sequence[str], position: int) -> str:
   return "".join(f"[{s}]" if index == position else s for index, s in enumerate(strings, 1))
 
 
-def _feature_values(task: Task, text: str) -> str:
+def feature_values(task: Task, text: str) -> str:
   """The values of a text's features as "F1 = 6, F2 = 1"; those that are not known are left out."""
   features = task.features(task.tokenizer.encode_batch([text], length=task.length, eos=True))
   return ", ".join(f"{name} = {values[0]}" for name, values in features.items() if values[0] >= 0)
@@ -229,21 +230,21 @@ def parse(answer: str) -> tuple[str, list[str]]:
 def score(group: PreimageGroup, feature: str, seen: int = _PROMPT_QUERIES) -> Score:
   """Measures an expression on the preimages of a group.
 
-  Confirmed: of what random inputs leave open, more than half is settled inside epsilon, by the lower end of the interval. Refuted: not so,
-  by the upper end. Not testable: it cannot be parsed, has no value for the queries, is true of nearly all inputs, or the samples are too few.
+  The verdict is that of `claim_check.judge` on the mean over queries. Not testable is besides what cannot be parsed, or has no value for the queries.
 
   Args:
     group: of one site and position.
     feature: the expression.
-    seen: so many queries were in the prompt; where at least two others are there, only those are used.
+    seen: so many queries were in the prompt; where at least two others are there, only those are used. Else the test is in-sample: the answer
+      was made to fit what it is tested on.
   """
   task, unseen = group.task, len(group.preimages) >= seen + 2
 
   def evaluate(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return expression(feature, task.features(tokens), len(tokens))
+    return evaluated(task, feature, tokens)
 
   try:
-    random = evaluate(Background.of(task).tokens)
+    random = expression_at_random(task, feature)
   except InversionViewError as error:
     return Score(feature, "not testable", str(error))
   measured = [_measure(p, task, evaluate, random) for p in (group.preimages[seen:] if unseen else group.preimages)]
@@ -253,10 +254,11 @@ def score(group: PreimageGroup, feature: str, seen: int = _PROMPT_QUERIES) -> Sc
   # Row: a query's value; column: the members of a query. The diagonal is the rate, the rest the control.
   shares = np.array([[_share(evaluate, other.inside, query.value) for other in queries] for query in queries])
   rate, base = float(np.mean(np.diag(shares))), float(np.mean([query.base for query in queries]))
-  count = sum(query.inside.effective for query in queries)
+  count = sum(min(query.inside.effective, len(np.unique(query.inside.tokens, axis=0))) for query in queries)
   outside = [query.outside for query in queries if query.outside is not None]
   interval = Rate(rate * count, count)
-  verdict, why = _verdict(interval, base)
+  problem = next((p.problem for p in group.preimages if p.converged is False), "")
+  verdict, why = judge(interval.value, interval.low, interval.high, base, problem)
   return Score(
     feature,
     verdict,
@@ -299,16 +301,3 @@ def _share(evaluate: Evaluate, inside: Members, value: int) -> float:
   """The share of members that have a value of an expression, by weight."""
   values, known = evaluate(inside.tokens)
   return float(np.average((values == value) & known, weights=inside.weight))
-
-
-def _verdict(rate: Rate, base: float) -> tuple[str, str]:
-  """One of `VERDICTS`, and the reason for it."""
-  if base > _CONSTANT:
-    return "not testable", f"{100 * base:.1f} % of random inputs agree anyway"
-  low, high = (certainty_of(x, base) for x in (rate.low, rate.high))
-  figures = f"{100 * rate.value:.1f} % agree inside, {100 * base:.1f} % of random inputs"
-  if low > ENCODES:
-    return "confirmed", figures
-  if high < ENCODES:
-    return "refuted", figures
-  return "not testable", f"too few samples to decide: {figures}"

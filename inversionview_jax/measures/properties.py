@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.tasks import Task
-from inversionview_jax.tasks.grammar import expression
+from inversionview_jax.tasks import Task, grammar
+from inversionview_jax.tasks.text_functions import TextFunctions
 
 _INPUTS = 20_000  # random inputs behind a base rate: its standard error is at most 0.0036
 _INPUTS_AT = 4_000  # of which a position is looked up, one by one
@@ -58,8 +58,46 @@ class Background:
 
 
 @functools.lru_cache(maxsize=8)
+def random_inputs(task: Task) -> TextFunctions:
+  """20,000 random inputs of a task, always the same."""
+  return TextFunctions(task, task.tokens(np.random.default_rng(0).integers(task.num_inputs, size=_INPUTS)))
+
+
+@functools.lru_cache(maxsize=64)
+def expression_at_random(task: Task, text: str) -> tuple[np.ndarray, np.ndarray]:
+  """`evaluate` on random inputs of a task: 20,000 of them, or the first 4,000 where labels of positions are looked up in each."""
+  texts = random_inputs(task)
+  if grammar.labels_in(text):
+    texts = TextFunctions(task, texts.tokens[:_INPUTS_AT])
+  return grammar.expression(text, _random_features(task, len(texts.tokens)), len(texts.tokens), texts)
+
+
+@functools.lru_cache(maxsize=8)
+def _random_features(task: Task, count: int) -> dict[str, np.ndarray]:
+  return task.features(random_inputs(task).tokens[:count])
+
+
+def evaluate(task: Task, text: str, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The value of an expression over features and tokens (`grammar.expression`) for each text.
+
+  Args:
+    task: of the texts.
+    text: the expression.
+    tokens: int[N, T].
+
+  Returns:
+    int64[N], the values, and bool[N], whether a text has all that the expression names.
+
+  Raises:
+    InversionViewError: an expression that is not understood, with the place and what is known.
+  """
+  tokens = np.asarray(tokens)
+  return grammar.expression(text, task.features(tokens), len(tokens), TextFunctions(task, tokens))
+
+
+@functools.lru_cache(maxsize=8)
 def _background(task: Task) -> Background:
-  tokens = task.tokens(np.random.default_rng(0).integers(task.num_inputs, size=_INPUTS))
+  tokens = random_inputs(task).tokens
   values_of = properties(task, tokens, np.full(len(tokens), -1))
   own = [*task.features(tokens[:1]), *task.expressions]
   # A token that equals a feature of the task is listed under the feature's name.
@@ -107,7 +145,7 @@ def properties(
     task: of the texts.
     tokens: int[N, T].
     at: int[N], the matched positions; -1 for none.
-    expressions: besides the task's own (`grammar.expression`).
+    expressions: besides the task's own, over features and tokens (`grammar.expression`).
 
   Returns:
     name -> int32[N]; -1 where a text does not have the property. Tokens have their ids.
@@ -120,8 +158,9 @@ def properties(
   plain = np.where(special, -1, tokens).astype(np.int32)
   own = task.features(tokens)
   values_of = {name: np.asarray(values, np.int32) for name, values in own.items()}
+  texts = TextFunctions(task, tokens)
   for text in dict.fromkeys((*task.expressions, *expressions)):
-    values, known = expression(text, own, len(tokens))
+    values, known = grammar.expression(text, own, len(tokens), texts)
     # -1 is "none", so that a difference of -1 becomes -2, and so on.
     values_of[text] = np.where(known, np.where(values < 0, values - 1, values), -1).astype(np.int32)
   values_of |= {f"token {column}": plain[:, column] for column in range(1, tokens.shape[1])}

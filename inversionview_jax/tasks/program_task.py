@@ -79,7 +79,7 @@ class ProgramTask(Task):
 
   @property
   def about(self) -> str:  # type: ignore[override]
-    spaced = " separated by spaces" if self.tokenizer.spaced else ""
+    spaced = " separated by spaces" if getattr(self.tokenizer, "spaced", False) else ""
     return (
       f"An input is a sequence of 1 to {self._longest} symbols{spaced} out of {', '.join(map(str, self.program.vocabulary))}, "
       f"for which a RASP program ({self.name}) computes a value at each symbol."
@@ -250,7 +250,7 @@ class ProgramTask(Task):
     key = row.tobytes()
     if key not in self._known:
       out = self._nothing.reshape(len(self._features), self._longest).copy()
-      evaluated = self.program.evaluate(self.symbols(row))
+      evaluated = self.program.evaluate(self.symbols(row.tolist()))
       for numbers, found, (_, _, codes, _) in zip(out, evaluated, self._features, strict=True):
         if found is not None:
           numbers[: len(found)] = [codes.get(value, -1) for value in found]

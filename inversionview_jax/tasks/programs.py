@@ -106,7 +106,8 @@ class Program:
   @functools.cached_property
   def expressions(self) -> tuple[Any, ...]:
     """All that have a value at each symbol, but the indices: the tokens first, then in the order of evaluation; the last is the program."""
-    r, found = rasp(), []
+    r = rasp()
+    found: list[Any] = []
 
     def visit(node):
       if any(node is other for other in found):
@@ -197,9 +198,9 @@ def _evaluator(causal: bool) -> Any:
   r = rasp()
   from tracr.rasp import causal_eval
 
-  base = causal_eval.CausalEvaluator if causal else r.DefaultRASPEvaluator
+  base: Any = causal_eval.CausalEvaluator if causal else r.DefaultRASPEvaluator
 
-  class Remembering(base):
+  class Remembering(base):  # type: ignore[misc, valid-type]
     def __init__(self):
       super().__init__()
       self._known: dict[int, Any] = {}
@@ -270,7 +271,12 @@ def program_named(name: str) -> Program:
   given = _settings(name, settings)
   if is_named(base):
     made: Program = load_named(base, Program, "program")
-    own = {"vocab": made.vocabulary, "max_seq_len": made.longest, "causal": made.causal, "distinct": made.distinct}
+    own: dict[str, Any] = {
+      "vocab": made.vocabulary,
+      "max_seq_len": made.longest,
+      "causal": made.causal,
+      "distinct": made.distinct,
+    }
     expression = made.expression
   elif base in LIBRARY:
     entry = LIBRARY[base]

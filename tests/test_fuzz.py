@@ -19,6 +19,7 @@ import hypothesis
 import pytest
 from checkpoints import GOLDEN, all_parts, wide_folder, write_gguf
 from hypothesis import strategies as st
+from transformers import AutoConfig  # noqa: F401 - what its import takes (torch's, where it is installed) is not a file's
 
 from inversionview_jax import cli, config_schema, reading, targets
 from inversionview_jax.commands import bench, flags

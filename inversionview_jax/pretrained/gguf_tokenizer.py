@@ -148,8 +148,8 @@ def _gemma(file: GgufFile, tokens: tuple[str, ...]) -> str:
     if token[:cut] in vocabulary and token[cut:] in vocabulary
   ]
   pairs = [merge[2:] for merge in sorted(merges)]
-  unknown = next((token for token, kind in zip(spelled, kinds, strict=True) if kind == _UNKNOWN), "<unk>")
-  unknown = unknown if unknown in vocabulary else None
+  named = next((token for token, kind in zip(spelled, kinds, strict=True) if kind == _UNKNOWN), "<unk>")
+  unknown = named if named in vocabulary else None
   out = tokenizers.Tokenizer(models.BPE(vocabulary, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True))
   out.normalizer = normalizers.Replace(" ", "▁")
   out.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")

@@ -104,7 +104,7 @@ class Nearness:
     program = parallel.per_device(shard, self.mesh, specs, (data, data))
     # The columns that each input uses, and those of the longest of its part: no device rounds otherwise than the others.
     used = ((tokens != self._task.tokenizer.pad_id) * jnp.arange(1, tokens.shape[1] + 1)).max(axis=1)
-    order = jnp.argsort(used) if parts > 1 else slice(None)
+    order: Any = jnp.argsort(used) if parts > 1 else slice(None)
     longest = jnp.repeat(used[order].reshape(parts, -1).max(axis=1), len(tokens) // parts)
     width = jnp.searchsorted(jnp.asarray(widths), jnp.maximum(longest, query.position.max() + 1))
     depth = 0 if whole or self.joint else jnp.asarray(self._group)[query.site[0]]

@@ -80,33 +80,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Tests the claim and prints the verdict; 0 whatever it is."""
   del rest
   _check(args)
-  from inversionview_jax.measures import claims
-
-  preimage = _saved(args) if args.samples else None
-  drawn_from = None if preimage is not None else source.source_of(args, "monte_carlo")
-  if preimage is not None:
-    task, text, tokens = tasks.get(preimage.task), preimage.query.text, list(preimage.query.tokens)
-  else:
-    drawn_from.check_site(args.site)
-    request = {name: getattr(args, name) for name in ("text", "site", "position", "epsilon", "metric")}
-    (resolved,) = drawn_from.check([request | {"match": args.match or "anywhere"}])
-    task, text = drawn_from.task, args.text
-    tokens = [int(i) for i in resolved.tokens if i != task.tokenizer.pad_id]
-  translation = _translated(args, task, text, tokens)
-  claim = args.claim if translation is None else translation.expression
-  if translation is not None:
-    terminal.print_text(f"translated   {claim or 'no expression'}")
-  if translation is not None and not claim:
-    _write_untranslated(args, translation)
+  outcome = _of_saved(args) if args.samples else _of_activation(args)
+  if outcome is None:
     return 0
-  if preimage is not None:
-    result = claims.check_preimage(preimage, claim, task)
-  else:
-    source.note_decoder(args, drawn_from)
-    names = ("epsilon", "metric", "match", "controls", "others", "seed")
-    how: dict[str, Any] = {name: value for name in names if (value := getattr(args, name)) is not None}
-    with bar_of("preimages") as progress:
-      result = claims.check(drawn_from, claim, args.text, args.site, args.position, progress=progress, **how)
+  result, translation = outcome
   if translation is not None:
     result = dataclasses.replace(result, sentence=translation.sentence)
   _print(result)
@@ -114,6 +91,51 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     content = result.to_dict() | {"translation": translation and translation.to_dict()}
     write_whole(args.json, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
   return 0
+
+
+_Outcome = tuple["ClaimCheck", "Translation | None"]  # the test, and the translation of a sentence
+
+
+def _of_saved(args: argparse.Namespace) -> _Outcome | None:
+  """The claim tested on the preimage of --samples; None for a sentence without an expression, which is reported."""
+  from inversionview_jax.measures import claims
+
+  preimage = _saved(args)
+  task, query = tasks.get(preimage.task), preimage.query
+  claim, translation = _expression(args, task, query.text, list(query.tokens))
+  return (claims.check_preimage(preimage, claim, task), translation) if claim else None
+
+
+def _of_activation(args: argparse.Namespace) -> _Outcome | None:
+  """The claim tested on the preimage of --text, --site and --position, as `_of_saved`."""
+  from inversionview_jax.measures import claims
+
+  drawn_from = source.source_of(args, "monte_carlo")
+  drawn_from.check_site(args.site)
+  request = {name: getattr(args, name) for name in ("text", "site", "position", "epsilon", "metric")}
+  (resolved,) = drawn_from.check([request | {"match": args.match or "anywhere"}])
+  tokens = [int(i) for i in resolved.tokens if i != drawn_from.task.tokenizer.pad_id]
+  claim, translation = _expression(args, drawn_from.task, args.text, tokens)
+  if not claim:
+    return None
+  source.note_decoder(args, drawn_from)
+  names = ("epsilon", "metric", "match", "controls", "others", "seed")
+  how: dict[str, Any] = {name: value for name in names if (value := getattr(args, name)) is not None}
+  with bar_of("preimages") as progress:
+    return claims.check(drawn_from, claim, args.text, args.site, args.position, progress=progress, **how), translation
+
+
+def _expression(
+  args: argparse.Namespace, task: "Task", text: str, tokens: list[int]
+) -> "tuple[str, Translation | None]":
+  """The claim as an expression, and its translation where it was a sentence; "" for a sentence without one, which is reported."""
+  translation = _translated(args, task, text, tokens)
+  if translation is None:
+    return args.claim, None
+  terminal.print_text(f"translated   {translation.expression or 'no expression'}")
+  if not translation.expression:
+    _write_untranslated(args, translation)
+  return translation.expression, translation
 
 
 def _check(args: argparse.Namespace) -> None:

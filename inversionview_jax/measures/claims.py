@@ -87,8 +87,9 @@ class _Claim:
     if self.text.lstrip().startswith("token("):
       return self.task.tokenizer.strings([value])[0]
     name = getattr(self.task, "value_name", None)
-    named = name is not None and self.text.strip().isidentifier()
-    return str(name(self.text.strip(), value)) if named else str(value)
+    if name is None or not self.text.strip().isidentifier():
+      return str(value)
+    return str(name(self.text.strip(), value))
 
 
 def check_preimage(preimage: Preimage, claim: str, task: Task | None = None) -> ClaimCheck:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from inversionview_jax.devices import host_arrays
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.models.config import LINEAR
 from inversionview_jax.models.transformer import TransformerConfig
@@ -90,7 +91,7 @@ def _over_width(x):
 
 def _by_rows(x, function: Callable) -> np.ndarray:
   """Applies a function of rows in float64, a few rows at a time: float32[N, M] -> float32[N, M]."""
-  out = np.empty(x.shape, np.float32)
+  out = host_arrays.empty(x.shape)
   step = max(1, _AT_ONCE // x.shape[-1])
   for start in range(0, len(x), step):
     out[start : start + step] = function(np.asarray(x[start : start + step], np.float64))
@@ -103,7 +104,7 @@ def _plain(width: int) -> dict:
 
 def _centered_unembedding(kernel, bias, norm) -> dict:
   """ln_f folded in, then centred over V, in float64: kernel [D, V], bias [V]."""
-  out, scale, shift = np.empty(kernel.shape, np.float32), norm["scale"], np.asarray(norm["bias"], np.float64)
+  out, scale, shift = host_arrays.empty(kernel.shape), norm["scale"], np.asarray(norm["bias"], np.float64)
   bias, step = np.zeros(kernel.shape[1]) + bias, max(1, _AT_ONCE // kernel.shape[1])
   for start in range(0, len(kernel), step):
     rows = slice(start, start + step)
@@ -138,7 +139,7 @@ def _centered_block(block: dict, width: int) -> dict:
     "proj": {"kernel": _over_width(proj["kernel"]), "bias": _over_width(bias(proj))},
   }
   out = {"ln1": _plain(width), "attn": attn, "ln2": _plain(width), "mlp": mlp}
-  return _map(out, lambda x: np.asarray(x, np.float32))
+  return _map(out, host_arrays.float32)
 
 
 def _map(tree, function):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from inversionview_jax import values
+from inversionview_jax.devices import host_arrays
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.config import MOST_CONTEXT, MOST_INNER, MOST_LAYERS, MOST_WIDTH
 from inversionview_jax.pretrained import gguf_header
@@ -209,7 +210,7 @@ class GgufFile:
     block, size = gguf.GGML_QUANT_SIZES[kind]
     width = (shape[-1] if shape else 1) // block * size
     raw = read_array(self.path, np.uint8, (length // width, width), start)
-    out = np.empty((len(raw), shape[-1] if shape else 1), np.float32)
+    out = host_arrays.empty((len(raw), shape[-1] if shape else 1))
     step = max(1, _AT_ONCE // max(out.shape[1], 1))
     try:
       for first in range(0, len(raw), step):  # a few rows at a time: dequantising takes several times their memory

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from inversionview_jax.devices import host_arrays
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.storage import refuse_not_finite
 
@@ -95,14 +96,15 @@ class Parts(Mapping):
       return {name: self._read(child) for name, child in node.items()}
     if isinstance(node, Stack):
       first = self._read(node.leaves[0])
-      out = np.empty((len(node.leaves), *first.shape), np.float32)
+      out = host_arrays.empty((len(node.leaves), *first.shape))
       for row, leaf in zip(out, node.leaves, strict=True):  # one at a time, so that they are not in memory twice
         row[...] = self._read(leaf)
       return out
     if node.tensor is None:
       return np.asarray(node.make(np.zeros(node.shape, np.float32)), np.float32)
-    with np.errstate(over="ignore"):  # of float64: refused below
-      tensor = np.asarray(self._weights.read(node.tensor), np.float32)
+    tensor = self._weights.read(node.tensor)
+    if tensor.dtype != np.float32:
+      tensor = host_arrays.float32(tensor)  # of float64 perhaps infinite: refused below
     refuse_not_finite(tensor, f"{self._where}: tensor {node.tensor}")
     return np.asarray(node.make(tensor), np.float32)
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inversionview_jax import values
+from inversionview_jax.devices import host_arrays
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import open_file, parse_json, read_json
 
@@ -157,14 +158,16 @@ def _entry(name: str, entry: object, size: int) -> tuple[str, tuple[int, ...], i
 
 def read_array(path: pathlib.Path, dtype: npt.DTypeLike, shape: tuple[int, ...], start: int) -> np.ndarray:
   """An array from byte `start` of a file on; raises `InversionViewError` if the file ends inside it."""
-  count = int(np.prod(shape, dtype=int))
+  array = host_arrays.empty(shape, dtype)
   try:
-    array = np.fromfile(path, dtype, count, offset=start)
+    with path.open("rb") as file:
+      file.seek(start)
+      read = file.readinto(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # an array is a buffer
   except OSError as error:
-    raise InversionViewError(f"cannot read {path}: {error}") from None
-  if len(array) != count:
+    raise InversionViewError(f"cannot read {path}: {error.strerror}") from None
+  if read != array.nbytes:
     raise InversionViewError(f"cannot read {path}: truncated or corrupt (it ends in the middle of a tensor)")
-  return array.reshape(shape)
+  return array
 
 
 def _shards(index: pathlib.Path) -> dict[str, list[str]]:

@@ -160,7 +160,8 @@ def test_the_header_of_a_gguf_file_is_what_the_gguf_package_reads(tmp_path):
   fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
   assert {name: value() for name, value in header.metadata.items()} == fields
   assert [(one.name, one.kind, one.shape, one.start) for one in header.tensors] == [
-    (one.name, int(one.tensor_type), tuple(reversed(one.shape.tolist())), int(one.data_offset)) for one in reader.tensors
+    (one.name, int(one.tensor_type), tuple(reversed(one.shape.tolist())), int(one.data_offset))
+    for one in reader.tensors
   ]
 
 

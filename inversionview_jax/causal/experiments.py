@@ -225,15 +225,14 @@ def run(target: Target, prepared: Prepared, *, batch_size: int, mesh: jax.shardi
   settings = prepared.settings
   how: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
   addresses, readout = prepared.addresses, prepared.readout
-  rows = resolve_inputs(target, prepared.clean) if prepared.pairs is None else None
   if prepared.pairs is not None:
     inputs: dict[str, Any] = {"corrupted": prepared.pairs.corrupted}
   elif settings["to"] == "resample":
+    rows = resolve_inputs(target, prepared.clean)
     addresses, readout, inputs = interventions.resampled(addresses, addresses, rows, rows, readout, None, 0)
   else:
-    values = interventions.replacement_values(
-      target, prepared.clean, addresses, settings["to"], padding=rows.padding, **how
-    )
+    padding = resolve_inputs(target, prepared.clean).padding
+    values = interventions.replacement_values(target, prepared.clean, addresses, settings["to"], padding=padding, **how)
     inputs = {"values": values}
   measured = patching.measure(target, prepared.clean, addresses, prepared.steps, readout, **inputs, **how)
   if prepared.pairs is None:

@@ -219,15 +219,16 @@ def ablate(
   source = rows if data is None else encode_inputs(target, data)
   theirs = addresses if data is None else resolve_addresses(target, *where, source)
   how: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
+  values: dict[str, Any]
   if to == "resample":
-    addresses, readout, inputs = resampled(
+    addresses, readout, values = resampled(
       addresses, theirs, rows, source, readout, None if data is None else len(source), seed
     )
   else:
     _refuse_short(theirs, rows, source)
-    values = replacement_values(target, source.tokens, theirs, to, padding=source.padding, **how)
-    inputs = {"values": [_as_long(value, clean.shape[1]) for value in values]}
-  measured = patching.measure(target, clean, addresses, steps, readout, **inputs, **how)
+    made = replacement_values(target, source.tokens, theirs, to, padding=source.padding, **how)
+    values = {"values": [_as_long(value, clean.shape[1]) for value in made]}
+  measured = patching.measure(target, clean, addresses, steps, readout, **values, **how)
   return effects_of(dataclasses.replace(measured, corrupted=None), names, metric)
 
 

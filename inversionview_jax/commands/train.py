@@ -188,7 +188,7 @@ class _Target:
     else:
       self.source = args.target or (str(self._own) if has_copy else config.task)
     stored = reference or {}
-    self._loading = {
+    self._loading: dict[str, Any] = {
       "family": args.family or stored.get("family"),
       "ignore_config_keys": tuple(args.ignore_config_key or stored.get("ignore_config_keys") or ()),
     }

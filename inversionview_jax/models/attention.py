@@ -98,9 +98,7 @@ class Attention(nn.Module):
   def window(self) -> int:
     return self.config.windows[self.layer] if self.config.windows else 0
 
-  def queries(
-    self, x: jax.Array, positions: jax.Array, length: int, recorder: Recorder | None = None
-  ) -> jax.Array:
+  def queries(self, x: jax.Array, positions: jax.Array, length: int, recorder: Recorder | None = None) -> jax.Array:
     """float[B, T, D], int32[T] or int32[B, T], of so many tokens in all -> float[B, T, H, K]."""
     q = self._normed_heads(self._through("q", self.q(x), recorder), "q_norm")
     return self._through("rot_q", self._rotated(q, positions, length), recorder)

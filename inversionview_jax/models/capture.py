@@ -275,8 +275,8 @@ class Recorder:
 
     for i, edit in enumerate(edits):
       # For one position its row is enough; but a product of fewer rows may round otherwise than that of the capture.
-      alone = self.never is None and edit.position is not None and not edit.chained
-      here = attention.result(rows_at(z, edit.position[:, None]) if alone else z, edit.head)
+      at = None if self.never is not None or edit.chained or edit.position is None else edit.position[:, None]
+      here = attention.result(rows_at(z, at), edit.head)
       if edit.chained:
         here = edited(here, edit.head, edits[:i])
       difference = edit.changed(here) - here

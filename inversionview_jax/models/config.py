@@ -17,7 +17,18 @@ ATTENTIONS = ("auto", "plain", "multiply_and_sum")
 DTYPES = ("float32", "bfloat16")
 NORMS = ("layer", "rms", "none")
 FINAL_NORMS = ("", "rms")
-LINEAR = ("q", "k", "v", "o", "gate", "fc", "proj", "unembed", "router", "experts")  # the linear maps that may have a bias
+LINEAR = (
+  "q",
+  "k",
+  "v",
+  "o",
+  "gate",
+  "fc",
+  "proj",
+  "unembed",
+  "router",
+  "experts",
+)  # the linear maps that may have a bias
 MOST_EXPERTS = 2**14
 # The largest sizes that are taken for one: what is larger is a damaged file, and would be allocated or looped over before a tensor is missed.
 MOST_LAYERS, MOST_WIDTH, MOST_INNER, MOST_TOKENS, MOST_CONTEXT = 10_000, 2**20, 2**24, 2**24, 2**27
@@ -239,7 +250,9 @@ class TransformerConfig:
     if self.final_norm not in FINAL_NORMS:
       raise one_of("final_norm", self.final_norm, FINAL_NORMS)
     if self.norm == "none" and (self.pre_norm or self.post_norm or self.qk_norm or self.cross_width):
-      raise InversionViewError("norm = 'none' goes with pre_norm = False, and without post_norm, qk_norm and cross_width")
+      raise InversionViewError(
+        "norm = 'none' goes with pre_norm = False, and without post_norm, qk_norm and cross_width"
+      )
     if not self.causal and (any(self.windows) or self.cross_width):
       raise InversionViewError("causal = False is not handled together with windows or cross_width")
     if self.attn_only and (self.parallel or self.n_experts or self.gated or self.cross_width):

@@ -112,7 +112,7 @@ def site_map(view: View, names: Sequence[str], known: Callable[[str], Preimage |
     row = "in" if early else f"layer {site.layer}"
     column = f"head {site.head}" if site.kind == "head" else site.kind if site.kind in _SHORT_NAMES else site.short
     rows.setdefault(row, {})[column] = site.short
-  heads = sorted({site.head for site in parsed if site.kind == "head"})
+  heads = sorted({site.head for site in parsed if site.kind == "head" and site.head is not None})
   columns = [
     *(f"head {h}" for h in heads),
     *(k for k in ("pre", "mid", "mlp", "post") if any(k in r for n, r in rows.items() if n != "in")),

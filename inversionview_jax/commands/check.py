@@ -23,7 +23,7 @@ Test a claim about an activation on the inputs that put nearly the same activati
 
   inversionview check "C2 == 0" --text "615+861=1476" --target addition --site a1.1 --position =
   inversionview check "F1 + S1" --text "615+861=1476" --site x1.post --position = --json claim.json
-  inversionview check 'contains("John") and token(S2) != token(IO)' --samples P.json
+  inversionview check 'contains("John") and token(S2) != token(IO)' --preimage P.json
   inversionview check "The tens do not carry." --text "615+861=1476" --site a1.1 --position = --model MODEL
 
 A condition claims that it holds for every input inside epsilon; a value, such as F1 + S1, that it is that of the query for all of them.
@@ -44,15 +44,15 @@ def add_parser(commands: Any) -> None:
   """Adds `check` to the commands."""
   parser = flags.add_command(commands, "check", run, "test a claim about an activation", _DESCRIPTION)
   parser.add_argument("claim", type=flags.given, help="an expression; with --model also a sentence")
-  parser.add_argument("--text", type=flags.given, help="an input of the task (needed without --samples)")
+  parser.add_argument("--text", type=flags.given, help="an input of the task (needed without --preimage)")
   source.add_flags(parser, default="monte_carlo, or decoder where the task has no moves or is of a language model")
-  flags.add(parser, "site", unset="none; needed without --samples")
-  flags.add(parser, "position", unset="none; needed without --samples")
+  flags.add(parser, "site", unset="none; needed without --preimage")
+  flags.add(parser, "position", unset="none; needed without --preimage")
   flags.add(parser, "epsilon")
   flags.add(parser, "metric")
   flags.add(parser, "match", unset="anywhere")
   parser.add_argument(
-    "--samples",
+    "--preimage",
     type=flags.given,
     metavar="FILE",
     help="test it on a preimage that `view --json` wrote; nothing is drawn",
@@ -60,7 +60,7 @@ def add_parser(commands: Any) -> None:
   parser.add_argument(
     "--controls",
     type=flags.count("controls", least=0),
-    help="activations of other texts that serve as the control (default: 4)",
+    help="for given texts: activations of other inputs that serve as the control (default: 4)",
   )
   parser.add_argument(
     "--others",
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   """Tests the claim and prints the verdict; 0 whatever it is."""
   del rest
   _check(args)
-  outcome = _of_saved(args) if args.samples else _of_activation(args)
+  outcome = _of_saved(args) if args.preimage else _of_activation(args)
   if outcome is None:
     return 0
   result, translation = outcome
@@ -97,7 +97,7 @@ _Outcome = tuple["ClaimCheck", "Translation | None"]  # the test, and the transl
 
 
 def _of_saved(args: argparse.Namespace) -> _Outcome | None:
-  """The claim tested on the preimage of --samples; None for a sentence without an expression, which is reported."""
+  """The claim tested on the preimage of --preimage; None for a sentence without an expression, which is reported."""
   from inversionview_jax.measures import claims
 
   preimage = _saved(args)
@@ -146,29 +146,29 @@ def _check(args: argparse.Namespace) -> None:
     for name in _OF_MODEL:
       if getattr(args, name) is not None:
         raise InversionViewError(f"--{name.replace('_', '-')} belongs to --model: give it, or leave this out")
-  if args.samples:
+  if args.preimage:
     for name in _OF_DRAWING:
       if getattr(args, name) is not None:
         raise InversionViewError(
-          f"--{name.replace('_', '-')} has no effect on a saved preimage: leave it out, or leave out --samples"
+          f"--{name.replace('_', '-')} has no effect on a saved preimage: leave it out, or leave out --preimage"
         )
     return
   for name in ("text", "site", "position"):
     if getattr(args, name) is None:
       raise InversionViewError(
-        f"give --{name} of the activation that the claim is about, or --samples with its preimage"
+        f"give --{name} of the activation that the claim is about, or --preimage with its preimage"
       )
   source.check(args, "monte_carlo")
 
 
 def _saved(args: argparse.Namespace) -> "Preimage":
-  """The preimage of --samples, at the epsilon of --epsilon."""
+  """The preimage of --preimage, at the epsilon of --epsilon."""
   from inversionview_jax.preimage import Preimage
 
-  preimage = Preimage.from_json(args.samples)
+  preimage = Preimage.from_json(args.preimage)
   if tasks.is_language(preimage.task):
     raise InversionViewError(
-      f"{args.samples} is of the task {preimage.task!r}, whose tokens only a target has: give --target and --text in place of --samples"
+      f"{args.preimage} is of the task {preimage.task!r}, whose tokens only a target has: give --target and --text in place of --preimage"
     )
   return preimage if args.epsilon is None else preimage.at(args.epsilon)
 

@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
   parser.add_argument("folder", nargs="?", help="a folder with saved preimages; or none and --config or --text")
   flags.add(parser, "config")
   parser.add_argument("--out", required=True, metavar="FILE", help="the page to write")
-  parser.add_argument("--text", action="append", help="an input that is read (may be repeated)")
+  parser.add_argument("--text", action="append", help="an input of the task (may be repeated)")
   flags.add(parser, "site", repeated=True, unset="with --text, all sites of the reader")
   flags.add(parser, "position", repeated=True, unset="none; needed with --text")
   flags.add(parser, "epsilon")

@@ -17,18 +17,8 @@ ATTENTIONS = ("auto", "plain", "multiply_and_sum")
 DTYPES = ("float32", "bfloat16")
 NORMS = ("layer", "rms", "none")
 FINAL_NORMS = ("", "rms")
-LINEAR = (
-  "q",
-  "k",
-  "v",
-  "o",
-  "gate",
-  "fc",
-  "proj",
-  "unembed",
-  "router",
-  "experts",
-)  # the linear maps that may have a bias
+# The linear maps that may have a bias.
+LINEAR = ("q", "k", "v", "o", "gate", "fc", "proj", "unembed", "router", "experts")
 MOST_EXPERTS = 2**14
 # The largest sizes that are taken for one: what is larger is a damaged file, and would be allocated or looped over before a tensor is missed.
 MOST_LAYERS, MOST_WIDTH, MOST_INNER, MOST_TOKENS, MOST_CONTEXT = 10_000, 2**20, 2**24, 2**24, 2**27

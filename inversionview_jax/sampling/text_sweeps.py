@@ -45,7 +45,7 @@ class TextSettings:
 
   lengths: tuple[int, int]
   heating: int = 8
-  variation: float = 0.35
+  variation: float = 0.25
 
 
 class TextSweeps:

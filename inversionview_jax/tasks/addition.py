@@ -66,7 +66,7 @@ class Addition(Task):
 
   @property
   def has_log_prior(self) -> bool:
-    return self.inputs_of(Addition) or type(self).log_prior is not Addition.log_prior
+    return super().has_log_prior and (self.inputs_of(Addition) or type(self).log_prior is not Addition.log_prior)
 
   def moves(self) -> tuple[Move, ...]:
     return self._sums.all() if self.inputs_of(Addition) else super().moves()

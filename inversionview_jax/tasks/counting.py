@@ -78,7 +78,7 @@ class Counting(Task):
 
   @property
   def has_log_prior(self) -> bool:
-    return self.inputs_of(Counting) or type(self).log_prior is not Counting.log_prior
+    return super().has_log_prior and (self.inputs_of(Counting) or type(self).log_prior is not Counting.log_prior)
 
   def moves(self) -> tuple[Move, ...]:
     return self._moves.all() if self.inputs_of(Counting) else super().moves()

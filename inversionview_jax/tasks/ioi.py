@@ -109,7 +109,7 @@ class IOI(LanguageTask):
 
   @property
   def has_log_prior(self) -> bool:
-    return self.inputs_of(IOI) or type(self).log_prior is not IOI.log_prior
+    return super().has_log_prior and (self.inputs_of(IOI) or type(self).log_prior is not IOI.log_prior)
 
   def moves(self) -> tuple[Move, ...]:
     return self._choices.all() if self.inputs_of(IOI) else super().moves()

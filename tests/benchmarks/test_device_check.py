@@ -109,6 +109,7 @@ def test_command_is_green_and_a_wrong_golden_makes_it_exit_with_1(goldens, tmp_p
 
 
 @pytest.mark.usefixtures("one_device")
+@pytest.mark.slow
 def test_a_part_that_fails_and_one_that_is_cut_off_are_reported_and_the_rest_goes_on(goldens, tmp_path, monkeypatch):
   (tmp_path / "damaged").write_bytes(b"not numbers")
   cut = [dataclasses.replace(p, limit=0.2) if p.name == "parity_lower" else p for p in parts.PARTS]

@@ -152,7 +152,10 @@ def test_the_token_of_a_character_comes_before_that_of_its_byte():
   tokenizer = HuggingFaceTokenizer(json.dumps(tokenizer_cases.pieces_json()), 1, 2, 2)
   vocabulary = tokenizer_cases.pieces_json()["model"]["vocab"]
   target = SimpleNamespace(
-    tokenizer=tokenizer, require_tokenizer=lambda: tokenizer, config=SimpleNamespace(vocab_size=500)
+    tokenizer=tokenizer,
+    require_tokenizer=lambda: tokenizer,
+    config=SimpleNamespace(vocab_size=500, outputs=500, vocab_out=0),
+    outputs=(),
   )
   ids = addresses.token_ids(target, ["a", " the", "\n"], 1)
   assert ids.tolist() == [[vocabulary["a"], vocabulary["▁the"], vocabulary["<0x0A>"]]]

@@ -29,18 +29,18 @@ def test_a_claim_about_an_activation_is_tested_and_written(inversionview, tmp_pa
 
 def test_every_verdict_is_a_success(inversionview, saved, tmp_path):
   for claim, verdict in (("F1 + S1", "confirmed"), ("F2 == 1", "refuted"), ("F1 >= 1", "not testable")):
-    code, out, _ = inversionview("check", claim, "--samples", saved, "--json", "c.json")
+    code, out, _ = inversionview("check", claim, "--preimage", saved, "--json", "c.json")
     assert code == 0 and f"{verdict}  {claim}: " in out
     content = json.loads((tmp_path / "c.json").read_text())
     assert content["verdict"] == verdict and bool(content["counterexamples"]) == (verdict == "refuted")
-  assert "counterexample" in inversionview("check", "F2 == 1", "--samples", saved)[1]
+  assert "counterexample" in inversionview("check", "F2 == 1", "--preimage", saved)[1]
 
 
 def test_a_sentence_is_translated_and_the_translation_kept(inversionview, saved, tmp_path, monkeypatch):
   pytest.importorskip("openai", reason="requests to a language model need the extra 'interpret'")
   monkeypatch.delenv("OPENAI_API_KEY", raising=False)
   with served('So: {"expression": "F1 + S1 == 14"}') as (url, requests, _):
-    argv = ("check", SENTENCE, "--samples", saved, "--model", "m", "--base-url", url, "--json", "c.json")
+    argv = ("check", SENTENCE, "--preimage", saved, "--model", "m", "--base-url", url, "--json", "c.json")
     code, out, _ = inversionview(*argv)
   sent = requests[0][2]["messages"][0]["content"]
   assert SENTENCE in sent and "hundreds of the first number" in sent and "contains(" in sent
@@ -50,7 +50,7 @@ def test_a_sentence_is_translated_and_the_translation_kept(inversionview, saved,
   assert content["translation"]["model"] == "m"
   replay = json.dumps({"hash": content["translation"]["hash"], "text": '{"expression": null, "why": "It is vague."}'})
   (tmp_path / "answers.jsonl").write_text(replay + "\n")
-  argv = ("check", SENTENCE, "--samples", saved, "--model", "m", "--replay", "answers.jsonl", "--json", "c.json")
+  argv = ("check", SENTENCE, "--preimage", saved, "--model", "m", "--replay", "answers.jsonl", "--json", "c.json")
   code, out, _ = inversionview(*argv)
   assert code == 0 and "not testable" in out and "It is vague." in out
   assert json.loads((tmp_path / "c.json").read_text())["verdict"] == "not testable"
@@ -59,12 +59,12 @@ def test_a_sentence_is_translated_and_the_translation_kept(inversionview, saved,
 def test_what_a_language_model_writes_is_never_run(inversionview, saved, tmp_path, monkeypatch):
   replay_of = tmp_path / "answers.jsonl"
   replay_of.write_text("")
-  code, _, error = inversionview("check", SENTENCE, "--samples", saved, "--model", "m", "--replay", "answers.jsonl")
+  code, _, error = inversionview("check", SENTENCE, "--preimage", saved, "--model", "m", "--replay", "answers.jsonl")
   assert code == 2 and (name := error.split("hash ")[1].split()[0])
   replay_of.write_text(
     json.dumps({"hash": name, "text": "{\"expression\": \"__import__('os').mkdir('made')\"}"}) + "\n"
   )
-  code, out, _ = inversionview("check", SENTENCE, "--samples", saved, "--model", "m", "--replay", "answers.jsonl")
+  code, out, _ = inversionview("check", SENTENCE, "--preimage", saved, "--model", "m", "--replay", "answers.jsonl")
   assert code == 0 and "not testable" in out and "not understood" in out and not (tmp_path / "made").exists()
 
 
@@ -80,8 +80,8 @@ def test_what_a_language_model_writes_is_never_run(inversionview, saved, tmp_pat
     (("C2 == 0", *DRAWN, "--base-url", "http://x"), "--base-url belongs to --model"),
     (("C2 == 0", *DRAWN, "--json", "nowhere/c.json"), "does not exist"),
     (("C2 == 0", *DRAWN, "--controls", "-1"), "--controls -1 must be a whole number"),
-    (("C2 == 0", "--samples", "nowhere.json"), "nowhere.json"),
-    (("C2 == 0", "--samples", "P.json", "--site", "a0.0"), "--site has no effect on a saved preimage"),
+    (("C2 == 0", "--preimage", "nowhere.json"), "nowhere.json"),
+    (("C2 == 0", "--preimage", "P.json", "--site", "a0.0"), "--site has no effect on a saved preimage"),
     (("", *DRAWN), "must be something"),
   ],
 )

@@ -86,6 +86,7 @@ def test_a_task_that_cannot_enumerate_has_no_exact_preimage(refused):
   )
 
 
+@pytest.mark.slow
 def test_view_of_two_sites_takes_the_larger_distance(inversionview, tmp_path, saved_target):
   code, _, error = inversionview(*view("--target", saved_target, *FEW, "--site", "x0.mid", "--epsilon", 0.8))
   preimage = Preimage.from_json(tmp_path / "p.json")
@@ -107,6 +108,7 @@ def test_a_task_without_moves_is_read_by_the_decoder_and_says_so(inversionview, 
   assert code == 2 and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_lines_of_a_file_are_the_inputs_of_a_language_model(inversionview, refused, tmp_path):
   lines = prompts(60)
   folder = gpt2_folder(tmp_path / "tiny-gpt2", lines)

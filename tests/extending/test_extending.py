@@ -74,6 +74,7 @@ def test_monte_carlo_reads_it_with_its_own_move(workdir):
   assert abs(pre.bits - exact.bits) < 4 * pre.bits_error + 0.3
 
 
+@pytest.mark.slow
 def test_the_command_line_reads_it(workdir, tmp_path, capsys):
   argv = ["view", "abc|cba", "--reader", str(workdir), "--site", "x0.post", "--position", "R1", "--num-samples", "16"]
   assert cli.main([*argv, "--json", str(tmp_path / "p.json")]) == 0

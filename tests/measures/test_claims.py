@@ -148,6 +148,7 @@ def test_a_query_without_a_value_of_it_is_not_testable():
     check_preimage(short, "token(A4) == token(A1)")
 
 
+@pytest.mark.slow
 def test_a_claim_is_tested_on_a_target_with_its_control_and_other_activations(reader):
   source = Source.of(reader, "monte_carlo", particles=128, budget=4000)
   own = {"match": "position"}

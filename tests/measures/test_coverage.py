@@ -19,6 +19,7 @@ MIXTURE = Mixture(((0.5, 0.0), (1.0, 0.2)), num_samples=64)
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
+@pytest.mark.slow
 def test_coverage_counts_members_with_a_tenth_of_the_uniform_probability(small_reader, few):
   some = held_out_queries(small_reader, 4, every_site=False)
   comparisons = coverage.compare_with_exact(small_reader, some, MIXTURE, members=300)

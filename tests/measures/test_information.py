@@ -45,6 +45,7 @@ def test_random_inputs_and_the_decoder_together_find_the_share(reader, queries, 
     assert (inside.weight <= (1024 + 480) / 1024 + 1e-9).all()
 
 
+@pytest.mark.slow
 def test_members_stand_for_the_whole_preimage(reader, queries, monkeypatch):
   monkeypatch.setattr(information, "_ENOUGH", 10**9)
   result = information.measure(reader, queries[:1], inputs=1024, draws=480)[0]

@@ -27,6 +27,7 @@ def test_a_site_encodes_what_all_its_queries_encode_and_the_control_nothing(read
   assert [row.feature for row in only.encoded] == ["F2"]
 
 
+@pytest.mark.slow
 def test_information_of_several_queries_is_their_mean(reader):
   result = readings.read(
     Source.of(reader, "decoder", num_samples=8),

@@ -139,6 +139,7 @@ def test_second_derivatives(small_target, unoptimized):
   np.testing.assert_allclose(backwards, along, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_decoders_log_prob_has_gradients_with_respect_to_the_activation(small_decoder):
   config, variables = small_decoder
   module, site = Decoder(config), np.array([0, 3, 5], np.int32)
@@ -211,6 +212,7 @@ class _WithSlots:
     return self._module.init(key, tokens, slots=self._slots)
 
 
+@pytest.mark.slow
 def test_sampled_decoders_programs_agree_with_a_plain_jit(random_variables):
   """Our programs (multiply-and-sum, on a CPU) and a user's."""
   config = DecoderConfig(TransformerConfig(15, 9, 1, 4, 32, 48), ("x0.pre",), 16, encoder_blocks=1, n_slots=3)

@@ -180,7 +180,7 @@ def test_writing_is_all_or_nothing(write, tmp_path, hostile):
   with pytest.raises(InversionViewError, match="missing"):
     write(hostile, tmp_path / "missing" / "x")
   assert not list(tmp_path.iterdir())
-  with pytest.raises(InversionViewError, match="not a file"):
+  with pytest.raises(InversionViewError, match="is a folder"):
     write(hostile, tmp_path)
   path = tmp_path / "x"
   path.write_text("old")

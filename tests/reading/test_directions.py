@@ -44,6 +44,7 @@ def test_all_activations_must_match(joint, small_target):
   assert "x0.mid" in str(joint) and "largest" in str(joint)
 
 
+@pytest.mark.slow
 def test_one_site_at_several_positions_and_several_sites_at_one(small_target):
   few = {"epsilon": 0.9, "particles": 16, "budget": 200}
   one = iv.preimage(small_target, TEXT, "a0.1", ["=", -2], **few)

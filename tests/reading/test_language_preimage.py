@@ -14,6 +14,7 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 N = 256
 
 
+@pytest.mark.slow
 def test_particles_over_facts_are_the_exact_preimage(tmp_path):
   facts = [f"{fact['prompt']} {fact['answer']}" for fact in fact_files.bundled()]
   folder = gpt2_folder(tmp_path / "gpt2", texts=facts)

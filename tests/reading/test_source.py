@@ -64,6 +64,7 @@ def test_a_target_alone_reads_any_of_its_sites(small_target, reader):
     Source.of(small_target, "decoder")
 
 
+@pytest.mark.slow
 def test_many_requests_are_those_one_by_one_and_progress_reaches_the_end(reader):
   requests = [Request(f"{100 + i}+861=", ("a0.0", "x1.post")[i % 2], "=") for i in range(9)]
   for method, some in (("decoder", {"num_samples": 16}), ("monte_carlo", {"particles": 32, "budget": 64})):

@@ -278,6 +278,7 @@ def test_epsilon_draws_nothing_and_another_site_does(shared, drawn):
     assert shared.known(dataclasses.replace(view, **change)) is None
 
 
+@pytest.mark.slow
 def test_parts_are_the_whole(shared):
   """Drawn in parts of 256, with progress reported, the candidates are those that are drawn at once."""
   reader, reported = shared.source("small").reader, []
@@ -444,6 +445,7 @@ def test_bits_are_measured_on_request(page):
 FEW = {"method": None, "particles": "256", "budget": "20000"}
 
 
+@pytest.mark.slow
 def test_particles_are_drawn_anew_for_another_epsilon(shared):
   view = View("small (target)", TEXT, "m0", "=", 0.7, particles=256, budget=20_000)
   levels: list = []
@@ -486,6 +488,7 @@ def test_page_of_particles_shows_bits_or_what_is_wrong(page, shared):
   assert any("m9" in text for text in alerts(app))
 
 
+@pytest.mark.slow
 def test_the_method_is_chosen_on_the_page(page):
   app = page()
   assert "What the decoder's candidates share" in panes(app)["features"]["html"]

@@ -91,7 +91,7 @@ def test_the_path_of_a_checkpoint_that_was_moved_is_given(ioi_workdir, ioi_folde
     ([], "give its Hugging Face folder or .gguf file with --target"),
     (["--target", "/nowhere"], "no checkpoint '/nowhere'"),
     (["--target", "FOLDER", "--config.sites=('a7.0',)"], "no site 'a7.0' in a network of 3 layers"),
-    (["--target", "FOLDER", "--config.inputs.positions=('S3',)"], "unknown position of the task ioi: 'S3'"),
+    (["--target", "FOLDER", "--config.inputs.positions=('S3',)"], "unknown value of inputs.positions: 'S3'"),
     (["--target", "addition"], "no checkpoint 'addition'"),
   ],
 )

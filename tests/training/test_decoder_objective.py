@@ -50,6 +50,7 @@ def test_site_embeddings_start_with_mean_and_spread_of_their_sites_activations_w
   assert np.abs(embeds["none"] - embeds["standard"]).max() > 0.2
 
 
+@pytest.mark.slow
 def test_trained_decoder_prefers_the_text_that_an_activation_came_from(small_target, meshes):
   made = objective(small_target, meshes(1))
   params, extra = parallel.jit(made.init)(jax.random.key(0))
@@ -136,6 +137,7 @@ def test_weak_sites_are_drawn_more_often_if_the_config_asks_for_it(small_target,
     assert (np.abs(moved).max(axis=1) > 0).tolist() == drawn
 
 
+@pytest.mark.slow
 def test_token_counts_are_learned_by_the_encoder_and_a_run_that_starts_from_it_has_their_head(small_target, tmp_path):
   """With no pairs for the decoder: its transformer stands still but for weight decay, and the loss is that of counting tokens."""
   objective, config = run_objective(small_target, token_count_loss=0.5, pairs_per_text=0)

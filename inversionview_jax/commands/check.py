@@ -68,10 +68,12 @@ def add_parser(commands: Any) -> None:
     help="other activations of the same text, the text-only baseline (default: 3)",
   )
   flags.add(parser, "seed", unset="0")
-  parser.add_argument("--model", type=flags.given, help="name of the language model that translates a sentence")
-  parser.add_argument("--base-url", help="of its endpoint (default: OPENAI_BASE_URL, else OpenAI's)")
   parser.add_argument(
-    "--replay", metavar="FILE", help='take its answer from lines {"hash": ..., "text": ...}; no request is sent'
+    "--model", type=flags.given, help="name of the language model at the endpoint (it translates a sentence)"
+  )
+  parser.add_argument("--base-url", help="of the endpoint (default: OPENAI_BASE_URL, else OpenAI's)")
+  parser.add_argument(
+    "--replay", metavar="FILE", help='take answers from lines {"hash": ..., "text": ...}; no request is sent'
   )
   flags.add(parser, "json")
 

@@ -162,15 +162,25 @@ class HuggingFaceTokenizer(Batches):
 
   def encode(self, text: str) -> list[int]:
     """Token ids of `text` without BOS and EOS; a special token spelled out in it becomes that token."""
-    return self._library.encode(text, add_special_tokens=False).ids
+    return self._encoded([text])[0].ids
 
   def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
     """`encode` of each text, in parallel."""
-    return [one.ids for one in self._library.encode_batch(list(texts), add_special_tokens=False)]
+    return [one.ids for one in self._encoded(texts)]
+
+  def _encoded(self, texts: Sequence[str]) -> list:
+    try:
+      return self._library.encode_batch(list(texts), add_special_tokens=False)
+    except (
+      Exception
+    ) as error:  # the library raises nothing narrower; such as for an unknown token that is not in the vocabulary
+      raise InversionViewError(
+        f"the tokenizer cannot encode the text: {error}; mend its files, or give another"
+      ) from None
 
   def token_at(self, text: str, character: int) -> int:
     """Index of the token of ``encode(text)`` that holds a character; raises `InversionViewError` if none does."""
-    index = self._library.encode(text, add_special_tokens=False).char_to_token(character)
+    index = self._encoded([text])[0].char_to_token(character)
     if index is None:
       raise InversionViewError(f"no token of {text!r} holds its character {character}")
     return index

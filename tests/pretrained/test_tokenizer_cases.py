@@ -171,3 +171,16 @@ def test_transformers_is_imported_for_hugging_face_folders_only():
     "assert not {'transformers', 'tokenizers', 'torch'} & set(sys.modules), 'imported'\n"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_text_that_the_tokenizer_cannot_encode_is_refused_in_one_line():
+  library = pytest.importorskip("tokenizers")
+  made = library.Tokenizer(library.models.WordLevel({"a": 0, "b": 1}, unk_token="<unk>"))
+  tokenizer = tokenizers.HuggingFaceTokenizer(made.to_str(), 0, 1, 1)
+  for encode in (
+    tokenizer.encode,
+    lambda text: tokenizer.encode_many([text]),
+    lambda text: tokenizer.token_at(text, 0),
+  ):
+    with pytest.raises(InversionViewError, match="cannot encode the text"):
+      encode("c")

@@ -63,12 +63,16 @@ def config(attributes: Mapping, where: str) -> TransformerConfig:
   )
 
 
+def layer_norm(name: str, width: int) -> dict:
+  """The parameters of a LayerNorm with a bias."""
+  return {"scale": Leaf(f"{name}.weight", (width,)), "bias": Leaf(f"{name}.bias", (width,))}
+
+
 def layout(config: TransformerConfig) -> dict:
   """Name of a part -> nested dicts of `Leaf`: the tensor of each parameter. Kernels are [in, out] in the checkpoint, as here."""
   d, m = config.d_model, config.d_mlp
 
-  def norm(name):
-    return {"scale": Leaf(f"{name}.weight", (d,)), "bias": Leaf(f"{name}.bias", (d,))}
+  norm = functools.partial(layer_norm, width=d)
 
   def linear(name, *shape):
     return {"kernel": Leaf(f"{name}.weight", shape), "bias": Leaf(f"{name}.bias", shape[1:])}

@@ -88,8 +88,7 @@ def layout(config: TransformerConfig) -> dict:
   """Name of a part -> nested dicts of `Leaf`: the tensor of each parameter."""
   d, m = config.d_model, config.d_mlp
 
-  def norm(name):
-    return {"scale": Leaf(f"{name}.weight", (d,)), "bias": Leaf(f"{name}.bias", (d,))}
+  norm = functools.partial(gpt2.layer_norm, width=d)
 
   out = {
     "embed": Leaf("wte.weight", (config.vocab_size, d)),

@@ -8,7 +8,7 @@ import numpy as np
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.config import MOST_CONTEXT, MOST_INNER, MOST_LAYERS, MOST_TOKENS, MOST_WIDTH
 from inversionview_jax.models.transformer import TransformerConfig
-from inversionview_jax.pretrained import llama, rotary
+from inversionview_jax.pretrained import gpt2, llama, rotary
 from inversionview_jax.pretrained.activations import activation
 from inversionview_jax.pretrained.attributes import Attributes, refuse_unhandled
 from inversionview_jax.pretrained.family import Family
@@ -71,8 +71,7 @@ def layout(config: TransformerConfig) -> dict:
   """Name of a part -> nested dicts of `Leaf`: the tensor of each parameter."""
   d, m, heads = config.d_model, config.d_mlp, config.n_heads
 
-  def norm(name):
-    return {"scale": Leaf(f"{name}.weight", (d,)), "bias": Leaf(f"{name}.bias", (d,))}
+  norm = functools.partial(gpt2.layer_norm, width=d)
 
   def one_of_qkv(x, which):  # rows are (head, which of the three, dimension)
     rows = x.reshape(heads, 3, -1, *x.shape[1:])[:, which]

@@ -5,10 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from inversionview_jax.errors import InversionViewError
-from inversionview_jax.models.config import MOST_EXPERTS
 from inversionview_jax.models.transformer import TransformerConfig
-from inversionview_jax.pretrained import llama, rotary
+from inversionview_jax.pretrained import llama, mixture, rotary
 from inversionview_jax.pretrained.attributes import Attributes, refuse_unhandled
 from inversionview_jax.pretrained.family import Family
 from inversionview_jax.pretrained.parts import Leaf
@@ -44,10 +42,7 @@ def config(attributes: Mapping, where: str) -> TransformerConfig:
   turned = rotary.read(llama.rope(read, 150_000.0), llama.head_width(shape), n_ctx, where)
   window = read.read("sliding_window", llama.window, None)
   slides = llama.layer_types(read, layers, where) or [False] * layers
-  count = read.whole("num_experts" if "num_experts" in attributes else "num_local_experts", 1, MOST_EXPERTS)
-  each = read.whole("num_experts_per_tok", 1, MOST_EXPERTS)
-  if each > count:
-    raise InversionViewError(f"{where}: num_experts_per_tok = {each} is more than there are experts, {count}")
+  count, each = mixture.experts(attributes, where, 1)
   attention = ("q", "k", "v", "o") if read.switch("attention_bias", True) else ()
   return TransformerConfig(
     **shape,

@@ -52,10 +52,7 @@ def config(attributes: Mapping, where: str) -> TransformerConfig:
   turned = rotary.read(llama.rope(read), llama.head_width(shape), n_ctx, where)
   slides = not qwen or read.switch("use_sliding_window", False)
   window = read.read("sliding_window", llama.window, None) if slides else None
-  count = read.whole("num_experts" if "num_experts" in attributes else "num_local_experts", 0, MOST_EXPERTS)
-  each = read.whole("num_experts_per_tok", 1, MOST_EXPERTS)
-  if count and each > count:
-    raise InversionViewError(f"{where}: num_experts_per_tok = {each} is more than there are experts, {count}")
+  count, each = experts(attributes, where, 0)
   return TransformerConfig(
     **shape,
     **llama.rotates(turned),
@@ -70,6 +67,16 @@ def config(attributes: Mapping, where: str) -> TransformerConfig:
     expert_weights_sum=read.switch("norm_topk_prob", False) if qwen else True,
     dense_layers=_dense(read, layers) if qwen else (),
   )
+
+
+def experts(attributes: Mapping, where: str, least: int) -> tuple[int, int]:
+  """How many experts there are, at least `least`, and how many of them a token passes."""
+  read = Attributes(attributes, where)
+  count = read.whole("num_experts" if "num_experts" in attributes else "num_local_experts", least, MOST_EXPERTS)
+  each = read.whole("num_experts_per_tok", 1, MOST_EXPERTS)
+  if count and each > count:
+    raise InversionViewError(f"{where}: num_experts_per_tok = {each} is more than there are experts, {count}")
+  return count, each
 
 
 def _dense(read: Attributes, layers: int) -> tuple[int, ...]:
@@ -89,12 +96,12 @@ def mlp(c: TransformerConfig, name: str, layer: int) -> llama.Leaves:
     every = (Leaf(f"{name}.experts.{i}.{tensor}.weight", (out, into), np.transpose) for i in range(c.n_experts))
     return {"kernel": Stack(tuple(every))}
 
-  experts = {
+  parts = {
     "gate": stack("gate_proj", c.d_model, c.expert_width),
     "fc": stack("up_proj", c.d_model, c.expert_width),
     "proj": stack("down_proj", c.expert_width, c.d_model),
   }
-  return {"router": llama.linear(f"{name}.gate", c.d_model, c.n_experts), "experts": experts}
+  return {"router": llama.linear(f"{name}.gate", c.d_model, c.n_experts), "experts": parts}
 
 
 _MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}

@@ -106,7 +106,7 @@ KINDS: dict[str, Kind] = {
   "post": Kind("x{l}.post", "blocks.{l}.hook_resid_post", "residual stream after the MLP"),
   **_norm("ln_final", "ln_final", "ln_final", "normalized last residual stream"),
 }
-# The kinds of the paper whose activation is one vector of d_model per position: what is listed where nothing else is asked for.
+# The kinds of the paper whose activation is one vector of d_model per position: what is listed by default.
 PAPER_KINDS = ("embed", "pos_embed", "pre", "head", "mid", "mlp", "post")
 # The kinds whose activation is one vector per position, of any width: what a preimage can be read from.
 VECTOR_KINDS = tuple(name for name, kind in KINDS.items() if kind.vector)

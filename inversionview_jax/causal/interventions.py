@@ -266,7 +266,7 @@ def resampled(
 
 
 def _refuse_short(theirs: Sequence[patching.Address], rows: Rows, source: Rows) -> None:
-  """Raises `InversionViewError` if means of all positions are asked for, and some position of the inputs is in none of the others."""
+  """Raises `InversionViewError` if means are wanted at all positions, and some position of the inputs is in none of the others."""
   longest = int(np.max(source.lengths))
   if any(address.clean_at is None for address in theirs) and longest < np.max(rows.lengths):
     raise InversionViewError(

@@ -1,7 +1,7 @@
 """Models of the Hugging Face Hub by their id: from the local cache, or downloaded into it through `huggingface_hub`.
 
 What is in the cache is used without a look at the network. Only config.json, safetensors and files of tokenizers are downloaded, never pickles.
-HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN count as they do in `huggingface_hub`, read when a model is asked for.
+HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN count as they do in `huggingface_hub`, read when a model is loaded.
 """
 
 import contextlib
@@ -112,7 +112,7 @@ def is_cached(name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-  """Where models come from: the cache, the Hub's address, and whether it may be asked."""
+  """Where models come from: the cache, the Hub's address, and whether it may be reached."""
 
   cache: pathlib.Path
   endpoint: str

@@ -59,8 +59,8 @@ def locate(name: str | os.PathLike, shipped: bool = True) -> Place:
   """Where the target of this name is: the first that there is of a folder or file, a shipped model, and a model of the Hugging Face Hub.
 
   Args:
-    name: a path, the name of a shipped model, or an id: OWNER/NAME, OWNER/NAME@REVISION, or one of `hub.CANONICAL`. The network is asked for
-      nothing else.
+    name: a path, the name of a shipped model, or an id: OWNER/NAME, OWNER/NAME@REVISION, or one of `hub.CANONICAL`. Only ids of the Hub are
+      looked for on the network.
     shipped: whether those that ship count, which are no language models.
 
   Raises:

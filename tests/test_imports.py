@@ -36,7 +36,7 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # The package's front door hands on names from everywhere, most of them when they are first used.
 FRONT_DOOR = "__init__"
 # What may be read on a machine without JAX: a saved preimage, and pages made of it.
-WITHOUT_JAX = ("preimage", "tasks", "show/report.py")
+WITHOUT_JAX = ("preimage", "tasks", "show/report.py", "show/circuit_picture")
 
 
 def modules():

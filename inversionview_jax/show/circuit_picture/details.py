@@ -54,7 +54,7 @@ def section(circuit: Circuit, node: Node, preimages: Sequence[Preimage]) -> str:
 
 def _figures(circuit: Circuit, node: Node) -> str:
   parts = [f"<b>{node.effect.percent()}</b> of the answer's change when it alone is patched"]
-  parts.append(f"{node.order}. of {len(circuit.nodes)} by importance")
+  parts.append(f"number {node.order} of {len(circuit.nodes)} by importance")
   if node.attribution is not None:
     parts.append(f"attribution {100 * node.attribution:.0f} %")
   if node.bits is not None:

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import pytest
 
 from inversionview_jax import cli, tasks
-from inversionview_jax.commands.configs import config_keys, load_config
+from inversionview_jax.commands.configs import changed, config_keys, load_config, summary
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import decoder, transformer
 from inversionview_jax.training import optimizers
@@ -138,9 +139,52 @@ def test_unknown_variant_is_refused_with_the_known_ones(path):
   assert "'tyni'" in message and "full, tiny, paper" in message
 
 
-@pytest.mark.parametrize("name", ["no/such/config.py", "no/such/config.py:tiny", "configs", ""])
+@pytest.mark.parametrize("name", ["no/such/config.py", "no/such/config.py:tiny", "configs", "", "addition.py.old"])
 def test_missing_file_is_refused(name):
-  assert "configs/addition.py" in refusal(name)
+  assert "addition:tiny" in refusal(name)
+
+
+@pytest.mark.parametrize("path", EVERY_FILE, ids=lambda path: path.stem)
+def test_every_config_is_found_by_its_name(path, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert load_config(path.stem, []).to_json_best_effort() == load_config(str(path), []).to_json_best_effort()
+
+
+def test_a_name_takes_variants_and_settings_and_a_file_goes_first(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert load_config("addition:tiny", ["--config.steps=7"]).steps == 7
+  assert load_config("addition:tiny", []) == load_config(f"{ADDITION}:tiny", [])
+  (tmp_path / "addition").write_text(
+    "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({'mine': 1})\n"
+  )
+  assert load_config("addition", []).mine == 1
+
+
+@pytest.mark.parametrize(
+  ("name", "named"),
+  [
+    ("aditoin", "addition"),
+    ("adition:tiny", "addition"),
+    ("configs/addition.py:tiny", "--config addition:tiny"),
+    ("addition:tyni", "tiny"),
+  ],
+)
+def test_a_wrong_name_is_refused_with_the_right_one(name, named, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert named in refusal(name)
+
+
+def test_a_config_is_shown_as_what_differs_from_its_default():
+  assert changed(ADDITION, load_config(ADDITION, ["--config.steps=30000"])) == {}
+  config = load_config("addition:tiny", ["--config.optimizer.lr=0.5", "--config.seed=3"])
+  different = changed("addition:tiny", config)
+  full = load_config("addition", [])
+  assert different["optimizer.lr"] == (0.5, full.optimizer.lr) and different["seed"] == (3, 0)
+  assert different["data.config"] == ("tiny", "full") and "optimizer.b2" not in different
+  shown = summary("addition:tiny", config, "W/decoder/config.json", only=lambda key: not key.startswith("target."))
+  assert shown.startswith("config addition:tiny: ") and "W/decoder/config.json" in shown.splitlines()[0]
+  assert re.search(r"^  seed +3 +\(default 0\)$", shown, re.MULTILINE) and "target." not in shown
+  assert len(shown.splitlines()) == 1 + sum(not key.startswith("target.") for key in different)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
-"""Config files as flags: `--config FILE[:VARIANT]` and `--config.KEY=VALUE`."""
+"""Configs as flags: `--config NAME[:VARIANT]` or `--config FILE[:VARIANT]`, and `--config.KEY=VALUE`."""
 
+import contextlib
 import difflib
 import pathlib
 import re
 import sys
 import traceback
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from inversionview_jax.errors import InversionViewError
@@ -15,6 +16,8 @@ from inversionview_jax.files import open_file, path_of
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
+# The project's own configs: inside of the package where a wheel was installed, beside it in a checkout.
+_FOLDERS = (pathlib.Path(__file__).parents[1] / "configs", pathlib.Path(__file__).parents[2] / "configs")
 _MODULE = "inversionview_config"  # name under which a config file is run
 _LONGEST_REASON = 300  # characters
 
@@ -23,7 +26,7 @@ def load_config(path: str, overrides: Sequence[str]) -> "ConfigDict":
   """A config with its variant and overrides, as the flags `--config` and `--config.KEY=VALUE` give them.
 
   Args:
-    path: FILE or FILE:VARIANT.
+    path: FILE or FILE:VARIANT, where FILE is a path, or the name of one of the project's own configs, such as "addition".
     overrides: arguments such as "--config.steps=1000".
 
   Raises:
@@ -49,16 +52,52 @@ def load_config(path: str, overrides: Sequence[str]) -> "ConfigDict":
   return values.config
 
 
-def _run(path: str) -> "ConfigDict":
-  """What the file's `get_config` returns, locked; raises `InversionViewError` whatever happens in it."""
-  from ml_collections import ConfigDict
+def own_configs() -> dict[str, pathlib.Path]:
+  """The project's own configs: name -> file, in alphabetical order. Empty where neither a checkout nor a wheel has them."""
+  folder = next((folder for folder in _FOLDERS if (folder / "addition.py").is_file()), None)
+  files = sorted(folder.glob("*.py")) if folder else ()
+  return {file.stem: file for file in files if not file.stem.startswith("_")}
 
+
+def config_file(path: str) -> pathlib.Path:
+  """The file of a config.
+
+  Args:
+    path: a file, or the name of one of the project's own configs; a variant behind a colon is left out. A file of that name in the current
+      folder goes first.
+
+  Raises:
+    InversionViewError: neither a file nor one of these names, which the message lists.
+  """
   name, colon, variant = path.partition(":")
   file = path_of(name) if name else pathlib.Path(name)
-  if not file.is_file():
+  if name and file.is_file():
+    return file
+  own = own_configs()
+  if name in own:
+    return own[name]
+  stem = file.name.removesuffix(".py")
+  if stem in own:  # configs/addition.py, outside of a checkout
     raise InversionViewError(
-      f"no config file {file}; configs of this project are in configs/, for example configs/addition.py:tiny"
+      f"no config file {file}; the one of this project is found by its name: --config {stem}{colon}{variant}"
     )
+  near = difflib.get_close_matches(stem, own, n=3)
+  known = f"closest: {', '.join(near)}" if near else f"there are {', '.join(own)}"
+  raise InversionViewError(
+    f"no config file {name!r}; give a path, or the name of a config of this project, such as addition:tiny; {known}"
+  )
+
+
+def run_config_file(path: str) -> types.ModuleType:
+  """The module of a config file, run anew; raises `InversionViewError` whatever happens in it, by its line."""
+  file = config_file(path)
+  with _running(path, file) as module:
+    return module
+
+
+@contextlib.contextmanager
+def _running(path: str, file: pathlib.Path) -> Iterator[types.ModuleType]:
+  """The module of a file while its functions are called; every exception from them is an `InversionViewError`."""
   module = types.ModuleType(_MODULE)
   module.__file__ = str(file)
   before = sys.modules.get(_MODULE)
@@ -66,14 +105,7 @@ def _run(path: str) -> "ConfigDict":
   try:
     with open_file(file) as source:
       exec(compile(source.read(), str(file), "exec"), module.__dict__)  # leaves no __pycache__ beside the file
-    if not callable(get_config := getattr(module, "get_config", None)):
-      raise InversionViewError("it has no get_config that returns a ConfigDict")
-    config = get_config(*([variant] if colon else []))
-    if not isinstance(config, ConfigDict):
-      raise InversionViewError(f"its get_config returned no ConfigDict, but {type(config).__name__}")
-    config.lock()
-    config.to_dict()  # whatever is computed when it is read
-    return config
+    yield module
   except KeyboardInterrupt:
     raise
   except BaseException as error:  # SystemExit, too: a config is not to end the program
@@ -82,6 +114,22 @@ def _run(path: str) -> "ConfigDict":
     sys.modules.pop(_MODULE)
     if before is not None:
       sys.modules[_MODULE] = before
+
+
+def _run(path: str) -> "ConfigDict":
+  """What the file's `get_config` returns, locked; raises `InversionViewError` whatever happens in it."""
+  from ml_collections import ConfigDict
+
+  colon, variant = path.partition(":")[1:]
+  with _running(path, config_file(path)) as module:
+    if not callable(get_config := getattr(module, "get_config", None)):
+      raise InversionViewError("it has no get_config that returns a ConfigDict")
+    config = get_config(*([variant] if colon else []))
+    if not isinstance(config, ConfigDict):
+      raise InversionViewError(f"its get_config returned no ConfigDict, but {type(config).__name__}")
+    config.lock()
+    config.to_dict()  # whatever is computed when it is read
+    return config
 
 
 def _line_of(error: BaseException, file: str) -> str:
@@ -119,6 +167,46 @@ def _refuse_other_arguments(overrides: Sequence[str]) -> None:
 
 def _is_number(argument: str, takes_value: bool) -> bool:
   return takes_value and re.fullmatch(r"-[0-9.][0-9.eE+-]*", argument) is not None
+
+
+def changed(path: str, config: "ConfigDict") -> dict[str, tuple[object, object]]:
+  """Dotted key -> (its value, its default) of every setting in which a config differs from its file's default variant.
+
+  Args:
+    path: as for `load_config`.
+    config: what was loaded from it.
+  """
+  try:
+    default = dict(_leaves(load_config(path.partition(":")[0], [])))
+  except InversionViewError:  # a file without a default variant
+    default = dict(_leaves(load_config(path, [])))
+  return {key: (value, default.get(key)) for key, value in _leaves(config) if value != default.get(key)}
+
+
+def summary(path: str, config: "ConfigDict", saved: object, only: Callable[[str], bool] = lambda key: True) -> str:
+  """The settings of a config that differ from their default, a line for each, and where the whole config is.
+
+  Args:
+    path, config: as for `changed`.
+    saved: the file that has all settings.
+    only: which keys are shown.
+  """
+  rows = [(key, str(value), str(default)) for key, (value, default) in changed(path, config).items() if only(key)]
+  widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:2]] if rows else []
+  lines = [f"  {key:{widths[0]}}  {value:{widths[1]}}  (default {default})" for key, value, default in rows]
+  what = "what differs from its default" if rows else "all of it the default"
+  return "\n".join([f"config {path}: {what}; the whole of it is in {saved}", *lines])
+
+
+def _leaves(config: "ConfigDict", prefix: str = "") -> Iterator[tuple[str, object]]:
+  """(dotted key, value) of every setting that is no block."""
+  from ml_collections import ConfigDict
+
+  for name, value in config.items():
+    if isinstance(value, ConfigDict):
+      yield from _leaves(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name, value
 
 
 def config_keys(path: str) -> list[str]:

@@ -2,10 +2,11 @@
 
 import argparse
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from inversionview_jax import config_schema
-from inversionview_jax.commands import flags
+from inversionview_jax.commands import configs, flags
 from inversionview_jax.commands.configs import load_config
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import output_folder, path_of
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 _EPILOG = """\
 Every setting of the config can be changed; --help-config lists the keys:
 
-  inversionview {name} --config configs/addition.py:tiny --workdir W --config.seed=1 --config.{key}.lr=0.003
+  inversionview {name} --config addition:tiny --workdir W --config.seed=1 --config.{key}.lr=0.003
 
+--config takes the name of one of the project's own configs ({configs}) or the path of a file.
 Running the same command again resumes from the newest checkpoint in the workdir, which one run at a time uses. SIGTERM saves and exits with
 code 75: run it again to resume. On several hosts run the same command on each of them: TPU slices, SLURM and Open MPI are detected;
 elsewhere give --coordinator, --num-processes and --process-id.
@@ -38,7 +40,7 @@ def add_parser(commands: Any) -> None:
       run,
       summary,
       f"{summary.capitalize()}.",
-      epilog=_EPILOG.format(name=name, key=key),
+      epilog=_EPILOG.format(name=name, key=key, configs="addition, counting, ioi, factual, text"),
       overrides=True,
     )
     flags.add(parser, "config", required=True)
@@ -59,6 +61,7 @@ def run_train_target(args: argparse.Namespace, overrides: list[str]) -> int:
   from inversionview_jax.training import loop, model_shapes, target_objective
 
   config = load_config(args.config, overrides)
+  _refuse_reader_settings(overrides, config)
   settings = _target_settings(args, config)
   workdir = path_of(args.workdir)
   _join(hosts, args)
@@ -71,7 +74,7 @@ def run_train_target(args: argparse.Namespace, overrides: list[str]) -> int:
   parallel.use_compilation_cache()
   objective = target_objective.TargetObjective(task, settings, held_out, mesh)
   with output_folder(workdir), hosts.exclusive(workdir, loop.IN_USE):
-    print_text(str(config).rstrip("\n"))
+    print_text(configs.summary(args.config, config, folder / "config.json", _is_of_target))
     metrics = loop.train(objective, rows, settings, folder, mesh)
   print_text(f"accuracy of whole answers, {metrics['held_out']:,.0f} held-out inputs: {metrics['accuracy']:.5f}")
   for name, value in metrics.items():
@@ -100,7 +103,7 @@ def run_train(args: argparse.Namespace, overrides: list[str]) -> int:
   hosts.all_true(True)  # every host has checked before one writes
   with output_folder(workdir), hosts.exclusive(workdir, loop.IN_USE):
     choice.store()
-    print_text(str(config).rstrip("\n"))
+    print_text(configs.summary(args.config, config, workdir / "decoder" / "config.json", _is_of_reader(config)))
     print_text(f"target: {choice.source}")
     metrics = loop.train(objective, rows, config, workdir / "decoder", mesh)
   print_text(f"in-epsilon rate, mean over sites: {metrics['rate']:.3f}; lowest: {metrics['rate_lowest']:.3f}")
@@ -109,6 +112,39 @@ def run_train(args: argparse.Namespace, overrides: list[str]) -> int:
       print_text(f"  {name.removeprefix('rate/'):8} {value:.3f}")
   print_text(f"reader: {workdir}")
   return 0
+
+
+def _is_of_target(key: str) -> bool:
+  """Whether `train-target` reads this key of a config: its block `target`, and what both models share."""
+  from inversionview_jax.training import loop
+
+  return key.split(".")[0] in ("target", "task", "seed", "data", *loop.SHARED_KEYS)
+
+
+def _is_of_reader(config: "ConfigDict") -> Callable[[str], bool]:
+  """A function (key) -> whether `train` reads it: all but the shape and the training of a target."""
+  trained = "model" in (config.get("target") or {})
+  return lambda key: not (trained and key.startswith("target."))
+
+
+def _refuse_reader_settings(overrides: Sequence[str], config: "ConfigDict") -> None:
+  """Raises `InversionViewError` for a setting of the decoder's training, which would change nothing here.
+
+  It may be given together with the target's setting of the same name, as in a command line that is used for both commands.
+  """
+  given = [
+    argument.split("=")[0].removeprefix("--config.") for argument in overrides if argument.startswith("--config.")
+  ]
+  for key in given:
+    if _is_of_target(key) or f"target.{key}" in given:
+      continue
+    target: Any = config.get("target") or {}
+    for part in key.split("."):
+      target = target[part] if hasattr(target, "keys") and part in target else None
+    remedy = f"that of the target is --config.target.{key}" if target is not None else "leave it out"
+    raise InversionViewError(
+      f"--config.{key} is a setting of `inversionview train` and changes nothing of a target: {remedy}"
+    )
 
 
 def _target_settings(args: argparse.Namespace, config: "ConfigDict") -> "ConfigDict":
@@ -153,7 +189,7 @@ def _check(args: argparse.Namespace, config: "ConfigDict") -> None:
   if not hasattr(target, "keys") or "path" not in target:
     raise InversionViewError(
       f"config {args.config} is of another kind of task than {config.task}, which is about a language model: it has no target.path; "
-      f"take a config of that task, such as configs/{config.task if config.task in tasks.names() else 'text'}.py"
+      f"take a config of that task, such as --config {config.task if config.task in tasks.names() else 'text'}"
     )
   config_schema.check(target, config_schema.LANGUAGE_TARGET, "target.")
 

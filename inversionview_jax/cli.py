@@ -7,10 +7,12 @@ import argparse
 import os
 import sys
 
+from inversionview_jax import progress
 from inversionview_jax._version import __version__
 from inversionview_jax.commands import (
   bench,
   check,
+  doctor,
   evaluate,
   explore,
   export,
@@ -23,6 +25,7 @@ from inversionview_jax.commands import (
   plan,
   report,
   sample,
+  sites,
   train,
   verify,
   view,
@@ -34,6 +37,7 @@ from inversionview_jax.terminal import print_message, print_traceback
 # In the order in which --help lists them.
 _COMMANDS = (
   view,
+  sites,
   train,
   sample,
   explore,
@@ -49,6 +53,7 @@ _COMMANDS = (
   import_,
   plan,
   bench,
+  doctor,
 )
 
 
@@ -71,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     flags.refuse_renamed(argv)
     args, rest = _parse(argv)
     debug = args.debug
+    progress.hide(args.quiet)
     return _exit_code(args.run(args, rest))
   except InversionViewError as error:
     if debug:

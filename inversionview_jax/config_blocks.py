@@ -4,10 +4,13 @@ They live in the package and not in `configs/`, since a config file is loaded by
 user wrote beside an installed package, finds them too.
 """
 
+import os
 import pathlib
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
+
+from inversionview_jax.errors import InversionViewError
 
 
 def check_variant(variant: str, known: Sequence[str], file: str, kind: str = "variant") -> None:
@@ -107,12 +110,33 @@ def start_of_target() -> ConfigDict:
   return ConfigDict({"target": "", "reinit_tokens": "", "qk_noise_std": 0.0})
 
 
-def language_target() -> ConfigDict:
+def language_target(path: str = "") -> ConfigDict:
   """A language model as the target; `--target` sets the path.
 
   "" is the family's own convention, float32, and one of this package's families; another is named as ``package.module:NAME``.
   """
-  return ConfigDict({"path": "", "convention": "", "dtype": "", "family": ""})
+  return ConfigDict({"path": path, "convention": "", "dtype": "", "family": ""})
+
+
+# Variant -> the language model that it names: an id of the Hugging Face Hub, or a file that a script of `launch/` downloads.
+_FETCHED = {"smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf", "gemma3": "gemma-3-270m-q4_k_m.gguf"}
+_ON_THE_HUB = {"gpt2": "gpt2", "gpt2_xl": "gpt2-xl"}
+MODELS = (*_FETCHED, *_ON_THE_HUB)
+
+
+def model_path(variant: str) -> str:
+  """Where the language model of a variant in `MODELS` is."""
+  if variant in _ON_THE_HUB:
+    return _ON_THE_HUB[variant]
+  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  return str(pathlib.Path(home) / "inversionview_jax" / _FETCHED[variant])
+
+
+def check_fetched(path: str) -> None:
+  """Raises `InversionViewError` for a file that a script of `launch/` downloads and has not."""
+  for variant, name in _FETCHED.items():
+    if path == model_path(variant) and not os.path.exists(path):
+      raise InversionViewError(f"{path} is not there yet: python launch/fetch_{variant}.py downloads {name}")
 
 
 def reader(task: str) -> ConfigDict:
@@ -132,6 +156,7 @@ def reader(task: str) -> ConfigDict:
   config.noise = 0.0  # largest standard deviation (eta) of the Gaussian noise added to activations in training
   config.optimizer = adamw()
   config.average = 0.0  # decay of the moving average of the parameters; 0: none
+  config.log = "tensorboard"  # "wandb": to Weights & Biases as well, which needs the extra of that name
   return config
 
 

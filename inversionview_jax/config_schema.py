@@ -10,7 +10,7 @@ from inversionview_jax.config_keys import Key, optional, under
 from inversionview_jax.config_keys import check as check
 from inversionview_jax.config_keys import described as described
 from inversionview_jax.config_keys import listed as listed
-from inversionview_jax.errors import InversionViewError
+from inversionview_jax.errors import InversionViewError, one_of
 
 # Larger numbers are typing errors: what they size would be allocated before anything is computed.
 MOST_STEPS, MOST_TEXTS, MOST_QUERIES, MOST_SEED = 2**31 - 1, 2**20, 2**20, 2**31 - 1  # seed + 1 has 32 bits
@@ -68,6 +68,7 @@ TRAINING = {
         0, MOST_STEPS, "steps in a row, not finite, that are left out before the run ends"
       ),
       "profile": config_keys.text('"100:110" writes an XLA trace of these steps'),
+      "log": config_keys.choice(("tensorboard", "wandb"), "wandb: to Weights & Biases as well (extra `wandb`)"),
     }
   ),
 }
@@ -129,7 +130,7 @@ LANGUAGE_TARGET = {
   ),
 }
 # Of the inputs of a task over the texts of a language model, in the block `inputs`; the tasks check their settings by these, too.
-FACT_SOURCES = ("bundled", "counterfact", "bear", "minipile", "files")
+FACT_SOURCES = ("bundled", "composed", "counterfact", "bear", "minipile", "files")
 IOI_POSITIONS = ("IO", "S1", "S1+1", "S2", "END")
 _LENGTH = config_keys.whole(3, 2**20, "tokens of a text, with BOS and EOS")
 INPUTS: dict[str, dict[str, Key]] = {
@@ -165,6 +166,39 @@ INPUTS: dict[str, dict[str, Key]] = {
     {
       "vocabulary": config_keys.choice(("task", "all"), "tokens that a decoder writes; task: those of these prompts"),
       "positions": config_keys.names("where queries are taken; (): everywhere", IOI_POSITIONS),
+    }
+  ),
+}  # fmt: skip
+# Of a study, in the block `study`: task -> its keys.
+_STUDY = {
+  "queries": config_keys.whole(2, 1_000, "whose preimages are found, of each place"),
+  "pairs": config_keys.whole(2, 10_000, "of patching and direct effects, at most"),
+  "shown": config_keys.whole(0, 100, "preimages of each place on the page"),
+  "seed": config_keys.whole(0, MOST_SEED, "of everything that is drawn"),
+}
+STUDY: dict[str, dict[str, Key]] = {
+  "factual": optional(
+    {
+      **_STUDY,
+      "heads": config_keys.whole(1, 10_000, "that write most at END"),
+      "by_effect": config_keys.whole(0, 10_000, "with the largest direct effect, besides"),
+      "first_layer": config_keys.whole(-1, 1_000, "of the heads; -1: the upper half"),
+      "threshold": config_keys.number(0, 1, "on a head's share of the residual update"),
+      "known": config_keys.whole(1, 1_000_000, "facts that the model knows, at most"),
+      "tried": config_keys.whole(1, 10_000_000, "prompts that are tried for them, at most"),
+      "only_known": config_keys.switch("whether facts that the model does not know are left out"),
+      "pool": config_keys.whole(0, 10_000_000, "inputs among which preimages are sought; 0: all"),
+    }
+  ),
+  "ioi": optional(
+    {
+      **_STUDY,
+      "prompts": config_keys.whole(2, 100_000, "on which all heads are measured"),
+      "end_direct": config_keys.whole(1, 10_000, "heads at END with the largest direct effect"),
+      "end_patched": config_keys.whole(0, 10_000, "heads at END with the largest effect of patching, besides"),
+      "s2_patched": config_keys.whole(0, 10_000, "heads at S2 with the largest effect of patching"),
+      "s1_attending": config_keys.whole(0, 10_000, "heads at S1+1 that attend most to S1"),
+      "pool": config_keys.whole(1, 250_000, "inputs among which preimages are sought"),
     }
   ),
 }  # fmt: skip
@@ -245,9 +279,10 @@ OF_COMMAND: dict[str, dict[str, Key]] = {
   "plan": PLAN,
   "report": {**QUERIES, **REPORT},
   "heads": HEADS,
+  "study": {**HEADS, **under("study", STUDY["ioi"] | STUDY["factual"])},
 }
 # The commands whose configs have a block `inputs`, where the task is one over the texts of a language model.
-WITH_INPUTS = ("train", "patch", "heads")
+WITH_INPUTS = ("train", "patch", "heads", "study")
 
 
 def check_inputs(task: str, inputs: Any) -> None:
@@ -260,6 +295,15 @@ def check_inputs(task: str, inputs: Any) -> None:
     config_keys.check_block("inputs", inputs, INPUTS[task], f"setting of the task {task}")
   elif inputs is not None:
     config_keys.is_block("inputs", inputs)
+
+
+def check_study(config: Any) -> None:
+  """Raises `InversionViewError` for a config whose task has no study, or whose settings of it or of the inputs are not known or out of range."""
+  check(config, HEADS)
+  if config["task"] not in STUDY:
+    raise one_of("study of the task", config["task"], STUDY)
+  check_inputs(config["task"], config.get("inputs"))
+  config_keys.check_block("study", config.get("study"), STUDY[config["task"]], f"setting of the study of {config['task']}")
 
 
 def check_call(config: Any, prefix: str = "") -> None:

@@ -1,22 +1,57 @@
-"""A bar on a terminal for what takes more than a second; nothing elsewhere."""
+"""Bars on a terminal for what takes more than a second, with the time that is left; nothing elsewhere, and nothing with --quiet."""
 
 import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from inversionview_jax import terminal
+
+if TYPE_CHECKING:
+  from rich.progress import Progress
+
+_Item = TypeVar("_Item")
+_hidden = False
+# What `counted` loops report to: (done so far, all of it), or None where no bar follows them.
+_follower: contextvars.ContextVar[Callable[[int, int], None] | None] = contextvars.ContextVar("follower", default=None)
+
+
+def hide(hidden: bool) -> None:
+  """Sets whether bars, and log lines of a training, are left out on a terminal, too: the flag --quiet."""
+  global _hidden
+  _hidden = hidden
+
+
+def is_hidden() -> bool:
+  """What `hide` has set."""
+  return _hidden
+
+
+def bars(show: bool = True) -> "Progress":
+  """rich's bars on stderr, with the time passed and the time left; they disappear at the end, and show on a terminal and in a notebook only."""
+  from rich import progress
+
+  stderr = terminal.console(stderr=True)
+  # Into a file they would write empty lines.
+  show = show and not _hidden and (stderr.is_terminal or stderr.is_jupyter)
+  columns = (
+    progress.TextColumn("{task.description}"),
+    progress.BarColumn(),
+    progress.TaskProgressColumn(),
+    progress.TimeElapsedColumn(),
+    progress.TextColumn("[dim]left"),
+    progress.TimeRemainingColumn(),
+  )
+  return progress.Progress(*columns, console=stderr, transient=True, disable=not show)
 
 
 @contextlib.contextmanager
 def bar(what: str, total: int, show: bool = True, done: int = 0) -> Iterator[Callable[[int], None]]:
   """Yields a function that moves a bar on stderr, which starts at `done`, by so many of `total`."""
-  from rich import progress
   from rich.markup import escape
 
-  stderr = terminal.console(stderr=True)
-  # Into a file it would write empty lines.
-  show = show and (stderr.is_terminal or stderr.is_jupyter)
-  with progress.Progress(console=stderr, transient=True, disable=not show) as shown:
+  with bars(show) as shown:
     yield functools.partial(shown.advance, shown.add_task(escape(what), total=total, completed=done))
 
 
@@ -35,3 +70,42 @@ def bar_of(what: str) -> Iterator[Callable[[int, int], None]]:
       before = done
 
     yield report
+
+
+@contextlib.contextmanager
+def following(what: str, show: bool = True) -> Iterator[None]:
+  """A bar of the `counted` loops that run meanwhile, one after the other; it has no end while none of them does, as in compilation."""
+  from rich.markup import escape
+
+  with bars(show) as shown:
+    task = shown.add_task(escape(what), total=None)
+    total_before = -1
+
+    def report(done: int, total: int) -> None:
+      nonlocal total_before
+      if done == 0 or total != total_before:
+        shown.reset(task, total=total)
+        total_before = total
+      shown.update(task, completed=done)
+
+    token = _follower.set(report)
+    try:
+      yield
+    finally:
+      _follower.reset(token)
+
+
+def counted(items: Sequence[_Item]) -> Iterator[_Item]:
+  """The items of a loop that takes time, reported to the bar that follows; of loops inside of each other, the outermost of several items is."""
+  report = _follower.get()
+  if report is None or len(items) < 2:
+    yield from items
+    return
+  for done, item in enumerate(items):
+    report(done, len(items))
+    token = _follower.set(None)
+    try:
+      yield item
+    finally:
+      _follower.reset(token)
+  report(len(items), len(items))

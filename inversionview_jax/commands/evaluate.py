@@ -12,7 +12,7 @@ from inversionview_jax.commands import flags, source
 from inversionview_jax.commands.tables import make_table
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.files import output_folder, write_whole
-from inversionview_jax.progress import bar
+from inversionview_jax.progress import bar, following
 
 if TYPE_CHECKING:
   from inversionview_jax.measures.coverage import Completeness, ExactComparison
@@ -109,13 +109,14 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     exact.every_input(task)  # raises for a task that cannot enumerate, before the work
   mixture = _mixture(task, args)
   with output_folder(args.out) as folder:
-    evaluation = evaluate(
-      reader,
-      queries=200 if args.queries is None else args.queries,
-      exact_queries=_default_exact(task) if args.exact is None else args.exact,
-      mixture=mixture,
-      seed=args.seed,
-    )
+    with following("queries"):
+      evaluation = evaluate(
+        reader,
+        queries=200 if args.queries is None else args.queries,
+        exact_queries=_default_exact(task) if args.exact is None else args.exact,
+        mixture=mixture,
+        seed=args.seed,
+      )
     _print_rates(evaluation)  # before it is written: a full disk does not cost the figures
     if evaluation.exact:
       _print_exact(evaluation)
@@ -194,7 +195,8 @@ def _completeness(reader: "Reader", args: argparse.Namespace, folder: pathlib.Pa
 
   draws = args.noise_draws or 1
   queries = held_out.held_out_queries(reader, args.completeness, args.seed + 2, every_site=False)
-  results = coverage.completeness(reader, queries, args.inputs, draws=draws, seed=args.seed)
+  with following("log-probabilities"):
+    results = coverage.completeness(reader, queries, args.inputs, draws=draws, seed=args.seed)
   _print_completeness(results)
   content = {
     "format": "inversionview-completeness",

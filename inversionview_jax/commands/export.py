@@ -8,6 +8,7 @@ from inversionview_jax.commands import flags
 from inversionview_jax.commands.inputs import texts_of
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.files import check_can_make, files_together
+from inversionview_jax.progress import counted, following
 from inversionview_jax.terminal import print_text
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   requests = [Request(text, site, position) for text in texts for site in sites for position in positions]
   reader.check(requests)  # all of them, before the work
   count = 0
-  with files_together(args.out) as folder:
-    for request in requests:
+  with files_together(args.out) as folder, following("preimages"):
+    for request in counted(requests):
       preimage = reader.preimages([request], mixture=args.mixture, num_samples=args.num_samples, seed=args.seed)[0]
       count += len(paper_viewer.write(folder, pages(reader, preimage, args.shown)))
   print_text(f"{count} files of {len(texts)} {'text' if len(texts) == 1 else 'texts'} written to {args.out}")

@@ -154,7 +154,7 @@ FLAGS = {
   "shown": Flag("at most so many are shown", count("shown")),
   "seed": Flag("seed of everything that is drawn", count("seed")),
   # Where it runs, and where results go.
-  "config": Flag("a config file, with a variant where it has any; --config.KEY=VALUE changes a setting", metavar="FILE[:VARIANT]"),
+  "config": Flag("a config of this project by its name, such as addition:tiny, or a file; --config.KEY=VALUE changes a setting", metavar="NAME|FILE[:VARIANT]"),
   "workdir": Flag("the folder of this run: checkpoints, logs, the finished model", metavar="DIR"),
   "out": Flag("the folder for the results; made if it does not exist", metavar="DIR"),
   "json": Flag("also write the results as JSON", metavar="FILE"),
@@ -254,6 +254,9 @@ def add_command(
   )
   parser.set_defaults(run=run, overrides=overrides)
   parser.add_argument("--debug", action="store_true", help="show where an error comes from, with its traceback")
+  parser.add_argument(
+    "--quiet", action="store_true", help="no bars and no log lines on stderr; results and errors stay"
+  )
   if name in config_schema.OF_COMMAND:
     parser.add_argument(
       "--help-config",

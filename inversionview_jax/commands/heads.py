@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from inversionview_jax import config_schema, terminal
@@ -10,6 +11,7 @@ from inversionview_jax.commands import flags
 from inversionview_jax.commands.tables import make_table
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold, write_whole
+from inversionview_jax.progress import bar
 
 if TYPE_CHECKING:
   import numpy as np
@@ -104,7 +106,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     raise InversionViewError(f'--known needs answers: give {args.prompts} as .jsonl with "prompt" and "answer"')
   if args.known:
     target.require_logits()
-  shares, known, tried = _shares(prompts, args)
+  with bar("prompts", min(args.count, len(prompts.tokens))) as advance:
+    shares, known, tried = _shares(prompts, args, advance)
   if not len(shares):
     raise InversionViewError(f"of {tried:,} prompts the target predicts none; leave out --known")
   heads = head_importance.ranked(shares, *layers)
@@ -129,7 +132,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   return 0
 
 
-def _shares(prompts: _Prompts, args: argparse.Namespace) -> tuple["np.ndarray", int, int]:
+def _shares(
+  prompts: _Prompts, args: argparse.Namespace, advance: Callable[[int], None]
+) -> tuple["np.ndarray", int, int]:
   """The shares of all heads on --count prompts, batch by batch until there are enough.
 
   Returns:
@@ -151,6 +156,7 @@ def _shares(prompts: _Prompts, args: argparse.Namespace) -> tuple["np.ndarray", 
     right = np.ones(rows, bool) if answers is None or predicted is None else predicted[:rows] == answers[part]
     shares.append(values[:rows][right] if args.known else values[:rows])
     known, tried = known + int(right.sum()), tried + rows
+    advance(len(shares[-1]))
     if sum(map(len, shares)) >= args.count:
       break
   return np.concatenate(shares)[: args.count], known, tried

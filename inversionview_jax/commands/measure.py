@@ -9,6 +9,7 @@ from inversionview_jax import terminal
 from inversionview_jax.commands import flags, source
 from inversionview_jax.commands.inputs import texts_of
 from inversionview_jax.files import check_can_hold
+from inversionview_jax.progress import bars
 
 if TYPE_CHECKING:
   from rich.console import Console
@@ -136,10 +137,7 @@ class _ProgressBars:
   """A bar for each step on a terminal; nothing elsewhere."""
 
   def __enter__(self) -> "_ProgressBars":
-    from rich.progress import Progress
-
-    console = terminal.console(stderr=True)
-    self._bars = Progress(console=console, transient=True, disable=not console.is_terminal)
+    self._bars = bars()
     self._bars.__enter__()
     self._tasks: dict[str, Any] = {}
     return self

@@ -11,6 +11,7 @@ from inversionview_jax.commands import flags
 from inversionview_jax.commands.tables import estimate_text, make_table
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_make, output_folder, write_whole
+from inversionview_jax.progress import counted, following
 
 if TYPE_CHECKING:
   from rich.table import Table
@@ -74,8 +75,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     for name, settings in config.experiments.items()
   ]
   mesh = parallel.make_mesh()
-  with output_folder(args.out) as folder:
-    for experiment in prepared:
+  with output_folder(args.out) as folder, following("experiments"):
+    for experiment in counted(prepared):
       if isinstance(experiment, logit_experiments.Prepared):
         result = logit_experiments.run(target, experiment, batch_size=config.batch_size, task=task)
       else:

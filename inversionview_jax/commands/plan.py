@@ -2,12 +2,13 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from inversionview_jax import config_schema
 from inversionview_jax.commands import flags
 from inversionview_jax.files import check_can_hold, write_whole
+from inversionview_jax.progress import counted, following
 from inversionview_jax.terminal import print_message, print_text
 
 if TYPE_CHECKING:
@@ -103,17 +104,17 @@ def _plans(config: "ConfigDict", topologies: "list[Topology]", args: argparse.Na
     planning.check(plan, topology)
   names = _names(args, plan, topologies)
   plans: list[dict[str, Any]] = []
-  for topology in topologies:
-    programs = []
-    if "train" in names:
-      programs.append(planning.training_step(plan, topology))
-    if "sample" in names:
-      programs.append(planning.sampler(plan, topology, args.rows))
-    if "monte_carlo" in names:
-      programs.append(planning.monte_carlo(plan, topology, args.particles))
-    plans.append(report.plan_data(plan, topology, programs))
-    if len(topologies) > 1:
-      print_text("\n".join(_rows(plans[-1], header=len(plans) == 1)), flush=True)
+  compiled: dict[str, Callable[[Topology], Any]] = {
+    "train": lambda topology: planning.training_step(plan, topology),
+    "sample": lambda topology: planning.sampler(plan, topology, args.rows),
+    "monte_carlo": lambda topology: planning.monte_carlo(plan, topology, args.particles),
+  }
+  with following("compiling"):
+    for topology in counted(topologies):
+      programs = [compiled[name](topology) for name in counted([name for name in compiled if name in names])]
+      plans.append(report.plan_data(plan, topology, programs))
+      if len(topologies) > 1:
+        print_text("\n".join(_rows(plans[-1], header=len(plans) == 1)), flush=True)
   return plans
 
 

@@ -130,6 +130,19 @@ def note_decoder(args: argparse.Namespace, made: "Source") -> None:
     print_message(f"the task {made.task.name!r} {why}: --method decoder is used")
 
 
+def note_other_text(task: "Task", text: str) -> None:
+  """Says in a line on stderr that a text is no input of the task, of which the target has seen others only."""
+  import numpy as np
+
+  from inversionview_jax.tasks.tokenizer_base import encode_with_bos
+
+  if not task.may_be_input(encode_with_bos(task.tokenizer, text)):
+    example = task.tokenizer.text(task.tokens(np.zeros(1, np.int64))[0].tolist())
+    print_message(
+      f"{text!r} is neither an input of the task {task.name!r}, such as {example!r}, nor the beginning of one: its target has seen none like it"
+    )
+
+
 def target_and_task(args: argparse.Namespace) -> "tuple[Target, Task]":
   """The target of --target and its task; raises `InversionViewError` where it has none and --task names none."""
   from inversionview_jax.targets import load_target, task_and_target

@@ -74,7 +74,8 @@ def run_train_target(args: argparse.Namespace, overrides: list[str]) -> int:
   parallel.use_compilation_cache()
   objective = target_objective.TargetObjective(task, settings, held_out, mesh)
   with output_folder(workdir), hosts.exclusive(workdir, loop.IN_USE):
-    print_text(configs.summary(args.config, config, folder / "config.json", _is_of_target))
+    if not args.quiet:
+      print_text(configs.summary(args.config, config, folder / "config.json", is_of_target))
     metrics = loop.train(objective, rows, settings, folder, mesh)
   print_text(f"accuracy of whole answers, {metrics['held_out']:,.0f} held-out inputs: {metrics['accuracy']:.5f}")
   for name, value in metrics.items():
@@ -103,7 +104,8 @@ def run_train(args: argparse.Namespace, overrides: list[str]) -> int:
   hosts.all_true(True)  # every host has checked before one writes
   with output_folder(workdir), hosts.exclusive(workdir, loop.IN_USE):
     choice.store()
-    print_text(configs.summary(args.config, config, workdir / "decoder" / "config.json", _is_of_reader(config)))
+    if not args.quiet:
+      print_text(configs.summary(args.config, config, workdir / "decoder" / "config.json", _is_of_reader(config)))
     print_text(f"target: {choice.source}")
     metrics = loop.train(objective, rows, config, workdir / "decoder", mesh)
   print_text(f"in-epsilon rate, mean over sites: {metrics['rate']:.3f}; lowest: {metrics['rate_lowest']:.3f}")
@@ -114,7 +116,7 @@ def run_train(args: argparse.Namespace, overrides: list[str]) -> int:
   return 0
 
 
-def _is_of_target(key: str) -> bool:
+def is_of_target(key: str) -> bool:
   """Whether `train-target` reads this key of a config: its block `target`, and what both models share."""
   from inversionview_jax.training import loop
 
@@ -136,7 +138,7 @@ def _refuse_reader_settings(overrides: Sequence[str], config: "ConfigDict") -> N
     argument.split("=")[0].removeprefix("--config.") for argument in overrides if argument.startswith("--config.")
   ]
   for key in given:
-    if _is_of_target(key) or f"target.{key}" in given:
+    if is_of_target(key) or f"target.{key}" in given:
       continue
     target: Any = config.get("target") or {}
     for part in key.split("."):

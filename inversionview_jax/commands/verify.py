@@ -8,6 +8,7 @@ from inversionview_jax import terminal
 from inversionview_jax.commands import flags
 from inversionview_jax.commands.tables import estimate_text, make_table
 from inversionview_jax.files import check_can_hold, write_whole
+from inversionview_jax.progress import following
 
 if TYPE_CHECKING:
   from inversionview_jax.causal.verification import Verdict
@@ -58,18 +59,19 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
   loading = {"convention": args.convention, "family": args.family, "ignore_config_keys": args.ignore_config_key or ()}
   task, target = task_and_target(args.task, args.target, **loading)
-  verdict = verification.verify(
-    target,
-    args.site,
-    index_or_label(args.position),
-    args.feature,
-    task=task,
-    predict=args.predict,
-    pairs=args.pairs,
-    split=args.split,
-    seed=args.seed,
-    where=args.where,
-  )
+  with following("patching"):
+    verdict = verification.verify(
+      target,
+      args.site,
+      index_or_label(args.position),
+      args.feature,
+      task=task,
+      predict=args.predict,
+      pairs=args.pairs,
+      split=args.split,
+      seed=args.seed,
+      where=args.where,
+    )
   _print(verdict, target.name, task.name)
   if args.json:
     settings = {"task": task.name, "split": args.split, "seed": args.seed, "where": args.where}

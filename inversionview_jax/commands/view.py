@@ -128,6 +128,7 @@ def _alone(args: argparse.Namespace) -> "Preimage":
   request = Request(args.text, args.site[0], args.position[0], args.epsilon, args.metric, args.match)
   drawn_from.check([request])
   source.note_decoder(args, drawn_from)
+  source.note_other_text(drawn_from.task, args.text)
   if drawn_from.method in ("decoder", "exact"):
     return drawn_from.preimage(request, seed=args.seed)
   with bar_of("target runs") as progress:

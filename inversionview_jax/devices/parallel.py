@@ -14,6 +14,7 @@ import numpy as np
 from jax.extend.core import get_opaque_trace_state
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from inversionview_jax import progress
 from inversionview_jax.devices import numerics
 from inversionview_jax.errors import InversionViewError
 
@@ -195,7 +196,7 @@ def in_chunks(program: Callable, rows: Any, size: int) -> Any:
     The results for the N rows, a pytree of NumPy arrays.
   """
   count, parts = len(jax.tree.leaves(rows)[0]), []
-  for start in range(0, count, size):
+  for start in progress.counted(range(0, count, size)):
     chunk = jax.tree.map(lambda x: pad_rows(np.asarray(x[start : start + size]), size), rows)
     valid = min(size, count - start)
     out = fetch(program(chunk))

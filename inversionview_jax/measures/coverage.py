@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from inversionview_jax import bounds
+from inversionview_jax import bounds, progress
 from inversionview_jax.measures.held_out import HeldOutQueries
 from inversionview_jax.measures.rates import auc
 from inversionview_jax.reading import Reader
@@ -196,7 +196,7 @@ def completeness(
   distances = exact.distances(reader.target, task, reader.sites, queries, index, reader.sampler.mesh)
   settings = ((1.0, noise if draws > 1 else 0.0),)
   results = []
-  for q in range(len(held_out)):
+  for q in progress.counted(range(len(held_out))):
     site, activation = int(queries.site[q]), queries.activation[q]
     log_prob = [
       mixture_log_prob(reader, activation, site, task.tokens(part), settings, draws, seed=seed)

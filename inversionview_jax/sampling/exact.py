@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from inversionview_jax import distance
+from inversionview_jax import distance, progress
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models import site_shapes
@@ -154,7 +154,7 @@ def distances(
   results = np.empty((count, len(index)), np.float32), np.empty((count, len(index)), np.int8)
   # Not `parallel.in_chunks`: results of one chunk are stored while the next one runs, and are never held twice (Q * N can be 800 MB).
   pending = None
-  for start in range(0, len(index), size):
+  for start in progress.counted(range(0, len(index), size)):
     part = index[start : start + size]
     tokens = task.tokens(parallel.pad_rows(part, size))
     out = program(params, queries, tokens)

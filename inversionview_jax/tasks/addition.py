@@ -56,6 +56,13 @@ class Addition(Task):
     "C3": "carry out of the ones, 0 or 1",
     "length": "number of digits of the answer, 3 or 4",
   }
+  position_names = {
+    "+": "the plus sign",
+    "=": "the equals sign, where A1 is predicted",
+    "A1": "first digit of the answer; A2 is predicted here",
+    "A2": "second digit of the answer; A3 is predicted here",
+    "A3": "third digit of the answer; A4, or the end, is predicted here",
+  }
   expressions = ("F1 + S1", "F2 + S2", "F3 + S3")
 
   @functools.cached_property
@@ -202,6 +209,10 @@ class Addition(Task):
       return (tokens[:, at] != clean[rows, at]) & fulfilled
 
     return _pairs(index, clean, *redraw(len(index), propose, accept), at)
+
+  def contrast_aligned(self, index: np.ndarray, seed: int = 0, *, predict: str = "") -> Pairs:
+    """Pairs in which all operand digits are drawn again; see `Task.contrast_aligned`."""
+    return self.contrast(index, seed, change=tuple(_OPERANDS), predict=predict or "A1")
 
   def contrast_in(
     self, feature: str, vary: str, index: np.ndarray, seed: int = 0, *, predict: str = "A1", where: str = ""

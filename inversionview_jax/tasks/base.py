@@ -24,6 +24,7 @@ from inversionview_jax.tasks.tokenizers import CharTokenizer, PartTokenizer
 
 RENAMED_MIXTURES = {"wide": "broad"}  # names of version 0.1
 Array = Any  # an array of NumPy or JAX; tasks import no JAX
+_MOST_LOOKED_THROUGH = 2_000_000  # inputs that are searched for one that begins as a text does
 TINY = {"train": 20_000, "test": 5_000}  # inputs of a split that the "tiny" datasets hold
 
 
@@ -87,6 +88,7 @@ class Task(abc.ABC):
     rare: None, or bool[V]: the tokens to which `Mixture.repeats` applies.
     about: describes an input to someone who has never seen one.
     feature_names: describes each feature.
+    position_names: describes each label of a position that is not the name of a feature; see `about_position`.
     expressions: over the features (`grammar.expression`), which a reading checks besides them.
   """
 
@@ -104,6 +106,7 @@ class Task(abc.ABC):
   rare: np.ndarray | None = None
   about: str = ""
   feature_names: dict[str, str] = {}
+  position_names: dict[str, str] = {}
   expressions: tuple[str, ...] = ()
 
   def __init_subclass__(cls, **kwargs):
@@ -120,6 +123,25 @@ class Task(abc.ABC):
     if not self.enumerable:
       raise NotImplementedError(f"task {self.name!r} has no index of its texts")
     return self.listed.index(tokens)
+
+  def may_be_input(self, tokens: Sequence[int]) -> bool:
+    """Whether a text is an input of the task or the beginning of one; True where the inputs are not enumerated, so that it is not known.
+
+    Args:
+      tokens: int[T], the text with BOS; EOS and padding do not count.
+    """
+    if not (self.enumerable and self.dataset and self.num_inputs <= _MOST_LOOKED_THROUGH):
+      return True
+    t = self.tokenizer
+    used = [int(token) for token in tokens if int(token) not in (t.eos_id, t.pad_id)]
+    if len(used) >= self.length:
+      return False
+    whole = np.full((1, self.length), t.pad_id, np.int32)
+    whole[0, : len(used) + 1] = [*used, t.eos_id]
+    if self.index(whole)[0] >= 0:
+      return True
+    parts = (np.arange(i, min(i + 100_000, self.num_inputs)) for i in range(0, self.num_inputs, 100_000))
+    return any((self.tokens(part)[:, : len(used)] == used).all(axis=1).any() for part in parts)
 
   def inputs_of(self, base: "type[Task]") -> bool:
     """Whether the inputs are those of `base`, a class that this one is derived from: moves and priors written for them know no others."""
@@ -185,6 +207,10 @@ class Task(abc.ABC):
     """A label for each position of one input ("=", "A1"); "" where the task has none, which is the default."""
     return [""] * len(tokens)
 
+  def about_position(self, label: str) -> str:
+    """What stands at the position of this label, in words; "" where the task has none for it."""
+    return self.position_names.get(label) or self.feature_names.get(label, "")
+
   def default_sites(self, n_layers: int, n_heads: int) -> tuple[str, ...]:
     """Short names of the sites a decoder is trained on by default: the embedding, and heads, MLP and residual stream of every layer."""
     sites = ["x0.pre"]
@@ -248,6 +274,20 @@ class Task(abc.ABC):
     contrast are left out.
     """
     raise InversionViewError(f"the task {self.name} has no contrast pairs")
+
+  def contrast_aligned(self, index: np.ndarray, seed: int = 0, *, predict: str = "") -> Pairs:
+    """Contrast pairs for circuits: the answers differ, and so may all that leads to them; the tokens of both inputs line up.
+
+    Args:
+      index: int64[B].
+      seed: of the draws, which are functions of it and of the index.
+      predict: label of the answer token; "" for the task's first.
+
+    Raises:
+      InversionViewError: an answer token that the task does not know, or a task without contrast pairs.
+    """
+    del predict
+    return self.contrast(index, seed)
 
   def contrast_in(
     self, feature: str, vary: str, index: np.ndarray, seed: int = 0, *, predict: str, where: str = ""

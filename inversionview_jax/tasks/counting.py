@@ -45,6 +45,12 @@ class Counting(Task):
     "query": "the query letter, as a number: a is 0, b is 1, ...",
     "length": 'number of letters before "|"',
   }
+  position_names = {
+    "|": "end of the letters that are counted",
+    "query": "the letter whose number is asked for",
+    ":": "where the count is predicted",
+    "count": "the answer: how often the query letter occurs",
+  }
 
   def tokens(self, index: np.ndarray) -> np.ndarray:
     t = self.tokenizer
@@ -204,6 +210,12 @@ class Counting(Task):
       other, made = redraw(len(index), propose_index, accept_index)
       corrupted = self.tokens(other)
     return self._pairs(index, clean, corrupted, made)
+
+  def contrast_aligned(self, index: np.ndarray, seed: int = 0, *, predict: str = "") -> Pairs:
+    """Pairs of any two inputs of one length with different counts; see `Task.contrast_aligned`."""
+    if predict not in ("", "count"):
+      raise InversionViewError(f"cannot predict {predict!r} of counting; the answer is: count")
+    return self.contrast(index, seed, kind="another", same_length=True)
 
   def contrast_in(
     self, feature: str, vary: str, index: np.ndarray, seed: int = 0, *, predict: str = "count", where: str = ""

@@ -58,6 +58,14 @@ class IOI(LanguageTask):
     "template": "the sentence around the names, place and object",
     "order": "whether IO comes first (0) or S does (1)",
   }
+  position_names = {
+    "IO": "the name that occurs once, the answer",
+    "S1": "the name of who gives, for the first time",
+    "S1+1": "the token after S1",
+    "S2": "the name of who gives, again",
+    "END": "the last token of the prompt, where IO is predicted",
+    "answer": "the name IO, which the model is to write",
+  }
 
   def __init__(self, tokenizer: Tokenizer | None = None, settings: Mapping | None = None):
     base = base_of(tokenizer, self.name)
@@ -263,6 +271,12 @@ class IOI(LanguageTask):
       new_io, new_s = self._other_names(seed, index, io, s)
       corrupted = self._written(template, order, new_io, new_s, place, thing)
     return self._pairs(index, clean, corrupted)
+
+  def contrast_aligned(self, index: np.ndarray, seed: int = 0, *, predict: str = "") -> Pairs:
+    """Pairs in which the other name occurs twice; see `Task.contrast_aligned`."""
+    if predict not in ("", "answer"):
+      raise InversionViewError(f"cannot predict {predict!r} of ioi; the answer is: answer")
+    return self.contrast(index, seed, kind="S2")
 
   def contrast_in(
     self, feature: str, vary: str, index: np.ndarray, seed: int = 0, *, predict: str = "answer", where: str = ""

@@ -20,13 +20,13 @@ from inversionview_jax import bounds, config_schema, preemption
 from inversionview_jax.devices import hosts, parallel, sharding
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_make, output_folder, path_of
-from inversionview_jax.training import checkpoints, identity, metrics_log, optimizers, throughput
+from inversionview_jax.training import boards, checkpoints, identity, metrics_log, optimizers, throughput
 from inversionview_jax.training.batches import Batches
 from inversionview_jax.training.nonfinite import NonFiniteGuard
 from inversionview_jax.training.update import Objective, initial_state, make_update, state_shardings
 
 # Config keys that hold for every model of a run: written once in a config, beside the settings of the target and those of the decoder.
-SHARED_KEYS = ("mesh", "compute", "keep_every", "skip_nonfinite", "profile")
+SHARED_KEYS = ("mesh", "compute", "keep_every", "skip_nonfinite", "profile", "log")
 # What to do where another run is writing into the same folder.
 IN_USE = "wait for it, stop it, or use another --workdir"
 
@@ -43,7 +43,7 @@ def train(
       `compute` (`make_update`), keep_every (also keep a checkpoint in every so many steps), skip_nonfinite (number of steps in a row with a
       loss or gradient that is not finite to leave out before the run ends; 0: the first one ends it), profile ("100:110": write an XLA
       trace of these steps).
-    folder: gets `checkpoints/`, `metrics.jsonl`, TensorBoard events in `tensorboard/`, `config.json` and the finished model. On storage
+    folder: gets `checkpoints/`, `metrics.jsonl`, `tensorboard/` (and `wandb/`), `config.json` and the finished model. On storage
       that all hosts share.
     mesh: from `parallel.mesh_of`, which is the default.
 
@@ -163,6 +163,7 @@ class _Run:
       if hosts.is_writer():
         self._objective.finish(params, final, self._folder)
     self._log.print_times()
+    self._log.close()
     return final
 
   def _call(self, count: int) -> None:
@@ -225,6 +226,7 @@ class _Run:
       self._saved.close()
     self._log_notes()
     self._log.print_times()
+    self._log.close()
     raise preemption.Stopped(self._done)
 
 
@@ -272,6 +274,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
   identity.refuse_renamed(config)
   config_schema.check(config, config_schema.STEP)
   config_schema.check_call(config)
+  boards.check(config)
   pieces = (config.get("compute") or {}).get("accumulate", 1)
   data = mesh.shape[parallel.DATA]
   if config.batch_size % (data * pieces):

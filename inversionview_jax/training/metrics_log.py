@@ -1,19 +1,18 @@
-"""The log of a training run: metrics.jsonl, TensorBoard events, a progress bar and lines on stderr. The first host writes."""
+"""The log of a training run: metrics.jsonl, what `boards` shows, a progress bar and lines on stderr. The first host writes."""
 
 import json
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from inversionview_jax import terminal
+from inversionview_jax import progress, terminal
 from inversionview_jax.devices import hosts
 from inversionview_jax.files import write_whole
-from inversionview_jax.training import throughput
+from inversionview_jax.training import boards, throughput
 
 
 class MetricsLog:
@@ -46,23 +45,18 @@ class MetricsLog:
     from rich.markup import escape
 
     self._path, self._config, self._clock = folder / "metrics.jsonl", config, clock
-    self._board: Any = None  # of TensorBoard
+    self._boards: boards.Boards | None = None
     self._write_failed = False
     peak = throughput.peak_flops(devices[0])
     self._flops, self._peak = flops, peak * len(devices) if peak else None
-    console = terminal.console(stderr=True, quiet=not hosts.is_writer())
+    console = terminal.console(stderr=True, quiet=not hosts.is_writer() or progress.is_hidden())
     if hosts.is_writer():
       write_whole(folder / "config.json", config.to_json_best_effort(indent=1) + "\n")
       kept = [line for line in self._read() if line["step"] <= done]
       write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-      try:
-        import tensorboardX
-
-        self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
-      except ImportError:
-        console.print(
-          "[bold]note[/bold]: tensorboardX is not installed: no TensorBoard events, metrics.jsonl has all of it"
-        )
+      self._boards = boards.Boards(folder, config, done)
+      if self._boards.missing:
+        console.print(f"[bold]note[/bold]: {self._boards.missing}")
     console.print(
       f"{size:,} parameters, batch {config.batch_size}, step {done:,} of {config.steps:,}; log in {escape(str(self._path))}",
       soft_wrap=True,
@@ -75,7 +69,7 @@ class MetricsLog:
       rich.progress.TimeElapsedColumn(),
       rich.progress.TimeRemainingColumn(),
       console=console,
-      disable=not (console.is_terminal and hosts.is_writer()),
+      disable=not (console.is_terminal and hosts.is_writer()) or progress.is_hidden(),
     )
     self._bar = self.progress.add_task("compiling", total=config.steps, completed=done)
     self._start, self._last_step, self._trained = time.perf_counter(), done, clock.training
@@ -144,15 +138,17 @@ class MetricsLog:
     try:
       with self._path.open("a") as file:
         file.write(line)
-      if self._board is not None:
-        for name, value in values.items():
-          if not isinstance(value, str):
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
+      if self._boards is not None:
+        self._boards.add(step, values)
     except OSError as error:  # a full disk costs log lines, not the run: checkpoints that fail end it
       if not self._write_failed:
         self._show(f"cannot write {self._path}: {error.strerror}")
       self._write_failed = True
+
+  def close(self) -> None:
+    """Closes the boards: what they have not sent yet is sent."""
+    if self._boards is not None:
+      self._boards.close()
 
   def print_times(self) -> None:
     """Prints the wall time, the training time and every other phase's, in one line."""

@@ -242,3 +242,15 @@ class TestFeatures:
     texts = [COUNTING.tokenizer.text(row) for row in strings[1]]
     assert features["count"].tolist() == [int(text[-1]) for text in texts]
     assert features["length"].tolist() == [text.index("|") for text in texts]
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("615+861=1476", True), ("615+861=", True), ("615", True), ("", True), ("12+34=46", False), ("615+861=1477", False),
+    ("615+861=15", False), ("100+100=2000", False), ("615+861=14761476", False),
+  ],
+)  # fmt: skip
+def test_texts_that_are_no_input_are_known(text, expected):
+  t = ADDITION.tokenizer
+  assert ADDITION.may_be_input([t.bos_id, *t.encode(text)]) is expected

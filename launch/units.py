@@ -1,15 +1,13 @@
 """Work units of a sweep: a config, its `get_hyper` and a workdir -> the commands to run, each parsed by the real flag parser first."""
 
 import dataclasses
-import importlib.util
-import pathlib
 import re
 from collections.abc import Sequence
 
 import hyper
 
 from inversionview_jax import cli
-from inversionview_jax.commands import configs
+from inversionview_jax.commands import configs, train
 from inversionview_jax.errors import InversionViewError, one_of
 
 COMMANDS = ("train", "train-target")
@@ -38,7 +36,7 @@ def work_units(
   """All work units of a sweep, checked.
 
   Args:
-    config: a config file and a variant, such as configs/addition.py:tiny.
+    config: a config by name or file, and a variant, such as addition:tiny.
     command: of `inversionview`: "train" or "train-target".
     workdir: may contain `{xid}` (the experiment) and `{wid}` (the work unit).
     overrides: `--config.key=value`, the same in every unit.
@@ -78,10 +76,7 @@ def work_units(
 
 def _sweep(config: str) -> hyper.Hyper:
   """The sweep of the config file's `get_hyper`; [{}] if it has none."""
-  path = pathlib.Path(config.split(":")[0])
-  spec = importlib.util.spec_from_file_location("swept_config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  path, module = configs.config_file(config), configs.run_config_file(config)
   if not hasattr(module, "get_hyper"):
     return [{}]
   try:
@@ -97,6 +92,11 @@ def _check(unit: Unit) -> None:
   """Raises `InversionViewError` unless `inversionview` parses the unit's command to the values of its sweep."""
   args, rest = cli._parser().parse_known_args(list(unit.arguments))
   config = configs.load_config(args.config, rest)
+  swept = [name.removeprefix("config.") for name in unit.hyper]
+  if unit.arguments[0] == "train-target" and (idle := [name for name in swept if not train.is_of_target(name)]):
+    raise InversionViewError(
+      f"the sweep sets {', '.join(idle)}, which changes nothing of a target (config.target.* does): add --nosweep"
+    )
   for name, value in unit.hyper.items():
     parsed = config
     for key in name.split(".")[1:]:

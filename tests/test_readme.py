@@ -140,7 +140,7 @@ def test_scripts_exist(words):
 def test_extras_exist(readme):
   parser = configparser.ConfigParser()
   parser.read(ROOT / "setup.cfg")
-  for names in re.findall(r"pip install '?\"?(?:\.|inversionview_jax)\[([\w,]+)\]", (ROOT / readme).read_text()):
+  for names in re.findall(r"pip install (?:-e )?'?\"?(?:\.|inversionview_jax)\[([\w,]+)\]", (ROOT / readme).read_text()):
     assert set(names.split(",")) <= set(parser["options.extras_require"])
 
 

@@ -1,5 +1,6 @@
 """The launchers: sweeps, the commands they print (parsed by the real flag parser), what they do after a preemption, and a sweep that runs."""
 
+import configparser
 import importlib.util
 import json
 import os
@@ -15,7 +16,7 @@ import yaml
 
 from inversionview_jax import cli
 from inversionview_jax.commands import configs
-from inversionview_jax.devices import chips
+from inversionview_jax.devices import chips, hosts
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preemption import EXIT_AGAIN
 
@@ -260,8 +261,8 @@ def test_printed_jobset_is_parsed():
   (job,) = made["spec"]["replicatedJobs"]
   pod = job["template"]["spec"]["template"]["spec"]
   (container,) = pod["containers"]
-  hosts, each = job["template"]["spec"]["parallelism"], container["resources"]["limits"]["google.com/tpu"]
-  assert hosts * each == 256 and hosts == job["template"]["spec"]["completions"]
+  count, each = job["template"]["spec"]["parallelism"], container["resources"]["limits"]["google.com/tpu"]
+  assert count * each == 256 and count == job["template"]["spec"]["completions"]
   assert pod["nodeSelector"] == {
     "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
     "cloud.google.com/gke-tpu-topology": "16x16",
@@ -279,6 +280,14 @@ def test_printed_jobset_is_parsed():
     ({"topology": "v5e:16"}, "v5e:16x16"),
     ({"topology": "v9:2x2"}, "v5e"),
     ({"topology": "cpu:8"}, "TPU"),
+    ({"gpus": "h100:8"}, "one of them"),
+    ({"topology": ""}, "--gpus=h100:8"),
+    ({"topology": "", "gpus": "h1000:8"}, "h100"),
+    ({"topology": "", "gpus": "h100"}, "h100:8"),
+    ({"topology": "", "gpus": "h100:8", "nodes": 0}, "--nodes=0"),
+    ({"nodes": 2}, "--nodes=2"),
+    ({"bucket": "b"}, "one of them"),
+    ({"claim": ""}, "--bucket=B"),
     ({"name": "Big_Run"}, "Big_Run"),
     ({"arguments": []}, "command"),
     ({"arguments": ["train", "--workdir=runs/1"]}, "/shared/"),
@@ -298,6 +307,10 @@ def test_jobset_refuses(changes, named):
     ["xm_launch.py", f"--config={TINY}", "--workdir=W/{wid}", "--parallel=0"],
     ["xm_launch.py", "--workdir=W/{wid}"],
     ["gke.py", "--name=a", "--image=i", "--topology=v5e:3x3", "--claim=c", "--", *ONE],
+    ["gke.py", "--name=a", "--image=i", "--gpus=h100:8", "--", *ONE],
+    ["tpu_vm.sh", "copy", "--name=a", "--zone=z"],
+    ["tpu_vm.sh", "copy", "--name=a", "--zone=z", "--nfs=h:/s", "--bucket=b"],
+    ["tpu_vm.sh", "copy", "--name=a", "--zone=z", "--nfs=h:/s", "--extras=a;rm"],
     ["tpu_vm.sh", "fly"],
     ["tpu_vm.sh", "all", "--name=a", "--zone=z", "--type=v6e-8", "--nfs=h:/s", "--", "train", "--workdir=runs/1"],
     ["tpu_vm.sh", "run", "--name=a", "--zone=z"],
@@ -312,6 +325,121 @@ def test_launchers_refuse_in_one_line(command, programs, tmp_path):
   runner = sys.executable if command[0].endswith(".py") else "bash"
   code, out, error = launch(runner, LAUNCH / command[0], *command[1:], folder=tmp_path, PATH=path)
   assert (code, out, error.count("\n"), programs.calls()) == (2, "", 1, [])
+
+
+@pytest.mark.parametrize(("gpus", "nodes"), [("h100:8", 2), ("l4:1", 1)])
+def test_printed_jobset_for_gpus_is_parsed(gpus, nodes):
+  options = [f"--gpus={gpus}", f"--nodes={nodes}", "--bucket=gs://runs", "--account=trainer"]
+  code, out, error = launch(
+    sys.executable, LAUNCH / "gke.py", "--name=iv-1", "--image=registry/iv:cuda", *options, "--dry_run", "--", *ONE
+  )
+  assert (code, error) == (0, "")
+  (job,) = yaml.safe_load(out)["spec"]["replicatedJobs"]
+  spec = job["template"]["spec"]
+  pod = spec["template"]["spec"]
+  (container,) = pod["containers"]
+  assert (spec["parallelism"], spec["completions"], spec["completionMode"]) == (nodes, nodes, "Indexed")
+  assert container["resources"]["limits"] == container["resources"]["requests"] == {"nvidia.com/gpu": int(gpus[-1])}
+  (label,) = pod["nodeSelector"].values()
+  assert label == gke.GPUS[gpus[:-2]]
+  # What each pod starts with is what connects the hosts.
+  environment = {variable["name"]: variable["value"] for variable in container["env"]}
+  connected = [hosts.initialize_arguments(environment | {"JOB_COMPLETION_INDEX": str(i)}) for i in range(nodes)]
+  if nodes == 1:
+    assert connected == [None]
+  else:
+    assert [found["process_id"] for found in connected] == [0, 1]
+    assert {found["coordinator_address"] for found in connected} == {"iv-1-slice-0-0.iv-1:8476"}
+  # The bucket, and who may write to it.
+  volumes = {volume["name"]: volume for volume in pod["volumes"]}
+  mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+  assert set(volumes) == set(mounted) and mounted["shared"] == "/shared" and mounted["memory"] == "/dev/shm"
+  assert volumes["shared"]["csi"]["volumeAttributes"]["bucketName"] == "runs" and pod["serviceAccountName"] == "trainer"
+  assert spec["template"]["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
+  assert tuple(container["args"]) == ONE
+
+
+# Installing elsewhere.
+
+
+@pytest.mark.parametrize(
+  ("command", "extras"),
+  [
+    (["--config=addition:tiny"], "tpu"),
+    (["--config", "configs/counting.py"], "tpu"),
+    (["--config=ioi_smollm2", "--target=/shared/M.gguf"], "tpu,gguf,hf"),
+    (["--config", "configs/text.py:tiny", "--config.inputs.files=/shared/a.parquet"], "tpu,hf,datasets"),
+    (["--config=factual", "--target", "/shared/gpt2-xl", "--config.log=wandb"], "tpu,hf,wandb"),
+    (["--config=mine.py", "--target=tracr:hist"], "tpu,tracr"),
+  ],
+)
+def test_tpu_vm_installs_the_extras_that_the_command_needs(command, extras):
+  options = ["--name=a", "--zone=z", "--type=v6e-8", "--nfs=h:/s", "--dry_run"]
+  line = ["train", *command, "--workdir=/shared/W"]
+  for more in ([], ["--extras=plots"]):
+    code, out, error = launch("bash", LAUNCH / "tpu_vm.sh", "all", *options, *more, "--", *line)
+    assert (code, error) == (0, "")
+    (installed,) = re.findall(r"pip install --quiet '\.\[(.*?)\]'", shlex.split(out.splitlines()[3])[-1])
+    assert installed == extras + (",plots" if more else "")
+    known = configparser.ConfigParser()
+    known.read(ROOT / "setup.cfg")
+    assert set(installed.split(",")) <= set(known["options.extras_require"])
+
+
+REMOTE = {
+  "sudo": 'while [ "${1:-}" = -H ]; do shift; done; [ "$1" = mkdir ] && exit 0; [ "$1" = tee ] && { cat > /dev/null; exit 0; }; exit 0',
+  "mountpoint": "exit 1", "gcsfuse": "exit 0", "curl": "echo key", "lsb_release": "echo jammy", "tar": "exit 0",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.12"])
+def test_what_tpu_vm_runs_on_a_slice_finds_a_python_that_is_new_enough(version, programs, tmp_path):
+  """The printed remote command, run here with stand-ins for the programs of the slice."""
+  code, out, _ = launch("bash", LAUNCH / "tpu_vm.sh", "copy", "--name=a", "--zone=z", "--bucket=runs", "--dry_run")
+  remote = shlex.split(out.splitlines()[2])[-1].removeprefix("--command=")
+  for name, body in REMOTE.items():
+    path = programs(name, body)
+  old = "exit 1" if version == "3.10" else "exit 0"
+  make = 'mkdir -p "${@: -1}/bin"; printf "#!/bin/bash\\nexit 0\\n" > "${@: -1}/bin/pip"; chmod +x "${@: -1}/bin/pip"'
+  programs("python3", f'case "$*" in *version_info*) {old} ;; *venv*) {make} ;; esac')
+  home = tmp_path / "home"
+  home.mkdir()
+  code, _, error = launch("bash", "-c", remote, folder=home, PATH=path)
+  calls = [call for call in programs.calls() if call.startswith("python3") and "version_info" not in call]
+  assert (code, error) == (0, "") and (home / "inversionview_jax" / ".venv" / "bin" / "pip").exists()
+  new = ["python3 -m venv .venv"]
+  assert calls == (
+    new
+    if version == "3.12"
+    else ["python3 -m pip install --quiet --user uv", "python3 -m uv venv --quiet --seed --python 3.12 .venv"]
+  )
+  assert any(call.startswith("gcsfuse") and call.endswith("runs /shared") for call in programs.calls())
+
+
+def test_the_image_is_built_from_files_that_are_there_without_root():
+  lines = [line for line in (LAUNCH / "Dockerfile").read_text().splitlines() if line and not line.startswith("#")]
+  sources = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]
+  ignored = (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines()
+  for source in sources:
+    assert (ROOT / source).exists() and f"!{source}" in ignored
+  order = [
+    next(i for i, line in enumerate(lines) if line.startswith(start))
+    for start in ("COPY setup.cfg", "RUN python req", "COPY inversion", "RUN pip install", "USER", "ENTRYPOINT")
+  ]
+  assert order == sorted(order)  # the libraries are a layer below the package
+  assert next(line for line in lines if line.startswith("USER")) != "USER root"
+
+
+def test_requirements_of_the_image_are_those_of_setup_cfg():
+  known = configparser.ConfigParser()
+  known.read(ROOT / "setup.cfg")
+  own = [line for line in known["options"]["install_requires"].split("\n") if line and not line.startswith("#")]
+  _, plain, _ = launch(sys.executable, LAUNCH / "requirements.py", ROOT / "setup.cfg", "")
+  assert plain.splitlines() == own
+  _, more, _ = launch(sys.executable, LAUNCH / "requirements.py", ROOT / "setup.cfg", "cuda,wandb")
+  assert more.splitlines() == [*own, "jax[cuda13]", *known["options.extras_require"]["wandb"].split()]
+  code, out, error = launch(sys.executable, LAUNCH / "requirements.py", ROOT / "setup.cfg", "cudda")
+  assert code == 1 and out == "" and "cudda" in error and "cuda" in error
 
 
 # Preemption.

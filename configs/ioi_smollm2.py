@@ -1,7 +1,7 @@
 """Indirect object identification in SmolLM2-135M-Instruct: a reader of a real language model, trained on one CPU core.
 
     python launch/fetch_smollm2.py                                  # prints where the model is; 98 MB
-    inversionview train --config configs/ioi_smollm2.py --target THAT_FILE --workdir W
+    inversionview train --config ioi_smollm2 --target THAT_FILE --workdir W
     inversionview view "Then, Mary and John went to the store. John gave a drink to Mary" --reader launch/readers/ioi_smollm2 --site a23.3 --position END
 
 Result, after 56 minutes on one core of 2.1 GHz with other work beside: in-epsilon rate 0.907, mean over 11 sites (random prompts: 0.285).

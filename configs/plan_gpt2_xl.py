@@ -1,6 +1,6 @@
 """The paper's largest setting as a plan: GPT-2 XL read at 25 heads of layers 24-42 by a decoder that starts as GPT-2 medium (factual recall).
 
-    inversionview plan --config configs/plan_gpt2_xl.py --topology v5e:16x16
+    inversionview plan --config plan_gpt2_xl --topology v5e:16x16
 
 Shapes only, no weights are loaded. The cost does not depend on which heads of a layer are read, so they are spread over the layers here. The
 result is in launch/README.md.

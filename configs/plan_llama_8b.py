@@ -1,7 +1,7 @@
 """A target of eight billion parameters as a plan: Llama 3 8B, sharded over "model", read by a decoder of the shape of Llama 3.2 1B.
 
-    inversionview plan --config configs/plan_llama_8b.py --topology v5e:16x16
-    inversionview plan --config configs/plan_llama_8b.py --topology v6e:8x8
+    inversionview plan --config plan_llama_8b --topology v5e:16x16
+    inversionview plan --config plan_llama_8b --topology v6e:8x8
 
 Shapes only, no weights are loaded. The sites are 16 heads and 8 residual streams, up to layer 31. The results are in launch/README.md.
 """

@@ -1,8 +1,8 @@
 """Causal experiments on three-digit addition: the paper's activation patching, and the ablation of "+".
 
-    inversionview patch --config configs/verify_addition.py --out W               # all twelve
-    inversionview patch --config configs/verify_addition.py:A1_F1S1 --out W       # one
-    inversionview patch --config configs/verify_addition.py --target T --out W    # another target of the task
+    inversionview patch --config verify_addition --out W               # all twelve
+    inversionview patch --config verify_addition:A1_F1S1 --out W       # one
+    inversionview patch --config verify_addition --target T --out W    # another target of the task
 
 A pair is an input of the held-out split and the same with some operand digits redrawn from 0 to 9 (leading zeros included) until the predicted
 digit differs, the answer recomputed. The heads are patched at the position that predicts that digit, from the first to the last and back. The

@@ -1,7 +1,7 @@
 """Causal experiments on character counting: the paper's activation patching, both kinds of contrast, both orders.
 
-    inversionview patch --config configs/verify_counting.py --out W
-    inversionview patch --config configs/verify_counting.py:flip --out W
+    inversionview patch --config verify_counting --out W
+    inversionview patch --config verify_counting:flip --out W
 
 The corrupted input is another string with another count ("another"), or the same with one letter flipped ("flip"). Patched are, one after the
 other, the position embeddings of the queried letter and of ":"; the first layer's head at the queried letter, together with that letter's

@@ -1,6 +1,6 @@
 """Which heads of a language model bring a fact to its last token: activation patching between facts of the same relation.
 
-    inversionview patch --config configs/verify_factual.py --target CHECKPOINT --out W
+    inversionview patch --config verify_factual --target CHECKPOINT --out W
 
 "The capital of France is" runs with a head's activation at END of "The capital of Italy is"; the outcome is the logit of the answer's first token
 minus that of the other answer's. Facts are this package's own unless `inputs.sources` names others (configs/factual.py). For pairs of your own

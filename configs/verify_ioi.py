@@ -1,7 +1,7 @@
 """Causal experiments on indirect object identification, in any GPT-2 or Llama-family checkpoint.
 
-    inversionview patch --config configs/verify_ioi.py:names --target CHECKPOINT --out W    # which heads write the names (paper, 4.3)
-    inversionview patch --config configs/verify_ioi.py:S2 --target CHECKPOINT --out W       # every head at END, patched by itself
+    inversionview patch --config verify_ioi:names --target CHECKPOINT --out W    # which heads write the names (paper, 4.3)
+    inversionview patch --config verify_ioi:S2 --target CHECKPOINT --out W       # every head at END, patched by itself
 
 CHECKPOINT is a Hugging Face folder or a .gguf file. The result for SmolLM2-135M is in configs/README.md.
 """

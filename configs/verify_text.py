@@ -1,6 +1,6 @@
 """Which heads of a language model move an answer: activation patching over pairs of texts from a file.
 
-    inversionview patch --config configs/verify_text.py --target CHECKPOINT --out W --config.experiments.heads.contrast.file=pairs.jsonl
+    inversionview patch --config verify_text --target CHECKPOINT --out W --config.experiments.heads.contrast.file=pairs.jsonl
 
 Every line of the file is a pair: {"clean": "The capital of France is", "corrupted": "The capital of Italy is", "answer": "Paris", "foil":
 "Rome"}. The outcome is the logit of the answer minus that of the foil at the last token (their first tokens, after a space). Sites and positions

@@ -185,8 +185,13 @@ def schedule(
   config.log_every, config.eval_every, config.save_every, config.keep = log_every, eval_every, save_every, 2
 
 
+def smoke_test(config: ConfigDict, what: str) -> None:
+  """Marks a variant that shows whether everything runs and trains nothing that is worth reading; `train` and `train-target` print it first."""
+  config.about = f"a smoke test: {what}"
+
+
 def tiny_language_reader(config: ConfigDict, queries: int = 4) -> None:
-  """Sets the smallest sizes with which a language model's reader trains, for tests.
+  """Sets the smallest sizes with which a language model's reader trains, a smoke test.
 
   Args:
     config: of a reader's training.
@@ -197,6 +202,7 @@ def tiny_language_reader(config: ConfigDict, queries: int = 4) -> None:
   config.encoder_blocks = 1
   schedule(config, 8, 4, steps_per_call=2, log_every=2, eval_every=2, save_every=2)
   config.eval_queries, config.final_queries = queries, 4
+  smoke_test(config, "its few steps show whether everything runs, and its reader proposes noise")
 
 
 def experiments(task: str, pairs: int, batch_size: int) -> ConfigDict:

@@ -68,6 +68,7 @@ TRAINING = {
         0, MOST_STEPS, "steps in a row, not finite, that are left out before the run ends"
       ),
       "profile": config_keys.text('"100:110" writes an XLA trace of these steps'),
+      "about": config_keys.text("what kind of run it is, printed first"),
       "log": config_keys.choice(("tensorboard", "wandb"), "wandb: to Weights & Biases as well (extra `wandb`)"),
     }
   ),

@@ -1,8 +1,8 @@
 """Launches a config, and the sweep of its `get_hyper`, on this machine, SLURM, TPU slices or GKE.
 
-    python launch/xm_launch.py --config=configs/addition.py:tiny --workdir=runs/{xid}/{wid} --dry_run
-    python launch/xm_launch.py --config=configs/addition.py:tiny --workdir=runs/{xid}/{wid} --only=1,2 --config.steps=200
-    python launch/xm_launch.py --config=configs/addition.py --workdir=/shared/{xid}/{wid} --platform=slurm -- --partition=gpu --nodes=2
+    python launch/xm_launch.py --config=addition:tiny --workdir=runs/{xid}/{wid} --dry_run
+    python launch/xm_launch.py --config=addition:tiny --workdir=runs/{xid}/{wid} --only=1,2 --config.steps=200
+    python launch/xm_launch.py --config=addition --workdir=/shared/{xid}/{wid} --platform=slurm -- --partition=gpu --nodes=2
 
 Settings of the config (`--config.optimizer.lr=1e-3`) apply to every work unit. Arguments after `--` go to the launcher of the platform. Every command
 is parsed by the real flag parser before the first one starts.
@@ -34,7 +34,7 @@ PLATFORMS = {
 }
 _HERE = pathlib.Path(__file__).resolve().parent
 
-CONFIG = flags.DEFINE_string("config", None, "a config file and a variant, such as configs/addition.py:tiny")
+CONFIG = flags.DEFINE_string("config", None, "a config by name or file, and a variant, such as addition:tiny")
 WORKDIR = flags.DEFINE_string("workdir", None, "where a unit works; {xid} is the experiment, {wid} the work unit")
 COMMAND = flags.DEFINE_string("command", "train", f"of inversionview: {' or '.join(COMMANDS)}")
 PLATFORM = flags.DEFINE_string("platform", "local", "; ".join(f"{name}: {what}" for name, what in PLATFORMS.items()))

@@ -80,12 +80,15 @@ class Verdict(ShowsTable):
     return {name: getattr(self, name) for name in ("site", "position", "feature", "predict")} | sides
 
   def __str__(self) -> str:
-    def percent(share: Estimate | None) -> str:
-      return "nothing to share out" if share is None else f"{100 * share.mean:.1f} ± {100 * share.se:.1f} %"
+    def percent(side: Side) -> str:
+      if side.share is not None:
+        return f"{100 * side.share.mean:.1f} ± {100 * side.share.se:.1f} %"
+      changed = side.top_changed  # an effect that a logit difference of equal answers does not have
+      return f"(nothing to share out: the answers are the same; the patch changes the top token in {100 * changed.mean:.1f} ± {100 * changed.se:.1f} %)"
 
     return (
-      f"{self.site} at {self.position!r} carries {percent(self.only.share)} of what {self.feature} alone does to {self.predict} "
-      f"(n = {self.only.effect.n:,}), and {percent(self.rest.share)} of what everything but {self.feature} does (n = {self.rest.effect.n:,})"
+      f"{self.site} at {self.position!r} carries {percent(self.only)} of what {self.feature} alone does to {self.predict} "
+      f"(n = {self.only.effect.n:,}), and {percent(self.rest)} of what everything but {self.feature} does (n = {self.rest.effect.n:,})"
     )
 
   def rows(self) -> list[tuple[str, ...]]:

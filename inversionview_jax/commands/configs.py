@@ -191,7 +191,8 @@ def summary(path: str, config: "ConfigDict", saved: object, only: Callable[[str]
     saved: the file that has all settings.
     only: which keys are shown.
   """
-  rows = [(key, str(value), str(default)) for key, (value, default) in changed(path, config).items() if only(key)]
+  different = {key: values for key, values in changed(path, config).items() if only(key) and key != "about"}
+  rows = [(key, str(value), str(default)) for key, (value, default) in different.items()]
   widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:2]] if rows else []
   lines = [f"  {key:{widths[0]}}  {value:{widths[1]}}  (default {default})" for key, value, default in rows]
   what = "what differs from its default" if rows else "all of it the default"

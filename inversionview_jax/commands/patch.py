@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Run causal experiments: activations of one input are put into another, or replaced by their mean, and the change of the logits is measured.
 
-  inversionview patch --config configs/verify_addition.py --out W
-  inversionview patch --config configs/verify_addition.py:A1_F1S1 --target T --out W --config.pairs=100000
+  inversionview patch --config verify_addition --out W
+  inversionview patch --config verify_addition:A1_F1S1 --target T --out W --config.pairs=100000
 
 Of each experiment, NAME.json holds every number with its standard error, and NAME.png and NAME.svg the bar chart.
 """
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
 
   config = load_config(args.config, overrides)
   if not hasattr(config.get("experiments"), "keys") or not config.experiments:
-    raise InversionViewError(f"config {args.config} has no experiments; those that have: configs/verify_addition.py")
+    raise InversionViewError(f"config {args.config} has no experiments; --config verify_addition is one that has")
   config_schema.check(config, config_schema.EXPERIMENTS)
   config_schema.check_inputs(config.task, config.get("inputs"))
   check_can_make(args.out)

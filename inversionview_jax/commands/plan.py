@@ -21,11 +21,11 @@ _DESCRIPTION = """\
 Compile the training step, the sampler and the sweeps of Monte Carlo ahead of time for a TPU slice, or for simulated CPU devices, and print what
 they take per device.
 
-  inversionview plan --config configs/plan_gpt2_xl.py --topology v5e:16x16
-  inversionview plan --config configs/plan_llama_8b.py --topology v6e:8x8 --config.mesh.model=4 --program train
-  inversionview plan --config configs/addition.py --topology cpu:8
-  inversionview plan --config configs/addition.py --topology v5e:2x4 --program monte_carlo --particles 128
-  inversionview plan --config configs/addition.py --topology v5e:2x4 --topology v5e:16x16 --program train --batch-per-device 64
+  inversionview plan --config plan_gpt2_xl --topology v5e:16x16
+  inversionview plan --config plan_llama_8b --topology v6e:8x8 --config.mesh.model=4 --program train
+  inversionview plan --config addition --topology cpu:8
+  inversionview plan --config addition --topology v5e:2x4 --program monte_carlo --particles 128
+  inversionview plan --config addition --topology v5e:2x4 --topology v5e:16x16 --program train --batch-per-device 64
 
 Several topologies give a table, a line each: with --batch-per-device it shows weak scaling, without it strong scaling. No TPU is needed, and no
 weights. For TPUs it needs the extra `plan` (libtpu). Exit code 1: a program does not fit.

@@ -22,8 +22,8 @@ Write one static page of many preimages: an index by site and position, what eac
   inversionview report P --out report.html                          from saved preimages (view --json) in the folder P
   inversionview report --text "615+861=1476" --position = --out report.html             of every site of the addition reader
   inversionview report --target addition --text "615+861=1476" --site a1.1 --position = --position A1 --out report.html
-  inversionview report --config configs/gallery.py --out gallery.html --save P
-  inversionview report --config configs/gallery.py:counting --out counting.html --config.seed=1
+  inversionview report --config gallery --out gallery.html --save P
+  inversionview report --config gallery:counting --out counting.html --config.seed=1
 
 The page needs no network and runs no script; it can be sent as a file.
 

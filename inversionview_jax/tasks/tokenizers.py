@@ -296,7 +296,8 @@ class PartTokenizer(Batches):
     for token in ids:
       if token not in self._numbers:
         raise InversionViewError(
-          f"{self.base.strings([token])[0]!r} (in {text!r}) is not among the {len(self.base_ids):,} tokens of this task"
+          f"{self.base.strings([token])[0]!r} (in {text!r}) is not among the {len(self.base_ids):,} tokens of this task; other texts can be "
+          "read of the model alone, without a reader: --target MODEL --prior model, or --texts FILE"
         )
     return [self._numbers[token] for token in ids]
 

@@ -18,7 +18,7 @@ from inversionview_jax.models import storage
 # numbers are computed. The saved state depends on all others.
 FREE = (
   "steps", "steps_per_call", "log_every", "eval_every", "save_every", "keep", "keep_every", "eval_examples", "eval_queries", "final_queries",
-  "mesh", "profile", "log", "skip_nonfinite", "compute.accumulate", "compute.remat", "compute.donate", "data.dir", "target",
+  "mesh", "profile", "log", "about", "skip_nonfinite", "compute.accumulate", "compute.remat", "compute.donate", "data.dir", "target",
 )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def test_a_feature_that_leaves_the_answer_alone_has_no_share():
     and effects.rest.share is None
     and effects.rest.answer_differs.mean == 0
   )
-  assert "nothing to share out" in str(effects)
+  assert "nothing to share out" in str(effects) and "changes the top token in" in str(effects)
   assert effects.to_data()["rest"]["share"] is None and effects.to_data()["only"]["effect"]["n"] == 64
 
 

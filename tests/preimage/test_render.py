@@ -464,3 +464,16 @@ def test_exact_preimages_have_every_member():
 def test_display_needs_no_jax():
   code = "import sys, inversionview_jax.preimage.render; sys.exit(bool({'jax', 'flax'} & set(sys.modules)))"
   assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_notebook_shows_twenty_rows_and_folds_the_rest():
+  preimage = make_preimage([make_sample(f"{n:03}+861=1476", distance=n / 500) for n in range(100, 160)])
+  page = preimage._repr_html_()
+  front, folded = page.split("<details>")
+  assert front.count('class="iv-text"') == 20 and folded.count('class="iv-text"') == len(preimage.samples)
+  assert "all 60 of them" in folded and front.count("ε = 0.1") >= 1
+  few = make_preimage(preimage.samples[:20])
+  assert "<details>" not in few._repr_html_() and few._repr_html_().count('class="iv-text"') == 20
+  assert "<details>" not in render.fragments.section(
+    preimage, render.fragments.DisplayOptions()
+  )  # pages fold in their own way

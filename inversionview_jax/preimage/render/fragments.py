@@ -30,12 +30,14 @@ class DisplayOptions:
     colors: whether tokens are colored by their effect.
     notes: whether marks and columns are explained.
     compact: colors in nine steps and no effects as numbers: a quarter of the size, for pages of many preimages.
+    first: where more samples than this are shown, a selection of so many stands in front and all of them are folded; 0: nothing is.
   """
 
   shown: int = 100
   colors: bool = True
   notes: bool = True
   compact: bool = False
+  first: int = 0
 
 
 def escape(text: str) -> str:
@@ -43,9 +45,14 @@ def escape(text: str) -> str:
   return html.escape(visible(text), quote=True)
 
 
-def to_html(preimage: Preimage, shown: int = 100) -> str:
-  """An HTML fragment of at most `shown` samples: for a notebook or a page; its style applies to the fragment only."""
-  return f"<style>{STYLE}</style>{section(preimage, DisplayOptions(shown))}"
+def to_html(preimage: Preimage, shown: int = 100, first: int = 20) -> str:
+  """An HTML fragment of at most `shown` samples: for a notebook or a page; its style applies to the fragment only.
+
+  Args:
+    preimage: what is shown.
+    shown, first: see `DisplayOptions`.
+  """
+  return f"<style>{STYLE}</style>{section(preimage, DisplayOptions(shown, first=first))}"
 
 
 def section(p: Preimage, options: DisplayOptions, anchor: str = "", beside: str = "") -> str:
@@ -107,7 +114,15 @@ def query_line(query: Query, notes: bool = True) -> str:
 
 
 def samples(p: Preimage, options: DisplayOptions) -> str:
-  """The table of samples, with the line at epsilon."""
+  """The table of samples, with the line at epsilon; a long one is folded (`DisplayOptions.first`)."""
+  every = len(formatting.grouped(p.shown(options.shown)))
+  if not 0 < options.first < every:
+    return _sample_table(p, options)
+  some = _sample_table(p, dataclasses.replace(options, shown=options.first))
+  return f"{some}<details><summary>all {every} of them</summary>{_sample_table(p, options)}</details>\n"
+
+
+def _sample_table(p: Preimage, options: DisplayOptions) -> str:
   groups = formatting.grouped(p.shown(options.shown))
   sides = ("".join(_row(s, n, options) for s, n in groups if s.inside == side) for side in (True, False))
   line = f'<tr class="iv-line"><td colspan="3"><div>ε = {p.epsilon:g}</div></td></tr>\n'

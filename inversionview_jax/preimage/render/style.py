@@ -42,6 +42,7 @@ background:linear-gradient(var(--out),var(--out)) 0/min(100%,calc(100%*var(--d)/
 .inversionview.inversionview .iv-n{width:2.8rem;padding-right:.7rem;text-align:right;color:var(--dim);font-variant-numeric:tabular-nums}
 .inversionview.inversionview .iv-text{white-space:pre-wrap;font-size:.95em}
 .inversionview .iv-text>i{color:var(--dim)}
+.inversionview summary{margin:.5rem 0;color:var(--dim);font-size:.87rem;cursor:pointer}
 .inversionview .iv-line div{display:flex;align-items:center;gap:.8rem;color:var(--eps);font-weight:600;padding:.25rem 0}
 .inversionview .iv-line div::before{content:"";flex:1;border-top:1.5px solid}
 .inversionview .iv-line div::after{content:"";flex:1;border-top:1.5px solid}

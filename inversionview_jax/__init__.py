@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Saved preimages are shown without JAX, which takes a second to import: these names are imported when they are first used.
 _LAZY = {
   "Attribution": "causal.attribution",
+  "Circuit": "causal.circuits",
   "ClaimCheck": "measures.claim_check",
   "Edit": "targets",
   "Effects": "causal.interventions",
@@ -41,6 +42,7 @@ _LAZY = {
   "Verdict": "causal.verification",
   "ablate": "causal.interventions",
   "attribute": "causal.attribution",
+  "circuit": "causal.circuits",
   "check": "measures.claims",
   "load_reader": "reading",
   "load_target": "targets",
@@ -52,6 +54,7 @@ _LAZY = {
 }
 __all__ = [
   "Attribution",
+  "Circuit",
   "ClaimCheck",
   "Edit",
   "Effects",
@@ -70,6 +73,7 @@ __all__ = [
   "ablate",
   "attribute",
   "check",
+  "circuit",
   "load_reader",
   "load_target",
   "logit_lens",

@@ -2,7 +2,7 @@
 
 The logits are linear in the residual stream but for the final norm, which divides by the standard deviation of that stream (LayerNorm) or
 by its root mean square (RMSNorm). Here this divisor is frozen: it is the one of the run itself, the same for all parts (paper, appendix on
-IOI; Elhage et al. 2021). So the parts sum to the logit exactly, but a part's share is not what removing it would change.
+IOI; Elhage et al. 2021). A norm behind attention (Gemma 3) is frozen in the same way (`post_norm`). So the parts sum to the logit exactly, but a part's share is not what removing it would change.
 
 Shapes: B batch, T tokens, L layers, H heads, D d_model, V vocabulary, K tokens whose logits are attributed, C components.
 """
@@ -18,6 +18,7 @@ import numpy as np
 from inversionview_jax import bounds
 from inversionview_jax.causal.addresses import Inputs, Tokens, encode_inputs, token_ids
 from inversionview_jax.causal.estimates import estimate
+from inversionview_jax.causal.post_norm import post_norm_scale, refuse_centering
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.models.transformer import TransformerConfig
@@ -118,7 +119,7 @@ def attribute(
 
   Raises:
     InversionViewError: an unknown component, a position out of range, a token outside the vocabulary, or a model whose logits are no sum of
-      what its heads write (a norm behind attention or MLP, a cap on the logits: Gemma 2) or which has none.
+      what its heads write (a LayerNorm behind attention, a cap on the logits: Gemma 2) or which has none.
   """
   _refuse_nonlinear(target)
   rows = encode_inputs(target, inputs)
@@ -215,10 +216,10 @@ def _check_components(known: Sequence[str], components: Sequence[str] | None) ->
 def _refuse_nonlinear(target: Target) -> None:
   """Raises `InversionViewError` for a model whose logits are no sum of what its parts write."""
   target.require_logits()
-  if target.config.post_norm or target.config.logit_cap:
-    reason = "a norm behind each attention and MLP" if target.config.post_norm else "a cap on its logits"
+  refuse_centering(target.config, target.name)
+  if target.config.logit_cap:
     raise InversionViewError(
-      f"the target {target.name} has {reason}: its logits are not the sum of what its parts write"
+      f"the target {target.name} has a cap on its logits: they are not the sum of what its parts write"
     )
 
 
@@ -263,7 +264,11 @@ def _through_norm(module, names, params, tokens, columns):
   """The last residual stream float32[B, D], a function from a name to its write as the unembedding reads it, and the unembedding [D, V]."""
   c = module.config
   last = Site("post", c.n_layers - 1)
-  heads = [Site("heads", layer) for layer in range(c.n_layers) if any(n.startswith(f"a{layer}.") for n in names)]
+  heads = [
+    Site("heads", layer)
+    for layer in range(c.n_layers)
+    if {f"b_O.{layer}", *(f"a{layer}.{h}" for h in range(c.n_heads))} & {*names}
+  ]
   others = [Site("mlp", layer) for layer in range(c.n_layers) if not c.attn_only]
   others += [Site(name) for name in names if name in _EMBEDDINGS]
   out = module.apply({"params": params}, tokens, capture=[last, *heads, *others], at=columns, logits=False, exact=True)
@@ -276,15 +281,21 @@ def _through_norm(module, names, params, tokens, columns):
   if _final_norm(c) == "none":
     divisor = jnp.ones_like(divisor)
 
+  def heads_of(layer):
+    return out[Site("heads", layer)][:, 0]
+
+  scales = {site.layer: post_norm_scale(c, params, site.layer, heads_of(site.layer))[:, 0] for site in heads}
+
   def write(name):
     if name in _EMBEDDINGS:
       return out[Site(name)][:, 0]
     if name.startswith("m"):
       return out[Site("mlp", int(name[1:]))][:, 0]
     if name.startswith("b_O."):
-      return jnp.broadcast_to(params[f"blocks_{name[4:]}"]["attn"]["o"]["bias"], final.shape)
+      bias = params[f"blocks_{name[4:]}"]["attn"]["o"]["bias"]
+      return jnp.broadcast_to(bias, final.shape) * scales[int(name[4:])]
     layer, head = map(int, name[1:].split("."))
-    return out[Site("heads", layer)][:, 0, head]
+    return heads_of(layer)[:, head] * scales[layer]
 
   def through_norm(name):
     return center(write(name).astype(jnp.float32)) / divisor * params["ln_f"]["scale"]

@@ -5,6 +5,7 @@ Shapes: N pairs.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -31,6 +32,13 @@ class Estimate:
   def to_data(self) -> dict:
     """Plain data for JSON, which has no NaN."""
     return {"mean": self.mean, "se": None if math.isnan(self.se) else self.se, "n": self.n}
+
+  @classmethod
+  def from_data(cls, data: Mapping | None) -> "Estimate | None":
+    """An estimate from what `to_data` made; None of None."""
+    if data is None:
+      return None
+    return cls(float(data["mean"]), math.nan if data["se"] is None else float(data["se"]), int(data["n"]))
 
 
 def estimate(values: np.ndarray) -> Estimate:

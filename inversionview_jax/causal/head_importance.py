@@ -15,6 +15,7 @@ import numpy as np
 
 from inversionview_jax import bounds
 from inversionview_jax.causal.addresses import Inputs, encode_inputs
+from inversionview_jax.causal.post_norm import post_norm_scale, refuse_centering
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sites import Site
@@ -43,7 +44,7 @@ def head_shares(
   """The share of every head at one position of each text.
 
   Args:
-    target: any `Target` whose heads write to the residual stream as they are.
+    target: any `Target`; of one with an RMSNorm behind attention, a head's write is what it is behind that norm (`post_norm`).
     inputs: N texts or int[N, T].
     position: an index, a negative index, a label, or int[N]; by default the last token of each text.
     batch_size: texts at a time; the result does not depend on it.
@@ -52,12 +53,9 @@ def head_shares(
     float32[N, L, H], and int32[N], the token that is predicted there (None for a target without logits).
 
   Raises:
-    InversionViewError: a target with a norm behind attention (Gemma 2), or a batch size out of range.
+    InversionViewError: a target with a LayerNorm behind attention, or a batch size out of range.
   """
-  if target.config.post_norm:
-    raise InversionViewError(
-      f"the target {target.name} has a norm behind attention: its residual stream is not the sum of what its heads write"
-    )
+  refuse_centering(target.config, target.name)
   bounds.check(batch_size=batch_size)
   texts = encode_inputs(target, inputs)
   tokens, at = texts.tokens, resolve_positions(target, texts, position)
@@ -82,6 +80,7 @@ def _shares(module, has_logits, params, tokens, at):
     before, heads, after, *mlp = (
       out[Site(kind, layer)][:, 0].astype(jnp.float32) for kind in ("pre", "heads", *behind)
     )
+    heads = heads * post_norm_scale(c, params, layer, heads)
     after = after - sum(mlp)  # without what the MLP adds beside attention
     bias = after - before - jnp.sum(heads, axis=1)
     parts = jnp.concatenate([heads, before[:, None], bias[:, None]], axis=1)  # [B, H + 2, D]

@@ -210,6 +210,37 @@ def read(
   )
 
 
+def of_preimages(
+  preimages: Sequence[Preimage], task: Task, *, tokens: bool = True, expressions: Sequence[str] = ()
+) -> Readings:
+  """What a set of activations encodes, from preimages that are there already; the queries are each other's donors.
+
+  Args:
+    preimages: of random inputs, at one site and position, from a method whose members follow the task's inputs.
+    task: of the inputs.
+    tokens, expressions: see `read`.
+
+  Raises:
+    InversionViewError: no preimages.
+  """
+  if not preimages:
+    raise InversionViewError("no queries: give at least one")
+  members = [Members.of(preimage, task) for preimage in preimages]
+  each = [_reading(preimage, task, None, tokens, expressions) for preimage in preimages]
+  found = [one for one in map(Information.of, preimages) if one is not None]
+  control = _control(task, preimages, members, len(preimages), True, tokens, expressions)
+  return Readings(
+    reader=preimages[0].reader,
+    task=task.name,
+    each=tuple(each),
+    information=tuple(found) or None,
+    preimages=tuple(preimages),
+    rows=_over_queries(each, control),
+    donors=len(preimages) - 1,
+    method=preimages[0].method,
+  )
+
+
 def _estimates(
   reader: Reader,
   preimages: Sequence[Preimage],

@@ -72,6 +72,30 @@ class SiteEdit:
 
 
 @flax.struct.dataclass
+class MixEdit:
+  """Mix the activations of all parts of one kind, in every layer, with given ones: keep * own + (1 - keep) * value.
+
+  With `keep` of zeros and ones this replaces what is not kept, any set of parts at any set of positions in one compiled program; in between
+  it is a point on the straight line between two runs, and the gradient by `keep` is an attribution.
+
+  Attributes:
+    kind: "z_heads" or "mlp" (static).
+    value: float[B, L, T, H, K] or float[B, L, T, D].
+    keep: float[B, L, T, H] or float[B, L, T].
+  """
+
+  kind: str = flax.struct.field(pytree_node=False)
+  value: jax.Array
+  keep: jax.Array
+
+  def apply(self, x: jax.Array, layer: int | None, head: bool = False) -> jax.Array:
+    """float[B, T, ...] of `layer`, mixed; what is kept whole is the same to the bit."""
+    del head
+    keep, value = self.keep[:, layer or 0, ..., None].astype(x.dtype), self.value[:, layer or 0].astype(x.dtype)
+    return x + (1 - keep) * (value - x)
+
+
+@flax.struct.dataclass
 class Output:
   """What a forward pass returns.
 

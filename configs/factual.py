@@ -1,4 +1,11 @@
-"""Factual recall in GPT-2 XL, as in the paper: 25 heads of its upper half, a decoder that starts from GPT-2 medium.
+"""Factual recall: a study of any language model without a decoder, and the paper's reader of GPT-2 XL.
+
+    inversionview study --config factual:smollm2 --workdir W      # also :gemma3, :gpt2, :gpt2_xl
+
+finds the heads that write most where a known fact is recalled, their preimages among all prompts of this package (source "composed"), what
+these share, and whether patching agrees; results for two models are in configs/language_models.md.
+
+The paper's reader reads 25 heads of the upper half, and its decoder starts from GPT-2 medium:
 
     inversionview heads --config configs/factual.py --target GPT2_XL --known --first-layer 24 --json heads.json
     inversionview train --config configs/factual.py --target GPT2_XL --config.init_from=GPT2_MEDIUM --workdir W --config.sites="('a24.3','a24.5')"
@@ -14,7 +21,7 @@ from ml_collections import ConfigDict
 
 from inversionview_jax import config_blocks as blocks
 
-VARIANTS = ("full", "bundled", "tiny")
+VARIANTS = ("full", "bundled", "tiny", *blocks.MODELS)
 
 
 def get_config(variant: str = "full") -> ConfigDict:
@@ -44,6 +51,24 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.eval_queries, config.final_queries = 32, 200  # per site
   if variant != "full":
     config.inputs.sources = ("bundled",)
+  config.study = ConfigDict(
+    {
+      "heads": 24,  # that write most at END
+      "by_effect": 12,  # with the largest direct effect on the answer, besides
+      "first_layer": -1,  # of them; -1: the upper half
+      "known": 160,  # facts that the model knows
+      "tried": 1200,  # prompts that are tried for them
+      "only_known": True,  # False: facts that it does not know, too
+      "queries": 32,  # whose preimages are found
+      "pairs": 16,  # of patching
+      "pool": 0,  # inputs among which preimages are sought; 0: all
+      "shown": 2,  # preimages of each head on the page
+      "seed": 0,
+    }
+  )
+  if variant in blocks.MODELS:
+    config.target = blocks.language_target(blocks.model_path(variant))
+    config.inputs.sources, config.inputs.length = ("composed",), 30
   if variant == "tiny":
     blocks.tiny_language_reader(config)
     config.inputs.vocabulary = "data"

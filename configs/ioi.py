@@ -1,4 +1,10 @@
-"""Indirect object identification in GPT-2 small, as in the paper: 157 sites (x0.pre, 144 heads, 12 MLPs), every position.
+"""Indirect object identification: a study of any language model without a decoder, and the paper's reader of GPT-2 small.
+
+    inversionview study --config ioi:smollm2 --workdir W      # also :gemma3, :gpt2, :gpt2_xl
+
+measures all heads, reads those that matter at S1+1, S2 and END, and names their roles; results for two models are in configs/language_models.md.
+
+The paper's reader has 157 sites (x0.pre, 144 heads, 12 MLPs), at every position:
 
     inversionview train --config configs/ioi.py --target GPT2_FOLDER --workdir W
 
@@ -11,7 +17,7 @@ from ml_collections import ConfigDict
 
 from inversionview_jax import config_blocks as blocks
 
-VARIANTS = ("full", "tiny")
+VARIANTS = ("full", "tiny", *blocks.MODELS)
 
 
 def get_config(variant: str = "full") -> ConfigDict:
@@ -22,6 +28,22 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.inputs = ConfigDict({"vocabulary": "all", "positions": ()})  # any token, at every position
   blocks.schedule(config, batch_size=128, steps=156_250, eval_every=10_000)  # 100 x 200,000 pairs
   config.eval_queries, config.final_queries = 8, 200  # per site
+  config.study = ConfigDict(
+    {
+      "prompts": 32,  # on which all heads are measured
+      "pairs": 16,  # of patching
+      "end_direct": 10,  # heads at END with the largest direct effect
+      "end_patched": 6,  # with the largest effect of patching to first order, besides
+      "s2_patched": 8,  # heads at S2
+      "s1_attending": 6,  # heads at S1+1 that attend most to S1
+      "queries": 16,  # whose preimages are found
+      "pool": 2048,  # inputs among which they are sought
+      "shown": 2,  # preimages of each place on the page
+      "seed": 0,
+    }
+  )
+  if variant in blocks.MODELS:
+    config.target = blocks.language_target(blocks.model_path(variant))
   if variant == "tiny":
     blocks.tiny_language_reader(config, queries=2)
     config.inputs.vocabulary = "task"

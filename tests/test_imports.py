@@ -27,6 +27,7 @@ ORDER = (
   ("measures",),
   ("causal",),
   ("show", "interpret"),
+  ("studies",),
   ("planning",),
   ("benchmarks",),
   ("commands",),

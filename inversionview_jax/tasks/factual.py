@@ -1,5 +1,8 @@
 """Factual recall (paper, section 4.4): ``The capital of France is Paris``, and sentences in which the same heads may be active.
 
+Features of a prompt are its subject, relation, answer, kind of answer, the language of the place or person, its wording, and the sentence in
+front; the last ones are known of this package's own facts in many wordings (source "composed", `fact_wordings`).
+
 Positions: SUBJ is the last token of the subject, END the last one before the answer. A head is read where it attends little to BOS: of the
 positions in `settings`, at the one with the least attention to BOS, if that is below 0.6 (`collect.attentive`).
 
@@ -13,10 +16,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from inversionview_jax import config_schema
-from inversionview_jax.errors import InversionViewError
-from inversionview_jax.tasks import fact_files, hashing, sources
+from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.tasks import fact_files, fact_wordings, hashing, sources
 from inversionview_jax.tasks.base import Array, Mixture
-from inversionview_jax.tasks.contrast import Pairs, redraw
+from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
+from inversionview_jax.tasks.grammar import holds
 from inversionview_jax.tasks.language import LanguageTask, base_of
 from inversionview_jax.tasks.moves import Move
 from inversionview_jax.tasks.text import rows_of
@@ -38,6 +42,24 @@ _DEFAULTS = {
 }
 _DIRECTIONS = ((1.0, 0.9), (1.0, 0.85), (1.0, 0.8), (1.0, 0.75))
 _CHUNK = 1024  # texts tokenized at a time
+FEATURES = ("subject", "relation", "answer", "kind", "language", "wording", "opening")
+# (feature, kind of pairs) -> what a pair has in common, and what must differ; "token": the first token of the answer.
+_CONTRASTS = {
+  ("subject", "only"): (("relation", "wording", "opening"), ("subject", "token")),
+  ("subject", "rest"): (("subject",), ("relation", "wording", "opening")),
+  ("relation", "only"): (("subject", "opening"), ("relation", "token")),
+  ("relation", "rest"): (("relation",), ("subject", "answer", "wording", "opening")),
+  ("answer", "only"): (("relation", "wording", "opening"), ("answer", "token")),
+  ("answer", "rest"): (("answer",), ("wording", "opening")),
+  ("kind", "only"): (("subject", "opening"), ("kind", "token")),
+  ("kind", "rest"): (("kind",), ("subject", "answer", "wording", "opening")),
+  ("language", "only"): (("relation", "wording", "opening"), ("language", "token")),
+  ("language", "rest"): (("language",), ("subject", "wording", "opening")),
+  ("wording", "only"): (("subject", "relation", "opening"), ("wording",)),
+  ("wording", "rest"): (("wording",), ("subject", "opening")),
+  ("opening", "only"): (("subject", "relation", "wording"), ("opening",)),
+  ("opening", "rest"): (("opening",), ("subject", "relation", "wording")),
+}
 
 
 class Factual(LanguageTask):
@@ -57,6 +79,19 @@ class Factual(LanguageTask):
 
   name = "factual"
   enumerable = True
+  about = (
+    'An input is the beginning of a sentence about a fact and its answer, such as "The capital of France is Paris"; a sentence may stand in '
+    "front of it that has nothing to do with it."
+  )
+  feature_names = {
+    "subject": "who or what the fact is about",
+    "relation": "what is known of the subject: its capital, who wrote it",
+    "answer": "what follows: the attribute",
+    "kind": "the kind of the answer: a city, a language, a person",
+    "language": "the language that belongs to the place or person, whatever the fact is about",
+    "wording": "the sentence around the subject",
+    "opening": "the sentence in front",
+  }
   epsilon = 0.25
   mixtures = {
     # The paper's: 64 for each of the four cosines, four times; rare tokens that repeat are suppressed.
@@ -111,6 +146,8 @@ class Factual(LanguageTask):
     s = self._settings
     if source == "bundled":
       yield from fact_files.bundled()
+    elif source == "composed":
+      yield from fact_wordings.composed()
     elif source == "files":
       for where, record in sources.records(s["files"]):
         yield fact_files.own_record(where, record)
@@ -155,17 +192,26 @@ class Factual(LanguageTask):
     return rare
 
   @functools.cached_property
-  def _known(self) -> dict[tuple, tuple[int, int]]:
-    """Token ids of each prompt with BOS -> its positions SUBJ and END."""
+  def _known(self) -> dict[tuple, tuple[int, int, int]]:
+    """Token ids of each prompt with BOS -> its positions SUBJ and END, and the number of the input."""
     try:
       texts, positions, _ = self._read
     except InversionViewError:  # a reader on a machine without the files: every text has the labels of a sentence
       return {}
     t, known = self.tokenizer, {}
-    for ids, (subject, end) in zip(texts, positions.tolist(), strict=True):
+    for number, (ids, (subject, end)) in enumerate(zip(texts, positions.tolist(), strict=True)):
       if end >= 0:
-        known[(t.bos_id, *rows_of(t, [ids[:end]], end + 2)[0, 1:-1].tolist())] = subject, end
+        known[(t.bos_id, *rows_of(t, [ids[:end]], end + 2)[0, 1:-1].tolist())] = subject, end, number
     return known
+
+  def _find(self, tokens: Sequence[int]) -> tuple[int, tuple[int, int, int]] | None:
+    """How many tokens a text has, and what is known of the longest prompt with which it begins; None if it begins with none."""
+    t = self.tokenizer
+    used = tuple(int(x) for x in tokens if x not in (t.eos_id, t.pad_id))
+    for length in range(len(used), 1, -1):
+      if used[:length] in self._known:
+        return len(used), self._known[used[:length]]
+    return None
 
   def default_sites(self, n_layers: int, n_heads: int) -> tuple[str, ...]:
     raise InversionViewError(
@@ -175,16 +221,15 @@ class Factual(LanguageTask):
   def labels(self, tokens: Sequence[int]) -> list[str]:
     """SUBJ, END and "answer" of a known fact; the last token of any other text is END."""
     t, labels = self.tokenizer, [""] * len(tokens)
-    used = tuple(int(x) for x in tokens if x not in (t.eos_id, t.pad_id))
-    for length in range(len(used), 1, -1):
-      if used[:length] in self._known:
-        subject, end = self._known[used[:length]]
-        labels[subject], labels[end] = "SUBJ", "END"
-        if end + 1 < len(used):
-          labels[end + 1] = "answer"
-        return labels
-    if len(used) > 1:
-      labels[len(used) - 1] = "END"
+    if found := self._find(tokens):
+      length, (subject, end, _) = found
+      labels[subject], labels[end] = "SUBJ", "END"
+      if end + 1 < length:
+        labels[end + 1] = "answer"
+      return labels
+    length = sum(int(x) not in (t.eos_id, t.pad_id) for x in tokens)
+    if length > 1:
+      labels[length - 1] = "END"
     return labels
 
   @functools.cached_property
@@ -233,30 +278,90 @@ class Factual(LanguageTask):
       }
     )
 
+  @functools.cached_property
+  def _valued(self) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """The features of every input, int32[N] each (-1: none), and the names of their values."""
+    numbers = np.flatnonzero(self._read[1][:, 1] >= 0)
+    values, names = {}, {}
+    for feature in FEATURES:
+      words = [_word(fact, feature) for fact in self.facts]
+      names[feature] = sorted({word for word in words if word is not None})
+      number = {word: value for value, word in enumerate(names[feature])}
+      values[feature] = np.full(self.num_inputs, -1, np.int32)
+      values[feature][numbers] = [-1 if word is None else number[word] for word in words]
+    return values, names
+
+  def features_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
+    """The features of the inputs with these indices, int[B] -> name of each -> int32[B]; as `features` of their tokens."""
+    return {name: values[np.asarray(index, np.int64)] for name, values in self._valued[0].items()}
+
+  def features(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """What a text that begins with a known prompt is about, as indices into the values that `value_name` names; -1 of any other text."""
+    found = [self._find(row) for row in np.asarray(tokens).tolist()] if self._known else [None] * len(tokens)
+    number = np.array([-1 if one is None else one[1][2] for one in found], np.int64)
+    if not self._known:
+      return {name: np.full(len(number), -1, np.int32) for name in FEATURES}
+    return {name: np.where(number >= 0, values[number], -1) for name, values in self._valued[0].items()}
+
+  def value_name(self, feature: str, value: int) -> str:
+    """The word for a value of a feature: "France", "capital", "The capital of {} is"; "?" for -1."""
+    return "?" if value < 0 else self._valued[1][feature][value] or "(none)"
+
+  def behaviour(self, position: int | str) -> str:
+    del position  # there is one answer
+    return "answer"
+
   def contrast(self, index: np.ndarray, seed: int = 0, *, where: str = "") -> Pairs:  # type: ignore[override]
     """Pairs of facts with the same relation and wording whose answers begin with different tokens; facts without such a pair are left out.
 
     Args:
       index: int64[B].
       seed: of the draws, which are functions of it and of the index.
-      where: must be "": facts have no features.
+      where: a condition on the features of the clean input.
     """
-    if where:
-      raise InversionViewError(f"facts have no features for the condition {where!r}")
-    of, members = self._groups
-    index = np.asarray(index, np.int64)
-    index = index[of[index] >= 0]
-    rows, end = self._rows, self._read[1][:, 1]
-    answer = rows[np.arange(len(rows)), end + 1]
-    sizes = np.array([len(group) for group in members] or [1])[of[index]]
-    starts = np.concatenate([[0], np.cumsum([len(group) for group in members])])
-    flat = np.concatenate([*members, np.zeros(0, int)]).astype(np.int64)
+    return self.contrast_in("answer", "only", index, seed, where=where)
+
+  def contrast_in(
+    self, feature: str, vary: str, index: np.ndarray, seed: int = 0, *, predict: str = "answer", where: str = ""
+  ) -> Pairs:
+    """Pairs of facts that differ in one feature, or in all but it; see `Task.contrast_in`.
+
+    What goes with the feature differs, too: with another subject the answer does, with another relation the wording and the answer. "rest"
+    of "answer" and "language" may keep the subject where no other has this value.
+    """
+    if vary not in VARY:
+      raise one_of("kind of pairs", vary, VARY)
+    if feature not in FEATURES:
+      raise one_of("feature to vary:", feature, FEATURES)
+    if predict != "answer":
+      raise InversionViewError(f"cannot predict {predict!r} of a fact; the answer is: answer")
+    rows, end, index = self._rows, self._read[1][:, 1], np.asarray(index, np.int64)
+    if where.strip() and len(index):
+      index = index[holds(where, self.features_of(index), len(index))]
+    token = np.where(end >= 0, rows[np.arange(len(rows)), np.minimum(end + 1, rows.shape[1] - 1)], -1)
+    values = self._valued[0] | {"token": token}
+    same, differ = _CONTRASTS[feature, vary]
+    # What is equal in all inputs, as in files that have one wording of each relation, cannot differ.
+    differ = tuple(name for name in differ if name == feature or len(np.unique(values[name][end >= 0])) > 1)
+    usable = (end >= 0) & np.all([values[name] >= 0 for name in {*same, *differ}], axis=0)
+    numbers, index = np.flatnonzero(usable), index[usable[index]]
+    group = np.full(len(rows), -1)
+    if len(numbers):
+      keys = np.stack([values[name][numbers] for name in same], axis=1)
+      group[numbers] = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+    members = numbers[np.argsort(group[numbers], kind="stable")]
+    sizes = np.bincount(group[numbers], minlength=1)
+    starts = np.cumsum(sizes) - sizes
 
     def propose(chosen, attempt):
-      drawn = hashing.uniform(sizes[chosen], seed, index[chosen], attempt)
-      return flat[starts[of[index[chosen]]] + drawn] if len(chosen) else np.zeros(0, np.int64)
+      of = group[index[chosen]]
+      drawn = hashing.uniform(sizes[of], seed, index[chosen], attempt)
+      return members[starts[of] + drawn] if len(chosen) else np.zeros(0, np.int64)
 
-    other, made = redraw(len(index), propose, lambda chosen, drawn: answer[drawn] != answer[index[chosen]])
+    def accept(chosen, drawn):
+      return np.all([values[name][drawn] != values[name][index[chosen]] for name in differ], axis=0)
+
+    other, made = redraw(len(index), propose, accept)
     index, other = index[made], other[made]
     return Pairs(index, rows[index], rows[other], end[index].astype(np.int32), end[other].astype(np.int32))
 
@@ -277,6 +382,17 @@ class Factual(LanguageTask):
       here = (xp.arange(tokens.shape[1])[None, :, None] == xp.asarray(columns)[fact][:, None, :]).any(axis=2)
       mask, known = xp.where(hit[:, None], here, mask), known | hit
     return mask
+
+
+def _word(fact: Mapping, feature: str) -> str | None:
+  """A feature of a fact as text; None for one that is not known of it."""
+  if feature == "subject":
+    return fact.get("entity", fact["subject"])
+  if feature == "wording":
+    return fact.get("wording", fact["prompt"].replace(fact["subject"], "{}"))
+  if feature == "opening":
+    return fact.get("opening", "")
+  return fact.get(feature) or None
 
 
 def _chunks(records):

@@ -314,3 +314,66 @@ def test_contrast_is_a_fact_of_the_same_relation_with_another_answer(task):
     assert t.text(clean[: at + 1]) == one["prompt"]
   np.testing.assert_array_equal(task.contrast(pairs.index[:9], seed=1).corrupted, pairs.corrupted[:9])
   assert (task.contrast(pairs.index, seed=2).corrupted != pairs.corrupted).any()
+
+
+@pytest.fixture(scope="module")
+def composed(base):
+  return tasks.get("factual", base, {"sources": ("composed",)})
+
+
+def test_composed_facts_have_every_wording_behind_every_sentence(composed):
+  facts = composed.facts
+  assert len({f["prompt"] for f in facts}) == len(facts) > 4_000
+  for fact in facts:
+    assert fact["prompt"].endswith(fact["wording"].format(fact["subject"])) and fact["prompt"].startswith(
+      fact["opening"]
+    )
+  by_fact = {(f["entity"], f["relation"]): f["answer"] for f in facts}
+  openings = {f["opening"] for f in facts}
+  assert sum(f["relation"] == "capital" and f["entity"] == "France" for f in facts) == 4 * len(openings)
+  assert by_fact["Lyon", "language_of_city"] == by_fact["Victor Hugo", "native_language"] == "French"
+
+
+def test_features_of_prompts_and_their_beginnings(composed):
+  index = np.array([0, 1234, 4000])
+  rows = composed.tokens(index)
+  of_tokens, of_index = composed.features(rows), composed.features_of(index)
+  for name, values in of_index.items():
+    np.testing.assert_array_equal(of_tokens[name], values)
+  fact = composed.facts[1234]
+  assert composed.value_name("answer", of_index["answer"][1]) == fact["answer"]
+  assert composed.value_name("wording", of_index["wording"][1]) == fact["wording"]
+  prompt = composed.tokenizer.encode_batch([fact["prompt"]], length=composed.length, eos=False)
+  assert composed.features(prompt)["subject"][0] == of_index["subject"][1]
+  other = composed.tokenizer.encode_batch(["Nothing that is known"], length=composed.length, eos=False)
+  assert all(values[0] == -1 for values in composed.features(other).values())
+
+
+@pytest.mark.parametrize("feature", ["subject", "relation", "answer", "kind", "language", "wording", "opening"])
+def test_pairs_differ_in_what_they_should(composed, feature):
+  index = np.random.default_rng(0).permutation(composed.num_inputs)[:300]
+  only, rest = (composed.contrast_in(feature, vary, index, 3) for vary in ("only", "rest"))
+  assert len(only) > 30 and len(rest) > 30
+  both = [[composed.features(x) for x in (pairs.clean, pairs.corrupted)] for pairs in (only, rest)]
+  (clean, other), (own, same) = both
+  assert (clean[feature] != other[feature]).all() and (own[feature] == same[feature]).all()
+  kept = {"subject": "wording", "answer": "wording", "language": "wording", "relation": "subject", "kind": "subject"}
+  name = kept.get(feature, "subject")
+  assert (clean[name] == other[name]).all()
+  if feature not in ("wording", "opening"):
+    assert (only.answer != only.foil).all()
+  for name in ("opening",) if feature == "opening" else ("opening", "subject"):
+    if name != feature and (feature, name) not in (("answer", "subject"),):
+      assert (own[name] != same[name]).all()
+  again = composed.contrast_in(feature, "only", index, 3)
+  np.testing.assert_array_equal(again.corrupted, only.corrupted)
+
+
+def test_pairs_may_have_a_condition_and_refuse_what_is_not_known(composed):
+  index = np.random.default_rng(0).permutation(composed.num_inputs)[:200]
+  capital = next(v for v in range(30) if composed.value_name("relation", v) == "capital")
+  pairs = composed.contrast(index, where=f"relation == {capital}")
+  values = composed.features(pairs.clean)["relation"]
+  assert len(pairs) and {composed.value_name("relation", int(v)) for v in values} == {"capital"}
+  assert "feature to vary" in refused(lambda: composed.contrast_in("colour", "only", index))
+  assert "kind of pairs" in refused(lambda: composed.contrast_in("answer", "both", index))

@@ -1,0 +1,152 @@
+"""`inversionview study`: which heads of a language model matter on a task, what they encode, whether patching agrees, and a page of it."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from inversionview_jax import config_blocks, config_schema, progress, terminal
+from inversionview_jax.commands import flags
+from inversionview_jax.commands.tables import make_table
+from inversionview_jax.files import make_folder, path_of, write_whole
+
+if TYPE_CHECKING:
+  from inversionview_jax.preimage import Preimage
+  from inversionview_jax.studies.places import PlaceStudy
+
+_DESCRIPTION = """\
+Study a language model on factual recall or indirect object identification: the heads that matter, what their preimages share, their direct
+effect, and whether patching agrees.
+
+  inversionview study --config factual:smollm2 --workdir W        # 30 to 60 minutes of two CPU cores
+  inversionview study --config ioi:gemma3 --workdir W
+  inversionview study --config factual:gpt2 --workdir W --config.study.heads=40
+  inversionview study --config factual:smollm2 --workdir W2 --head a23.4
+
+W holds study.json, report.html and the preimages. The same command goes on where it was interrupted.
+"""
+
+
+def add_parser(commands: Any) -> None:
+  """Adds `study` to the commands."""
+  parser = flags.add_command(
+    commands, "study", run, "find the heads that matter on a task, and what they encode", _DESCRIPTION, overrides=True
+  )
+  flags.add(parser, "config", required=True)
+  flags.add(parser, "target", unset="the config's")
+  flags.add(parser, "family")
+  flags.add(parser, "ignore-config-key", repeated=True)
+  flags.add(parser, "convention")
+  flags.add(parser, "workdir", required=True)
+  parser.add_argument(
+    "--head",
+    action="append",
+    type=flags.given,
+    help="a head such as a23.4, in place of those that matter (may be repeated)",
+  )
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> int:
+  """Runs the study of the config's task, writes its files and prints the table."""
+  from inversionview_jax.commands.configs import load_config
+
+  config = load_config(args.config, rest)
+  config_schema.check_study(config)
+  source = args.target or config.get("target", {}).get("path")
+  config_blocks.check_fetched(source or "")
+  make_folder(args.workdir)
+  folder = path_of(args.workdir)
+  from inversionview_jax.studies import data, factual, ioi
+  from inversionview_jax.studies.page import to_page
+  from inversionview_jax.studies.stages import Stages
+  from inversionview_jax.targets import task_and_target
+
+  loading = {"convention": args.convention, "family": args.family, "ignore_config_keys": args.ignore_config_key or ()}
+  task, target = task_and_target(config.task, source, config, **loading)
+  module: Any = {"factual": factual, "ioi": ioi}[config.task]
+  settings = module.Settings(**(config.get("study") or {}))
+  heads = tuple(target.site(name, ("head",)).short for name in args.head or ())
+  key = {
+    "task": config.task,
+    "target": target.describe(),
+    "inputs": config.inputs.to_dict(),
+    "study": dataclasses.asdict(settings),
+    "heads": heads,
+  }
+  started = time.monotonic()
+  with _Bars() as report:
+    found = module.run(target, task, settings, Stages(folder / "steps", key), report, heads)
+  content = data.result(
+    config.task,
+    target.describe(),
+    shlex.join(["inversionview", *args.argv]),
+    {"inputs": config.inputs.to_dict(), "study": dataclasses.asdict(settings), "heads": heads},
+    _places(found),
+    **module.summary(found),
+    seconds=round(time.monotonic() - started),
+  )
+  preimages = _write_preimages(folder / "preimages", _places(found))
+  title = {"factual": "Factual recall", "ioi": "Indirect object identification"}[config.task]
+  write_whole(folder / "report.html", to_page(content, preimages, f"{title} in {target.name}"))
+  write_whole(folder / "study.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+  _print(content, folder)
+  return 0
+
+
+def _places(found: Any) -> "tuple[PlaceStudy, ...]":
+  return found.heads if hasattr(found, "known") else found.places
+
+
+def _write_preimages(folder: pathlib.Path, places: "Sequence[PlaceStudy]") -> "dict[str, tuple[Preimage, ...]]":
+  """Writes the preimages of each place, and returns them by its name."""
+  make_folder(folder)
+  found = {}
+  for place in places:
+    name = f"{place.site}@{place.position}"
+    for number, preimage in enumerate(place.preimages):
+      preimage.to_json(folder / f"{name.replace('+', '_')}-{number}.json")
+    found[name] = place.preimages
+  return found
+
+
+def _print(content: Mapping[str, Any], folder: pathlib.Path) -> None:
+  from inversionview_jax.studies import data
+
+  for line in content["summary"]:
+    terminal.print_text(line)
+  console = terminal.console(highlight=False)
+  console.print()
+  table = make_table(*data.HEADINGS, left=["site", "at", "feature", "verdict"])
+  for place in content["places"]:
+    table.add_row(*data.row(place))
+  console.print(table)
+  verified = sum(bool(place["verified"]) for place in content["places"])
+  terminal.print_text(
+    f"\n{verified} of {len(content['places'])} have a reading that patching confirms; {folder / 'report.html'}"
+  )
+
+
+class _Bars:
+  """A bar for each step on a terminal; nothing elsewhere."""
+
+  def __enter__(self) -> "_Bars":
+    self._bars = progress.bars()
+    self._bars.__enter__()
+    self._tasks: dict[str, Any] = {}
+    return self
+
+  def __call__(self, step: str, done: int, total: int) -> None:
+    if step not in self._tasks:
+      self._tasks[step] = self._bars.add_task(step, total=total)
+    for name, task in self._tasks.items():
+      self._bars.update(task, total=total if name == step else None, completed=done if name == step else None)
+
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+  ) -> None:
+    self._bars.__exit__(kind, error, traceback)

@@ -1,0 +1,151 @@
+"""Studies of facts and IOI from the command line on a small model: what they write, going on, single heads, and what they refuse."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_models import gpt2_folder, prompts
+
+from inversionview_jax import distance
+from inversionview_jax.cli import main
+from inversionview_jax.preimage import Preimage
+from inversionview_jax.studies import effects, pool
+from inversionview_jax.targets import Edit, task_and_target
+from inversionview_jax.tasks import fact_wordings
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+TEXTS = [f"{r['prompt']} {r['answer']}." for r in fact_wordings.composed()]
+FACTS = (
+  "--config.study.heads=2", "--config.study.by_effect=1", "--config.study.tried=64", "--config.study.known=48", "--config.study.pairs=4",
+  "--config.study.queries=6", "--config.study.pool=300", "--config.study.only_known=False", "--config.study.first_layer=0",
+)  # fmt: skip
+NAMES = (
+  "--config.study.prompts=8", "--config.study.pairs=2", "--config.study.end_direct=2", "--config.study.end_patched=1",
+  "--config.study.s2_patched=1", "--config.study.s1_attending=1", "--config.study.queries=4", "--config.study.pool=128",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return gpt2_folder(tmp_path_factory.mktemp("models") / "gpt2", texts=TEXTS[::7] + prompts())
+
+
+def run(capsys, *argv):
+  capsys.readouterr()
+  code = main(["study", *map(str, argv)])
+  output = capsys.readouterr()
+  assert "Traceback" not in output.err and (code == 0 or output.err.count("\n") == 1)
+  return code, output.out + output.err
+
+
+def read(workdir):
+  return json.loads((workdir / "study.json").read_text())
+
+
+def test_facts_are_studied_and_an_interrupted_study_goes_on(folder, tmp_path, capsys):
+  argv = ("--config", "configs/factual.py:smollm2", "--target", folder, "--workdir", tmp_path / "W", *FACTS)
+  code, output = run(capsys, *argv)
+  assert code == 0, output
+  study, page = read(tmp_path / "W"), (tmp_path / "W" / "report.html").read_text()
+  assert len(study["places"]) == 3 and study["pool"] == 300 and not study["whole"]
+  for place in study["places"]:
+    assert place["site"] in output and f'id="{place["site"]}@END"' in page and "direct" in place
+    assert {patch["feature"] for patch in place["patches"]} == {"answer", "relation"}
+  saved = sorted((tmp_path / "W" / "preimages").iterdir())
+  assert saved and Preimage.from_json(saved[0]).method == "rejection"
+  steps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "W" / "steps").iterdir()}
+  (tmp_path / "W" / "steps" / "patch-relation-END-00.npz").unlink()  # as if the run had ended there
+  code, _ = run(capsys, *argv)
+  again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "W" / "steps").iterdir()}
+  changed = {name for name, time in again.items() if time != steps[name]}
+  assert code == 0 and changed == {"key.json", "patch-relation-END-00.npz"}
+  assert read(tmp_path / "W")["places"] == study["places"]
+  code, output = run(capsys, *argv, "--config.study.pairs=3")
+  assert code == 2 and "study differ" in output
+
+
+def test_a_single_head_has_the_figures_that_it_has_among_others(folder, tmp_path, capsys):
+  common = ("--config", "configs/factual.py:smollm2", "--target", folder, *FACTS)
+  run(capsys, *common, "--workdir", tmp_path / "all")
+  every = read(tmp_path / "all")["places"]
+  run(capsys, *common, "--workdir", tmp_path / "one", "--head", every[1]["site"])
+  (one,) = read(tmp_path / "one")["places"]
+  assert one["reading"] == every[1]["reading"] and one["site"] == every[1]["site"]
+  for mine, among in zip(one["patches"], every[1]["patches"], strict=True):
+    assert mine["only"]["mean"] == pytest.approx(among["only"]["mean"], abs=1e-5)
+
+
+def test_names_are_studied_with_the_roles_of_heads(folder, tmp_path, capsys):
+  argv = ("--config", "configs/ioi.py:smollm2", "--target", folder, "--workdir", tmp_path / "W", *NAMES)
+  code, output = run(capsys, *argv)
+  assert code == 0, output
+  study = read(tmp_path / "W")
+  assert len(study["heads"]) == 4 and {row["role"] for row in study["roles"]} >= {"name mover", "induction"}
+  assert [place["position"] for place in study["places"]] == ["END"] * 3 + ["S2", "S1+1"]
+  sizes = [abs(head["direct"]["mean"]) for head in study["heads"]]
+  assert sizes == sorted(sizes, reverse=True)
+  assert "9.9, 9.6, 10.0" in (tmp_path / "W" / "report.html").read_text()
+
+
+def test_distances_of_the_pool_are_those_of_a_run(folder):
+  task, target = task_and_target("factual", folder, settings={"sources": ("composed",), "length": 40, "limit": 400})
+  sites = [target.site("a0.1"), target.site("a1.0")]
+  rows, tokens = task.tokens(np.array([3, 77])), task.tokens(np.arange(0, 400, 9))
+  caught = pool.captured(target, sites, rows, task.positions(rows, "END"))
+  found = pool.nearest(target, task, sites, caught.activation, tokens)
+  out = target.run(tokens, sites)
+  for s, site in enumerate(sites):
+    for q in range(2):
+      each = distance.cosine(out[site], jnp.asarray(caught.activation[s, q]))
+      nearest, position = distance.masked_min(each, task.counted_mask(jnp.asarray(tokens)))
+      np.testing.assert_allclose(found.distance[s, q], nearest, atol=1e-5)
+      where = np.asarray(each)[np.arange(len(tokens)), found.position[s, q]]
+      np.testing.assert_allclose(where, nearest, atol=1e-5)
+  fixed = pool.nearest(target, task, sites, caught.activation, rows, task.positions(rows, "END"))
+  np.testing.assert_allclose(fixed.distance[:, [0, 1], [0, 1]], 0, atol=1e-5)
+  assert (fixed.position[0, 0] == task.positions(rows, "END")).all()
+
+
+@pytest.mark.parametrize(
+  "change, said",
+  [
+    (("--config.study.heads=0",), "study.heads = 0"),
+    (("--head", "a9.9"), "a9.9"),
+    (("--config.study.only_known=True", "--config.study.tried=8"), "predicts none"),
+  ],
+)
+def test_what_is_refused_is_said_in_one_line(folder, tmp_path, capsys, change, said):
+  argv = ("--config", "configs/factual.py:smollm2", "--target", folder, "--workdir", tmp_path / "W")
+  code, output = run(capsys, *argv, *FACTS, *change)
+  assert code == 2 and said in output
+
+
+def test_a_config_without_a_study_and_a_model_that_is_not_downloaded(tmp_path, capsys, monkeypatch):
+  code, output = run(capsys, "--config", "configs/addition.py", "--workdir", tmp_path / "W")
+  assert code == 2 and "study of the task" in output and "factual, ioi" in output
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  code, output = run(capsys, "--config", "configs/factual.py:gemma3", "--workdir", tmp_path / "W")
+  assert code == 2 and "python launch/fetch_gemma3.py" in output
+
+
+def test_attributed_effects_are_the_derivative_of_patching(folder):
+  task, target = task_and_target("ioi", folder)
+  pairs = task.contrast(np.arange(6), kind="S2")
+  at = tuple(
+    np.stack([task.positions(rows, name) for name in ("S2", "END")], axis=1) for rows in (pairs.clean, pairs.corrupted)
+  )
+  found = effects.attributed_effects(target, pairs, pairs.foil, at, batch=4)
+  assert found.shape == (2, 2, 2, 6) and np.abs(found[:, :, 1]).max() > 1e-3
+  rows = np.arange(6)
+  for layer, head, place in ((0, 1, 0), (1, 0, 1)):
+    z = [np.asarray(target.run(x, [f"z{layer}"])[f"z{layer}"]) for x in (pairs.clean, pairs.corrupted)]
+    step = 1e-2 * (z[1][rows, at[1][:, place]] - z[0][rows, at[0][:, place]])
+    step[:, np.arange(2) != head] = 0
+    difference = []
+    for sign in (-1, 1):
+      edit = Edit(f"z{layer}", at[0][:, place], sign * step, mode="add")
+      logits = np.asarray(target.run(pairs.clean, edits=[edit]).logits, np.float64)[rows, pairs.clean_at]
+      difference.append(logits[rows, pairs.answer] - logits[rows, pairs.foil])
+    np.testing.assert_allclose(found[layer, head, place], (difference[0] - difference[1]) / 2e-2, rtol=0.05, atol=2e-3)

@@ -4,7 +4,7 @@
     inversionview view "A text of yours" --reader W --site x0.pre --position END
 
 CHECKPOINT is a Hugging Face folder or a .gguf file. Sites are the residual stream at five depths unless --config.sites="('a9.6','m3')" names
-others; `inversionview heads` ranks the heads. configs/README.md has the kinds of files and what happens to long and empty texts. Variant `:tiny`
+others; `inversionview heads` ranks the heads. `:written` needs no texts: they are those that the model itself writes. configs/README.md has the kinds of files and what happens to long and empty texts. Variant `:tiny`
 runs in tests.
 """
 
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from inversionview_jax import config_blocks as blocks
 
-VARIANTS = ("full", "tiny")
+VARIANTS = ("full", "written", "tiny")
 
 
 def get_config(variant: str = "full") -> ConfigDict:
@@ -40,6 +40,8 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.optimizer = blocks.muon(4e-3, adam_lr=2e-3)
   blocks.schedule(config, batch_size=16, steps=10_000, steps_per_call=5, log_every=50, save_every=500)
   config.eval_queries, config.final_queries = 32, 200
+  if variant == "written":
+    config.inputs.vocabulary = "all"
   if variant == "tiny":
     blocks.tiny_language_reader(config)
     config.encoder_width, config.n_slots, config.pairs_per_text = 32, 2, 2

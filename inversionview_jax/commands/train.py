@@ -73,6 +73,7 @@ def run_train_target(args: argparse.Namespace, overrides: list[str]) -> int:
   rows, held_out = _rows(task, config)
   parallel.use_compilation_cache()
   objective = target_objective.TargetObjective(task, settings, held_out, mesh)
+  _print_kind(args, config)
   with output_folder(workdir), hosts.exclusive(workdir, loop.IN_USE):
     if not args.quiet:
       print_text(configs.summary(args.config, config, folder / "config.json", is_of_target))
@@ -102,6 +103,7 @@ def run_train(args: argparse.Namespace, overrides: list[str]) -> int:
   rows, held_out = _rows(choice.task, config)
   objective = decoder_objective.DecoderObjective(choice.task, config, choice.target, rows, held_out, mesh)
   hosts.all_true(True)  # every host has checked before one writes
+  _print_kind(args, config)
   with output_folder(workdir), hosts.exclusive(workdir, loop.IN_USE):
     choice.store()
     if not args.quiet:
@@ -114,6 +116,12 @@ def run_train(args: argparse.Namespace, overrides: list[str]) -> int:
       print_text(f"  {name.removeprefix('rate/'):8} {value:.3f}")
   print_text(f"reader: {workdir}")
   return 0
+
+
+def _print_kind(args: argparse.Namespace, config: "ConfigDict") -> None:
+  """Prints what kind of run a config is, such as a smoke test, where it says so."""
+  if about := config.get("about"):
+    print_text(f"{args.config} is {about}")
 
 
 def is_of_target(key: str) -> bool:
@@ -216,6 +224,7 @@ class _Target:
 
   def __init__(self, args: argparse.Namespace, config: "ConfigDict", workdir: pathlib.Path, mesh: "Mesh"):
     from inversionview_jax import tasks
+    from inversionview_jax.sampling.written import written_by
     from inversionview_jax.targets import load_target, task_and_target
 
     self._own, self._config = workdir / "target", config
@@ -230,9 +239,10 @@ class _Target:
       "family": args.family or stored.get("family"),
       "ignore_config_keys": tuple(args.ignore_config_key or stored.get("ignore_config_keys") or ()),
     }
-    self.task, self.target = task_and_target(
-      config.task, self.source, config, sites=tuple(config.sites), mesh=mesh, **self._loading
-    )
+    # A target that writes the texts needs all of its layers.
+    sites = None if config.task == "text" and not config.inputs.files else tuple(config.sites)
+    task, self.target = task_and_target(config.task, self.source, config, sites=sites, mesh=mesh, **self._loading)
+    self.task = written_by(task, self.target)
     if reference and reference["fingerprint"] != self.target.fingerprint:
       raise InversionViewError(
         f"{workdir} reads another target or other layers ({reference['path']}); use another --workdir"

@@ -16,6 +16,7 @@ from inversionview_jax.files import path_of
 from inversionview_jax.models import decoder, storage
 from inversionview_jax.models.decoder import DecoderConfig
 from inversionview_jax.reading.reader import Reader
+from inversionview_jax.sampling.written import written_by
 from inversionview_jax.targets import Target
 from inversionview_jax.targets.for_task import task_and_target
 from inversionview_jax.tasks import Task, tokenizers
@@ -61,6 +62,8 @@ def load_reader(
     mesh=mesh if mesh is not None and mesh.shape[parallel.MODEL] > 1 else None,
     moved_to=target,
   )
+  if loaded.has_logits:
+    task = written_by(task, loaded)
   _check_belongs(description, loaded, task, folder)
   config, fingerprint = DecoderConfig.from_dict(description["config"]), description["fingerprint"]
   return Reader(loaded, task, config, variables, description["name"], mesh, fingerprint)

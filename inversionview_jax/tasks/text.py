@@ -1,10 +1,11 @@
-"""The user's own texts as a task: inputs "BOS text EOS PAD" of a fixed length from files on disk, each line equally probable.
+"""The user's own texts as a task: inputs "BOS text EOS PAD" of a fixed length from files on disk, each line equally probable; or, without files,
+texts that the target writes (`sampling.written`).
 
 Shapes: N texts, B batch, T tokens.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from inversionview_jax.tasks.tokenizers import PartTokenizer, Tokenizer
 from inversionview_jax.terminal import print_message
 
 _CHUNK = 1024  # texts tokenized at a time
+WRITTEN = 1_000_000  # inputs of a task whose texts the target writes
 _DEFAULTS = {
   "files": (),
   "field": "text",
@@ -31,12 +33,12 @@ _DEFAULTS = {
 
 
 class Text(LanguageTask):
-  """Texts from files; END is the last token of each.
+  """Texts from files, or those that the target writes; END is the last token of each.
 
   Args:
     tokenizer: of the model; or a reader's `PartTokenizer`, whose tokens the task then has, and no file is opened before an input is read.
     settings: "files", "field", "split", "data_dir", "empty": see `sources.texts`; "length": T, with BOS and EOS; "vocabulary": "all", or
-      "data" for the tokens that occur in these texts only; "long": a text of more tokens is "cut" into windows of T - 2 or "left" out;
+      "data" for the tokens that occur in these texts (of files) only; "long": a text of more tokens is "cut" into windows of T - 2 or "left" out;
       "positions": () for queries at every token, or ("END",).
 
   Raises:
@@ -45,6 +47,7 @@ class Text(LanguageTask):
 
   name = "text"
   enumerable = True
+  writer: Callable[[np.ndarray], np.ndarray] | None = None
 
   def __init__(self, tokenizer: Tokenizer | None = None, settings: Mapping | None = None):
     base = base_of(tokenizer, self.name)
@@ -56,6 +59,11 @@ class Text(LanguageTask):
     else:
       kept = None
       if self.settings["vocabulary"] == "data":
+        if not self.settings["files"]:
+          raise InversionViewError(
+            "no files to read texts from: set inputs.files (.txt, .jsonl, a dataset folder or tfds:NAME); or inputs.vocabulary=all, and the "
+            "texts are those that the target writes"
+          )
         kept = tuple(np.union1d(np.concatenate(self._read[0]), [base.bos_id]).tolist())
       self.tokenizer = PartTokenizer(base, kept)
 
@@ -84,12 +92,18 @@ class Text(LanguageTask):
   def _rows(self) -> np.ndarray:
     return rows_of(self.tokenizer, self._read[0], self.length)
 
+  def be_written(self, writer: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Takes int64[B] -> int32[B, T], a pure function of the index, for the inputs of a task without files; their prior is not known here."""
+    self.writer, self.enumerable = writer, False
+
   @property
   def num_inputs(self) -> int:  # type: ignore[override]
-    return len(self._read[0])
+    return WRITTEN if self.writer is not None else len(self._read[0])
 
   def split(self, name: str, seed: int = 0) -> np.ndarray:
     """Like `Task.split`, except that the windows of one text are all in the same split, if there are several texts."""
+    if self.writer is not None:
+      return super().split(name, seed)
     document = self._read[1]
     if name not in ("train", "test") or len(document) == document[-1] + 1 or not document[-1]:
       return super().split(name, seed)
@@ -98,6 +112,8 @@ class Text(LanguageTask):
     return np.random.default_rng([seed, 1]).permutation(np.flatnonzero(chosen if name == "train" else ~chosen))
 
   def tokens(self, index: np.ndarray) -> np.ndarray:
+    if self.writer is not None:
+      return self.writer(np.asarray(index, np.int64))
     return self._rows[np.asarray(index, np.int64)]
 
   def labels(self, tokens: Sequence[int]) -> list[str]:

@@ -119,7 +119,7 @@ def counts(p: Preimage, samples: Sequence[Sample], distinct: int) -> tuple[str, 
 
 def kinds(p: Preimage) -> str:
   """What the samples are called: "candidates" of a decoder, "particles and proposals" of Monte Carlo, or "inputs"."""
-  return {"decoder": "candidates", "exact": "inputs"}.get(p.method, "particles and proposals")
+  return {"decoder": "candidates", "exact": "inputs", "rejection": "inputs"}.get(p.method, "particles and proposals")
 
 
 def _inside(p: Preimage) -> str:
@@ -127,7 +127,7 @@ def _inside(p: Preimage) -> str:
   inside, n = totals(p.inside), totals(p.samples)
   if p.method == "decoder":
     return f"{inside} of {n} candidates inside ε ({percent(inside, n)})"
-  if p.method == "exact":
+  if p.method in ("exact", "rejection"):
     return _inside_of_exact(p, inside, n)
   particles = p.particles
   drawn, within = totals(particles), totals(s for s in particles if s.inside)

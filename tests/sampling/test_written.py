@@ -1,0 +1,81 @@
+"""Texts that the target writes: functions of their index, from the model's own distribution, and a reader trained on them."""
+
+import numpy as np
+import pytest
+from small_models import gpt2_folder
+
+from inversionview_jax import reading, tasks
+from inversionview_jax.cli import main
+from inversionview_jax.errors import InversionViewError
+from inversionview_jax.sampling.written import SHORTEST, written_by
+from inversionview_jax.targets import task_and_target
+from inversionview_jax.tasks import Text
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  texts = [f"{who} saw {count} cats by the river" for who in ("Ann", "Ben", "Cleo") for count in "2345"]
+  return gpt2_folder(tmp_path_factory.mktemp("models") / "gpt2", texts=texts, heads=2)
+
+
+@pytest.fixture(scope="module")
+def task_target(folder):
+  task, target = task_and_target("text", folder, settings={"length": 10})
+  return written_by(task, target), target
+
+
+def test_a_text_is_a_function_of_its_index(task_target):
+  task, _ = task_target
+  index = np.array([5, 900_000, 17, 5])
+  rows = task.tokens(index)
+  np.testing.assert_array_equal(rows[0], rows[3])
+  np.testing.assert_array_equal(rows[1:2], task.tokens(index[1:2]))
+  many = task.tokens(np.arange(100))  # more than are written together
+  np.testing.assert_array_equal(many[[5, 17]], rows[[0, 2]])
+  assert task.tokens(index[:0]).shape == (0, 10)
+
+
+def test_texts_have_all_lengths_and_no_special_tokens(task_target):
+  task, _ = task_target
+  t, rows = task.tokenizer, task.tokens(np.arange(128))
+  lengths = (rows == t.eos_id).argmax(axis=1) - 1
+  assert (rows[:, 0] == t.bos_id).all() and set(lengths) == set(range(SHORTEST, 9))
+  for row, length in zip(rows, lengths, strict=True):
+    assert not np.isin(row[1 : length + 1], [*t.special_ids, t.eos_id, t.pad_id]).any()
+    assert (row[length + 2 :] == t.pad_id).all()
+
+
+def test_tokens_follow_the_model(task_target):
+  """The mean log probability of what was drawn is the mean negative entropy of the distributions it was drawn from."""
+  task, target = task_target
+  t, rows = task.tokenizer, task.tokens(np.arange(512))
+  logits = np.array(target.run(rows[:, :5]).logits[:, :4], np.float64)
+  logits[..., [*t.special_ids, t.eos_id, t.pad_id]] = -np.inf
+  p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  p /= p.sum(axis=-1, keepdims=True)
+  log_p = np.log(np.maximum(p, 1e-300))
+  drawn = np.take_along_axis(log_p, rows[:, 1:5, None].astype(int), axis=-1)
+  expected, spread = (p * log_p).sum(axis=-1), np.sqrt((p * log_p**2).sum(-1) - (p * log_p).sum(-1) ** 2)
+  error = np.sqrt((spread**2).sum()) / drawn.size
+  assert abs(drawn.mean() - expected.mean()) < 4 * error < 0.2
+
+
+def test_a_reader_trains_without_texts_and_loads(folder, tmp_path, capsys):
+  argv = ("train", "--config", "configs/text.py:tiny", "--target", str(folder), "--workdir", str(tmp_path / "W"))
+  settings = ("--config.inputs.vocabulary=all", "--config.inputs.length=8", "--config.sites=('x0.pre',)")
+  assert main([*argv, *settings, "--config.optimizer.name=adamw"]) == 0
+  capsys.readouterr()
+  reader = reading.load_reader(tmp_path / "W")
+  assert isinstance(reader.task, Text) and reader.task.num_inputs == tasks.text.WRITTEN
+  assert len(reader.preimage("Ann saw", "x0.pre", "END", num_samples=16).samples) == 16
+
+
+def test_files_stay_the_inputs_where_there_are_some(folder, tmp_path):
+  path = tmp_path / "lines.txt"
+  path.write_text("Ann saw 2 cats\nBen saw 3 cats\n")
+  task, target = task_and_target("text", folder, settings={"files": (str(path),), "length": 10})
+  assert written_by(task, target).num_inputs == 2 and task.enumerable
+  with pytest.raises(InversionViewError, match=r"set inputs.files .*inputs.vocabulary=all"):
+    task_and_target("text", folder, settings={"vocabulary": "data"})

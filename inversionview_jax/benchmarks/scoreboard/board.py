@@ -1,0 +1,363 @@
+"""The scoreboard: what readers name for every component of compiled programs, and the circuits that patching finds, against the programs themselves."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from inversionview_jax import bounds
+from inversionview_jax._version import __version__
+from inversionview_jax.benchmarks.scoreboard import answers as known
+from inversionview_jax.benchmarks.scoreboard import circuits, naming, partitions, probes, reading
+from inversionview_jax.benchmarks.scoreboard.answers import Answers, Component
+from inversionview_jax.benchmarks.scoreboard.circuits import Found
+from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.files import write_whole
+from inversionview_jax.tables import ShowsTable, Table
+from inversionview_jax.tasks.programs import LIBRARY, program_named
+
+FORMAT, FORMAT_VERSION = "inversionview-scoreboard", 1
+# Reader -> what it is, in the order of the table.
+READERS = {
+  "preimages": "variables whose level sets are the preimages of the activation",
+  "probes": "every variable that a linear probe decodes from the activation",
+  "best probe": "of these the one with the most bits",
+  "text": "what stands at the position, without the activation",
+  "another": "what the preimages of another component at the position lead to",
+}
+METHODS = ("exact", "monte_carlo")
+_INPUTS = 4096  # of a program, above which its preimages are sampled
+_QUERIES = 24
+_SHOWN = 4  # misses of a program that are listed
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """Variables named against variables written, counted over components.
+
+  Attributes:
+    right, named: of the named variables, those that are right, and all.
+    covered, true: of the written variables, those that are named, and all. Constants count nowhere: naming one is wrong.
+  """
+
+  right: int = 0
+  named: int = 0
+  covered: int = 0
+  true: int = 0
+
+  def __add__(self, other: "Score") -> "Score":
+    return Score(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+  @property
+  def precision(self) -> float:
+    """Share of the named variables that are right; 1 where none is named."""
+    return self.right / self.named if self.named else 1.0
+
+  @property
+  def recall(self) -> float:
+    """Share of the written variables that are named; 1 where none is written."""
+    return self.covered / self.true if self.true else 1.0
+
+  @property
+  def f1(self) -> float:
+    """Harmonic mean of precision and recall."""
+    total = self.precision + self.recall
+    return 2 * self.precision * self.recall / total if total else 0.0
+
+  def to_dict(self) -> dict[str, float]:
+    """Plain data for JSON."""
+    return dataclasses.asdict(self) | {"precision": self.precision, "recall": self.recall, "f1": self.f1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """One component: what it writes, and what each reader named.
+
+  Attributes:
+    component: such as "a0.0@i2".
+    expressions: labels of the expressions that it writes, () for a head or MLP that Tracr left empty.
+    written: the variables among these that are not constant, one of those that split the inputs alike.
+    named: reader -> variables.
+    constant: whether the preimages call it constant.
+    overlap, bits: of the preimages; see `naming.Named`.
+    is_right: whether the preimages name all that it writes, and nothing else.
+  """
+
+  component: str
+  expressions: tuple[str, ...]
+  written: tuple[str, ...]
+  named: dict[str, tuple[str, ...]]
+  constant: bool
+  overlap: float
+  bits: float
+  is_right: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramScore:
+  """The scores of one program.
+
+  Attributes:
+    program: its name.
+    inputs: how many it has.
+    method: by which the preimages were found.
+    answers: of every component.
+    variables: reader -> its score.
+    nodes, edges: of patching, against the program's graph; None where circuits were left out.
+    changes: of ranking nodes by how much their activation changes, without patching.
+    seconds: that it took.
+  """
+
+  program: str
+  inputs: int
+  method: str
+  answers: tuple[Answer, ...]
+  variables: dict[str, Score]
+  nodes: Found | None
+  edges: Found | None
+  changes: Found | None
+  seconds: float
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain data for JSON."""
+    found = {name: _found(getattr(self, name)) for name in ("nodes", "edges", "changes")}
+    return {
+      "program": self.program,
+      "inputs": self.inputs,
+      "method": self.method,
+      "seconds": self.seconds,
+      "variables": {reader: score.to_dict() for reader, score in self.variables.items()},
+      **found,
+      "components": [dataclasses.asdict(answer) for answer in self.answers],
+    }
+
+
+def _found(found: Found | None) -> dict[str, Any] | None:
+  return found and dataclasses.asdict(found) | {"f1": f1_of(found)}
+
+
+def f1_of(found: Found) -> float:
+  """Harmonic mean of the share of what was found that is true, and of what is true that was found; 1 where there is nothing to find and nothing was."""
+  return 2 * found.right / (found.found + found.true) if found.found + found.true else 1.0
+
+
+def _together(each: Sequence[Found]) -> Found | None:
+  """Counts over programs; the AUROC is the mean of theirs."""
+  if not each:
+    return None
+  known_auroc = [one.auroc for one in each if one.auroc is not None]
+  counts = [sum(getattr(one, name) for one in each) for name in ("right", "found", "true")]
+  return Found(float(np.mean(known_auroc)) if known_auroc else None, *counts, ())
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Scoreboard(ShowsTable):
+  """The scores of several programs.
+
+  Attributes:
+    programs: each by itself.
+    seed: of queries, folds and pairs.
+  """
+
+  programs: tuple[ProgramScore, ...]
+  seed: int
+
+  @property
+  def variables(self) -> dict[str, Score]:
+    """Reader -> its score, counted over the components of all programs."""
+    return {reader: sum((one.variables[reader] for one in self.programs), Score()) for reader in READERS}
+
+  @property
+  def nodes(self) -> Found | None:
+    """Over all programs."""
+    return _together([one.nodes for one in self.programs if one.nodes])
+
+  @property
+  def edges(self) -> Found | None:
+    """Over all programs."""
+    return _together([one.edges for one in self.programs if one.edges])
+
+  @property
+  def changes(self) -> Found | None:
+    """Over all programs."""
+    return _together([one.changes for one in self.programs if one.changes])
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain data for JSON."""
+    return {
+      "format": FORMAT,
+      "format_version": FORMAT_VERSION,
+      "version": __version__,
+      "seed": self.seed,
+      "readers": READERS,
+      "decoder": "none is trained for these programs",
+      "variables": {reader: score.to_dict() for reader, score in self.variables.items()},
+      **{name: _found(getattr(self, name)) for name in ("nodes", "edges", "changes")},
+      "programs": [one.to_dict() for one in self.programs],
+    }
+
+  def to_json(self, path: "str | os.PathLike | None" = None) -> str:
+    """Strict JSON; also written to `path`, whole or not at all."""
+    text = json.dumps(self.to_dict(), allow_nan=False, indent=1, ensure_ascii=False)
+    if path is not None:
+      write_whole(path, text + "\n")
+    return text
+
+  def misses(self) -> list[str]:
+    """A line for every component that the preimages name wrongly, and for every node that is missed or found beside the graph."""
+    lines = []
+    for one in self.programs:
+      for answer in one.answers:
+        if not answer.is_right:
+          what = " and ".join(answer.named["preimages"]) or ("constant" if answer.constant else "nothing")
+          writes = " and ".join(answer.written) or "a constant"
+          lines.append(f"{one.program}: {answer.component} writes {writes}, named: {what}")
+      for kind, found in (("node", one.nodes), ("edge", one.edges)):
+        if found is not None and found.misses:
+          shown = "; ".join(found.misses[:_SHOWN])
+          left = f"; {len(found.misses) - _SHOWN} more" if len(found.misses) > _SHOWN else ""
+          lines.append(f"{one.program}: {kind} {shown}{left}")
+    return lines
+
+  def _table(self) -> Table:
+    columns = ("program", "inputs", "written", *READERS, "nodes AUROC", "F1", "edges AUROC", "F1", "s")
+    rows = [
+      (
+        one.program,
+        f"{one.inputs:,}",
+        str(one.variables["preimages"].true),
+        *(f"{one.variables[reader].f1:.3f}" for reader in READERS),
+        *_cells(one.nodes),
+        *_cells(one.edges),
+        f"{one.seconds:.0f}",
+      )
+      for one in self.programs
+    ]
+    total = self.variables
+    rows.append(
+      (
+        "all",
+        f"{sum(one.inputs for one in self.programs):,}",
+        str(total["preimages"].true),
+        *(f"{total[reader].f1:.3f}" for reader in READERS),
+        *_cells(self.nodes),
+        *_cells(self.edges),
+        f"{sum(one.seconds for one in self.programs):.0f}",
+      )
+    )
+    notes = (
+      "F1 of the variables named, by each reader, counted over heads and MLPs at every position; circuits by patching"
+    )
+    return Table(f"Scoreboard: {len(self.programs)} programs", columns, tuple(rows), notes)
+
+
+def _cells(found: Found | None) -> tuple[str, str]:
+  if found is None:
+    return "-", "-"
+  return "-" if found.auroc is None else f"{found.auroc:.3f}", f"{f1_of(found):.3f}"
+
+
+def scoreboard(
+  programs: Sequence[str] | None = None,
+  *,
+  method: str | None = None,
+  queries: int = _QUERIES,
+  inputs: int = _INPUTS,
+  particles: int | None = None,
+  circuit: bool = True,
+  seed: int = 0,
+  progress: Callable[[str, int, int], object] = lambda what, done, total: None,
+) -> Scoreboard:
+  """Scores readers and circuits on compiled programs, whose parts are known.
+
+  Args:
+    programs: names of programs, such as "hist" or "tracr:sort,max_seq_len=4"; None: all of Tracr's library.
+    method: "exact" or "monte_carlo"; None: exact for a program with at most `inputs` inputs.
+    queries: activations of a component, at most, that differ by more than epsilon.
+    inputs: of which base rates, probes and, if these are all, exact preimages are taken.
+    particles: of Monte Carlo.
+    circuit: whether to find nodes and edges.
+    seed: of queries, folds and pairs.
+    progress: called with a program's name, how many are done and of how many.
+
+  Raises:
+    InversionViewError: an unknown program or method, or numbers out of range.
+  """
+  if method is not None and method not in METHODS:
+    raise one_of("method", method, METHODS)
+  if method == "exact" and particles is not None:
+    raise InversionViewError("particles has no effect with method 'exact': leave it out, or use monte_carlo")
+  bounds.check(queries=queries, inputs=inputs, seed=seed)
+  names = list(LIBRARY) if programs is None else list(programs)
+  if not names:
+    raise InversionViewError("no programs: name at least one, such as hist")
+  for name in names:  # all of them before the first one is compiled
+    program_named(known.full_name(name))
+  done = []
+  for number, name in enumerate(names):
+    progress(name, number, len(names))
+    start = time.monotonic()
+    one = known.load(name, inputs, seed)
+    how = method or ("exact" if one.complete else "monte_carlo")
+    answers, variables = _variables(one, how, queries, particles, seed)
+    found: dict[str, Found | None] = dict.fromkeys(("nodes", "edges", "changes"))
+    if circuit:
+      scores = circuits.find(one, seed)
+      found = {
+        "nodes": circuits.of_nodes(one, scores.nodes),
+        "edges": circuits.of_edges(one, scores.edges),
+        "changes": circuits.of_nodes(one, scores.changes),
+      }
+    seconds = time.monotonic() - start
+    done.append(ProgramScore(one.task.name, one.task.num_inputs, how, answers, variables, seconds=seconds, **found))
+  progress("", len(names), len(names))
+  return Scoreboard(tuple(done), seed)
+
+
+def _variables(
+  answers: Answers, method: str, queries: int, particles: int | None, seed: int
+) -> tuple[tuple[Answer, ...], dict[str, Score]]:
+  """What every reader names for every component, and the scores."""
+  components, task = answers.components, answers.task
+  how: dict[str, Any] = {"most": queries, "epsilon": task.epsilon, "metric": task.metric, "seed": seed}
+  if method == "exact":
+    read = reading.read_exactly(answers, components, **how)
+  else:
+    read = reading.read_by_sampling(answers, components, **how, particles=particles)
+  decoded = [_probed(answers, component, seed) for component in components]
+  named = {
+    "preimages": [one.variables for one in read],
+    "probes": [tuple(one) for one in decoded],
+    "best probe": [(max(one, key=lambda name: one[name]),) if one else () for one in decoded],
+    "text": [one.variables for one in reading.read_text(answers, components)],
+    "another": [one.variables for one in reading.read_others(components, read, seed)],
+  }
+  scores = dict.fromkeys(READERS, Score())
+  rows = []
+  for number, component in enumerate(components):
+    exact = Score()
+    written = answers.written(component)
+    parts = answers.partitions(component.symbol)
+    each = {reader: named[reader][number] for reader in READERS}
+    for reader, variables in each.items():
+      right, covered = partitions.matched(variables, written, parts)
+      score = Score(len(right), len(variables), len(covered), len(written))
+      scores[reader] += score
+      exact = score if reader == "preimages" else exact
+    one = read[number]
+    is_right = exact.right == exact.named and exact.covered == exact.true
+    about = (answers.expressions(component), written, each, one.constant, one.overlap, one.bits, is_right)
+    rows.append(Answer(str(component), *about))
+  return tuple(rows), scores
+
+
+def _probed(answers: Answers, component: Component, seed: int) -> dict[str, float]:
+  names = answers.candidates(component.symbol)
+  return probes.decoded(answers.activations(component), answers.partitions(component.symbol), names, seed)
+
+
+__all__ = ["METHODS", "READERS", "Answer", "ProgramScore", "Score", "Scoreboard", "naming", "scoreboard"]

@@ -7,4 +7,4 @@ source launch/venv.sh
 install "."
 .venv/bin/inversionview view "615+861=1476" --reader addition --site a0.0 --position = --shown 30 --html report.html
 echo
-echo "The same as a page: report.html. More: .venv/bin/inversionview view --help"
+echo "The same as a page: report.html. With 'source .venv/bin/activate', inversionview is a command: inversionview --help, inversionview doctor"

@@ -2,10 +2,13 @@
 
 import functools
 import io
+import pathlib
 
 import pytest
 
 from inversionview_jax import cli, progress, terminal
+
+PACKAGE = pathlib.Path(progress.__file__).parent
 
 
 @pytest.fixture
@@ -88,6 +91,12 @@ def test_batches_on_devices_report():
 
   rows = np.arange(10)
   assert reports(lambda: parallel.in_chunks(lambda chunk: chunk, rows, 4)) == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_every_bar_is_made_in_one_place():
+  """Where --quiet and pipes without bars are seen to; a training's bar, which has losses beside it, asks there."""
+  made = [path.name for path in PACKAGE.rglob("*.py") if "rich.progress" in path.read_text() and path.name != "progress.py"]
+  assert made == ["metrics_log.py"] and "progress.is_hidden()" in (PACKAGE / "training" / "metrics_log.py").read_text()
 
 
 def test_a_following_bar_starts_anew_for_each_loop(screen):

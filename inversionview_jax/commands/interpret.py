@@ -12,7 +12,7 @@ from inversionview_jax.commands import flags, source
 from inversionview_jax.commands.inputs import texts_of
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_make, files_together, output_folder, path_of, write_whole
-from inversionview_jax.progress import bar_of
+from inversionview_jax.progress import bar_of, bars
 
 if TYPE_CHECKING:
   from inversionview_jax.interpret import Answer, PreimageGroup, Score
@@ -298,10 +298,7 @@ class _ProgressBar:
     self._total, self._prices = total, prices
 
   def __enter__(self) -> "_ProgressBar":
-    from rich.progress import Progress
-
-    console = terminal.console(stderr=True)
-    self._bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    self._bar = bars()
     self._bar.__enter__()
     self._task = self._bar.add_task("asking", total=self._total)
     return self

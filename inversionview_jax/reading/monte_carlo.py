@@ -27,6 +27,7 @@ from inversionview_jax.sites import Site
 from inversionview_jax.targets import Target
 from inversionview_jax.targets.loading import check_tokenizer
 from inversionview_jax.tasks import LanguageTask, Task
+from inversionview_jax.tasks.tokenizers import PartTokenizer
 
 _SAMPLERS = 8  # compiled samplers that are kept
 _SHARED_SITES = 40  # a program serves all default sites of a target with no more of them; of a larger one, the query's
@@ -102,7 +103,7 @@ def preimage(
     return _sample_texts(target, texts, tuple(resolved), requests, particles, budget, **common)
   if growth or start != "query":
     raise InversionViewError("growth and start belong to prior='model': give prior, or leave them out")
-  resolved_task = _task_of(target, task)
+  target, resolved_task = _of_task(target, task)
   sites = tuple(resolved) if len(pairs) > 1 else _sites(target, resolved_task, resolved[0])
   requests = [
     resolve(Request(text, name, at, epsilon, metric, match), i if len(pairs) > 1 else sites.index(where), resolved_task)
@@ -254,15 +255,25 @@ def _pairs(site: str | Sequence[str], position: int | str | Sequence[int | str])
   return pairs
 
 
-def _task_of(target: Target, task: Task | str | None) -> Task:
+def _of_task(target: Target, task: Task | str | None) -> tuple[Target, Task]:
+  """The task, and the target over its tokens: those of a language task may be a part of the model's."""
   if task is None:
     own = target.resolve_task()
     if own is None:
       raise InversionViewError(f"the target {target.name!r} belongs to no task: give task=, a task or its name")
-    return own
-  resolved = tasks.get(task, target.tokenizer) if isinstance(task, str) else task
+    return target, own
+  target, resolved = _over_its_tokens(target, task)
   check_tokenizer(target, resolved, target.name)
-  return resolved
+  return target, resolved
+
+
+@functools.lru_cache(4)  # so that the next preimage finds the programs of this one
+def _over_its_tokens(target: Target, task: Task | str) -> tuple[Target, Task]:
+  resolved = tasks.get(task, target.tokenizer) if isinstance(task, str) else task
+  own, part = target.tokenizer, resolved.tokenizer
+  if isinstance(part, PartTokenizer) and own is not None and part.base.describe() == own.describe():
+    return target.for_task(resolved), resolved
+  return target, resolved
 
 
 def _sites(target: Target, task: Task, site: Site) -> tuple[Site, ...]:

@@ -460,6 +460,11 @@ def test_again_starts_again_until_it_is_done(tmp_path):
   assert code == 75 and "giving up" in error
 
 
+def test_again_prints_its_command(tmp_path):
+  code, out, error = launch("bash", LAUNCH / "again.sh", "--dry_run", "--times", "3", "--", "touch", f"{tmp_path}/a b")
+  assert (code, error) == (0, "") and shlex.split(out) == ["touch", f"{tmp_path}/a b"] and not list(tmp_path.iterdir())
+
+
 def test_again_passes_a_signal_on_and_does_not_start_again(tmp_path):
   body = f'trap "sleep 0.3; echo saved >> {tmp_path}/log; exit 75" TERM; echo began >> {tmp_path}/log; while :; do sleep 0.05; done'
   process = subprocess.Popen(["bash", str(LAUNCH / "again.sh"), "bash", "-c", body])

@@ -34,8 +34,13 @@ def test_particles_over_facts_are_the_exact_preimage(tmp_path):
 
 
 def test_particles_over_ioi_are_the_prior_given_a_name(tmp_path):
-  """The embedding of a name at a column: all texts with that name there, and nothing else, whatever their other parts are."""
-  task, target = task_and_target("ioi", gpt2_folder(tmp_path / "gpt2"))
+  """The embedding of a name at a column: all texts with that name there, and nothing else, whatever their other parts are.
+
+  The task has a part of the model's tokens; the whole model may be given.
+  """
+  folder = gpt2_folder(tmp_path / "gpt2")
+  task, target = task_and_target("ioi", folder)[0], iv.load_target(folder)
+  assert task.tokenizer.vocab_size < target.tokenizer.vocab_size
   text = task.tokenizer.text(task.tokens(np.array([5]))[0])
   row = task.tokenizer.encode_batch([text], length=task.length, eos=True)
   column = task.position(row[0], "S1")

@@ -161,7 +161,7 @@ def _lines(
     yield "\npositions: an index from 0 (BOS), or from -1 (the last token); --text shows those of an input"
     return
   yield "\nposition: an index (negative ones count from the end), or a label where there is one"
-  rows = [(str(r["index"]), r["label"], repr(r["token"]), r["about"]) for r in positions]
+  rows: list[tuple[str, ...]] = [(str(r["index"]), r["label"], repr(r["token"]), r["about"]) for r in positions]
   yield from _columns(("index", "label", "token", "what stands there"), rows)
   if task is not None and task.feature_names:
     yield "\nfeatures of an input, which an activation may encode"

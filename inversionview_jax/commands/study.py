@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from inversionview_jax import config_blocks, config_schema, progress, terminal
+from inversionview_jax import config_schema, progress, terminal
 from inversionview_jax.commands import flags
 from inversionview_jax.commands.tables import make_table
 from inversionview_jax.files import make_folder, path_of, write_whole
@@ -58,6 +58,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   config = load_config(args.config, rest)
   config_schema.check_study(config)
   source = args.target or config.get("target", {}).get("path")
+  from inversionview_jax import config_blocks  # which imports ml_collections
+
   config_blocks.check_fetched(source or "")
   make_folder(args.workdir)
   folder = path_of(args.workdir)

@@ -62,6 +62,13 @@ def add_parser(commands: Any) -> None:
   parser.add_argument(
     "--inputs", type=flags.count("inputs"), help="random inputs for their preimages (default: 65536 or 4096)"
   )
+  parser.add_argument(
+    "--monte-carlo",
+    type=flags.Whole(0, 1000),
+    default=0,
+    metavar="N",
+    help="activations of each node to read by Monte Carlo where too few random inputs are near (default: 0)",
+  )
   flags.add(parser, "seed", default=0)
 
 
@@ -114,6 +121,7 @@ def _find(args: argparse.Namespace, out: pathlib.Path) -> "tuple[Circuit, Task |
       budget=args.budget,
       queries=args.queries,
       inputs=args.inputs,
+      monte_carlo=args.monte_carlo,
       contrast=contrast,
       seed=args.seed,
       out=out,

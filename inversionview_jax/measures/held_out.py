@@ -88,12 +88,12 @@ _activations = parallel.jit(collect.activations_at, static_argnums=(0, 5))
 
 
 def held_out_requests(
-  source: Reader | Source, site: str, position: int | str, count: int, seed: int = 0
+  source: Reader | Source | Task, site: str, position: int | str, count: int, seed: int = 0
 ) -> list[Request]:
   """Queries at one site and position on random inputs of the task's test split; inputs without such a position are skipped.
 
   Args:
-    source: of the task.
+    source: a task, or a reader or source of it.
     site, position: as for `Reader.preimage`.
     count: how many; fewer where only few of 20 times as many inputs have the position.
     seed: of the inputs.
@@ -102,7 +102,7 @@ def held_out_requests(
     InversionViewError: no input has the position.
   """
   bounds.check(count=count, seed=seed)
-  task = source.task
+  task = source if isinstance(source, Task) else source.task
   order = np.random.default_rng(seed).permutation(task.split("test"))
   requests: list[Request] = []
   skipped: InversionViewError | None = None

@@ -1,7 +1,7 @@
 """What each node of a circuit carries: the features that its epsilon-preimages share over many queries, each tested causally.
 
-Preimages are drawn by rejection from one set of random inputs for all nodes and queries; where too few inputs lie inside epsilon and the
-target is small, by Monte Carlo.
+Preimages are drawn by rejection from one set of random inputs for all nodes and queries; of activations that encode too much for that, some are
+read by Monte Carlo on request. How many could not be read is part of the result.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from inversionview_jax.measures.held_out import held_out_requests
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.reading.rejection import FEWEST, preimages_of_random_inputs
 from inversionview_jax.reading.requests import Request
-from inversionview_jax.reading.source import Source, has_moves
+from inversionview_jax.reading.source import Source
 from inversionview_jax.targets import Target
 from inversionview_jax.tasks.base import Task
 
@@ -49,9 +49,16 @@ class Carried:
 
   def to_dict(self) -> dict:
     """Plain data for JSON."""
-    causal = None
-    if self.only is not None or self.rest is not None:
-      causal = {"only": self.only and self.only.to_data(), "rest": self.rest and self.rest.to_data()}
+    causal: dict | None = None
+    for side in ("only", "rest"):
+      estimate: Estimate | None = getattr(self, side)
+      if estimate is not None:
+        data = estimate.to_data()
+        causal = (causal or {"only": None, "rest": None}) | {
+          side: data["mean"],
+          f"{side}_se": data["se"],
+          "pairs": data["n"],
+        }
     names = ("property", "rate", "base", "control", "verdict")
     return {name: getattr(self, name) for name in names} | {"causal": causal}
 
@@ -82,7 +89,7 @@ def contents_of(
   *,
   queries: int,
   inputs: int,
-  monte_carlo: bool,
+  monte_carlo: int = 0,
   seed: int = 0,
   progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict[str, Contents]:
@@ -93,25 +100,23 @@ def contents_of(
     nodes: of the circuit.
     queries: activations of each node, of held-out inputs.
     inputs: random inputs from which preimages are drawn.
-    monte_carlo: whether Monte Carlo finds the preimages of which too few of them are members.
+    monte_carlo: how many activations of each node that have too few members among them are read by Monte Carlo; the task must have moves.
     seed: of what is drawn.
     progress: called with the nodes that are done, and all of them.
   """
-  source = Source.of(target, "monte_carlo" if has_moves(task) else None, task=task)
+  source = Source.of(target, "monte_carlo", task=task) if monte_carlo else None
   requests: dict[str, list[Request]] = {}
   for node in nodes:
     if node.position != REST:
-      requests[node.name] = held_out_requests(source, node.site, node.position, queries, seed)
+      requests[node.name] = held_out_requests(task, node.site, node.position, queries, seed)
   every = [request for own in requests.values() for request in own]
   drawn = iter(preimages_of_random_inputs(target, task, every, inputs=inputs, seed=seed)) if every else iter(())
   found = {}
   for number, (name, own) in enumerate(requests.items()):
     preimages = [next(drawn) for _ in own]
     few = [i for i, p in enumerate(preimages) if not p.converged]
-    if few and monte_carlo and has_moves(task):
-      # Of many queries some suffice: those that random inputs do not reach are the rarest, and leaving them out would bias the reading.
-      for i in few[: max(4, queries // 8)]:
-        preimages[i] = source.preimage(own[i], seed=seed + i)
+    for i in few[:monte_carlo]:
+      preimages[i] = source.preimage(own[i], seed=seed + i)  # type: ignore[union-attr]
     found[name] = _contents(preimages, task)
     progress(number + 1, len(requests))
   return found
@@ -164,5 +169,8 @@ def from_dict(data: Mapping) -> Carried:
   """A property as `Carried.to_dict` wrote it."""
   causal = data.get("causal") or {}
   names = ("property", "rate", "base", "control", "verdict")
-  sides = {side: Estimate.from_data(causal.get(side)) for side in ("only", "rest")}
+  sides = {}
+  for side in ("only", "rest"):
+    if causal.get(side) is not None:
+      sides[side] = Estimate.from_data({"mean": causal[side], "se": causal[f"{side}_se"], "n": causal["pairs"]})
   return Carried(*(data[name] for name in names), **sides)

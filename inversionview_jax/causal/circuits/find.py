@@ -50,6 +50,7 @@ class Settings:
     queries: activations of each node that are read (16, or 6); 0: what nodes carry is not read.
     inputs: random inputs from which their preimages are drawn (65,536, or 4,096).
     random_sets: of each size, as a baseline (10, or 3).
+    monte_carlo: how many activations of each node are read by Monte Carlo where random inputs do not reach them; seconds to minutes each.
     seed: of all that is drawn.
   """
 
@@ -62,6 +63,7 @@ class Settings:
   queries: int | None = None
   inputs: int | None = None
   random_sets: int | None = None
+  monte_carlo: int = 0
   seed: int = 0
 
   def filled(self, target: Target) -> "Settings":
@@ -74,7 +76,7 @@ class Settings:
     if not 0 < made.faithfulness <= 1:
       raise InversionViewError(f"faithfulness = {made.faithfulness} must be above 0 and at most 1")
     bounds.check(pairs=made.pairs, budget=made.budget, inputs=made.inputs, seed=made.seed)
-    for name, low in (("most", 1), ("test_pairs", 2), ("queries", 0), ("random_sets", 0)):
+    for name, low in (("most", 1), ("test_pairs", 2), ("queries", 0), ("random_sets", 0), ("monte_carlo", 0)):
       value = getattr(made, name)
       if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
         raise InversionViewError(f"{name} = {value!r} must be a whole number of at least {low}")
@@ -99,6 +101,7 @@ def circuit(
   queries: int | None = None,
   inputs: int | None = None,
   random_sets: int | None = None,
+  monte_carlo: int = 0,
   contrast: TextPairs | None = None,
   seed: int = 0,
   out: "str | pathlib.Path | None" = None,
@@ -110,7 +113,7 @@ def circuit(
   Args:
     target: the model.
     task: whose inputs, labels and features; by default the target's. None with `contrast`: positions are indices, and nothing is read.
-    answer, faithfulness, most, pairs, test_pairs, budget, queries, inputs, random_sets, seed: see `Settings`.
+    answer, faithfulness, most, pairs, test_pairs, budget, queries, inputs, random_sets, monte_carlo, seed: see `Settings`.
     contrast: pairs of texts that take the place of the task's (`tasks.pairs_file.read`); half of them are for the search.
     out: a folder for what is done already, so that an interrupted search goes on; None: nothing is kept.
     mesh: all devices by default.
@@ -123,7 +126,9 @@ def circuit(
   task = tasks.get(task) if isinstance(task, str) else task or target.resolve_task()
   if target.tokenizer is None and task is not None:
     target = dataclasses.replace(target, tokenizer=task.tokenizer)
-  asked = Settings(answer, faithfulness, most, pairs, test_pairs, budget, queries, inputs, random_sets, seed)
+  asked = Settings(
+    answer, faithfulness, most, pairs, test_pairs, budget, queries, inputs, random_sets, monte_carlo, seed
+  )
   settings = asked.filled(target)
   finder = _Finder.of(target, task, settings, contrast, out, mesh, progress)
   return finder.run()
@@ -269,7 +274,7 @@ class _Finder:
       chosen,
       queries=settings.queries,
       inputs=settings.inputs,
-      monte_carlo=not self.large,
+      monte_carlo=settings.monte_carlo,
       seed=settings.seed,
       progress=lambda done, total: self.progress("contents", done, total),
     )

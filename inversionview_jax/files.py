@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib.resources
 import json
 import os
 import pathlib
@@ -290,3 +291,18 @@ def files_together(path: "str | os.PathLike") -> Iterator[pathlib.Path]:
           raise InversionViewError(f"cannot write {_shown(target)}: {error.strerror}; choose another place") from None
     finally:
       shutil.rmtree(draft, ignore_errors=True)
+
+
+def shipped_folder(name: str) -> pathlib.Path | None:
+  """The folder of a model that ships with the package, or None."""
+  return _shipped() / name if name in shipped_names() else None
+
+
+def shipped_names() -> list[str]:
+  """Names of the models that ship with the package."""
+  folder = _shipped()
+  return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _shipped() -> pathlib.Path:
+  return pathlib.Path(str(importlib.resources.files("inversionview_jax"))) / "shipped"

@@ -13,7 +13,7 @@ def estimate(mean, se=0.01, n=1024):
 
 
 def encoded(name, rate, base, value=None, verdict="encodes", only=None):
-  causal = None if only is None else {"only": only, "rest": round(1 - only, 2)}
+  causal = None if only is None else {"only": estimate(only), "rest": estimate(round(1 - only, 2))}
   return {"property": name, "query_value": value, "rate": rate, "base": base, "control": base, "verdict": verdict} | {
     "causal": causal
   }

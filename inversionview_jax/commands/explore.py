@@ -3,12 +3,13 @@
 import argparse
 import errno
 import importlib.util
+import pathlib
 import socket
 from typing import Any
 
 from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError, one_of
-from inversionview_jax.files import path_of
+from inversionview_jax.files import path_of, shipped_folder, shipped_names
 from inversionview_jax.terminal import print_text
 
 _DESCRIPTION = """\
@@ -17,10 +18,12 @@ Open a page on which activations are read: type an input, click a token and a si
   inversionview explore
   inversionview explore --reader W --port 8600 --no-browser
   inversionview explore --target addition                  # no reader: Monte Carlo on the target
+  inversionview explore --circuit C                        # the picture of a circuit; a click on a node opens its preimage
 
 The page listens on 127.0.0.1 only, unless --address is given; whoever can reach it can run the readers it was started with. It answers to the
-names of that address (and --host) only, and to no other page. It sends no request to any other machine. The method is chosen on the page; Monte Carlo from the decoder's candidates where the task has moves, without a
-reader Monte Carlo from the prior.
+names of that address (and --host) only, and to no other page. It sends no request to any other machine, unless a target is opened by its
+name on the Hub. On this machine's own address any target can be opened on the page: a shipped one, a folder, a name on the Hub. The method is
+chosen on the page; Monte Carlo from the prior where the task has moves, of language models the decoder where there is one.
 """
 MISSING = "no page: streamlit is not installed; pip install 'inversionview_jax[explore]'"
 
@@ -32,6 +35,11 @@ def add_parser(commands: Any) -> None:
   flags.add(parser, "target", repeated=True, unset="none; it is read without a reader")
   flags.add(parser, "task", unset="the targets' own")
   flags.add(parser, "method", unset="see above; the page opens with it")
+  parser.add_argument(
+    "--circuit",
+    metavar="PATH",
+    help="a circuit.json, or the folder of one, shown as a picture (default: none; one can be picked on the page)",
+  )
   parser.add_argument(
     "--address", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
   )
@@ -58,32 +66,40 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   if args.method is not None and args.method not in flags.METHODS:
     raise one_of("method", args.method, tuple(flags.METHODS))
   port = _port(args.address, args.port)
-  from inversionview_jax.show.explorer import service
+  from inversionview_jax.show.explorer import server, service
 
   for path in (*(args.reader or ()), *(args.target or ())):
     path_of(path)  # raises for one that no folder can have
-  names = args.reader or ([] if args.target else _shipped())
-  readers = service.configure(names, args.target or (), args.task, args.method)
+  names, targets = args.reader or ([] if args.target else _shipped()), args.target or ()
+  circuit = None
+  if args.circuit is not None:
+    from inversionview_jax.show.explorer.circuits import OpenedCircuit
+
+    circuit = OpenedCircuit.of_path(args.circuit)
+  readers = service.configure(names, targets, args.task, args.method, circuit, args.address in server.LOOPBACK)
   for path in names:
     check_exists(path)
   for path in args.target or ():
     check_target(path)
-  readers.preload()  # while Streamlit is imported and a browser opens
-  from inversionview_jax.show.explorer import server
-
+  if circuit is not None and _is_target(circuit.circuit.target):
+    readers.add_target(circuit.circuit.target, circuit.circuit.task)
   url = _url(args.address, port)
   print_text(f"the explorer is at {url} (Ctrl-C ends it)", flush=True)
   try:
-    server.serve(args.address, port, server.host_names(args.address, args.host), url, browser=not args.no_browser)
+    names_of_host = server.host_names(args.address, args.host)
+    server.serve(args.address, port, names_of_host, url, browser=not args.no_browser, ready=readers.preload)
   except KeyboardInterrupt:
     pass
   return 0
 
 
 def _shipped() -> list[str]:
-  from inversionview_jax.reading import shipped_readers
+  """The readers of the package, as `reading.shipped_readers` lists them, without the second that importing JAX takes."""
+  return [name for name in shipped_names() if _is_reader(shipped_folder(name))]
 
-  return shipped_readers()
+
+def _is_reader(folder: pathlib.Path | None) -> bool:
+  return folder is not None and (folder / "decoder" / "model.json").exists()
 
 
 def _url(address: str, port: int) -> str:
@@ -111,19 +127,19 @@ def _port(address: str, requested: int | None) -> int:
 
 def check_exists(path: str) -> None:
   """Raises `InversionViewError` for a reader that is neither shipped nor a folder; the page shows what is wrong inside of one."""
-  from inversionview_jax.reading import shipped_readers
-
-  if path not in shipped_readers() and not (path_of(path) / "decoder" / "model.json").exists():
+  if path not in _shipped() and not _is_reader(path_of(path)):
     raise InversionViewError(
-      f"no reader in {path}: it has no decoder/model.json; shipped readers: {', '.join(shipped_readers())}"
+      f"no reader in {path}: it has no decoder/model.json; shipped readers: {', '.join(_shipped())}"
     )
+
+
+def _is_target(path: str) -> bool:
+  return path in shipped_names() or path_of(path).exists()
 
 
 def check_target(path: str) -> None:
   """Raises `InversionViewError` for a target that is neither shipped nor a folder or file; the page shows what is wrong inside of one."""
-  from inversionview_jax.targets import shipped_names
-
-  if path not in shipped_names() and not path_of(path).exists():
+  if not _is_target(path):
     raise InversionViewError(
       f"no target {path!r}: not a folder or file, and shipped are only: {', '.join(shipped_names())}"
     )

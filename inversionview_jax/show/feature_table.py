@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from inversionview_jax.preimage.render.fragments import escape
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def encoded_features(
-  reading: ActivationReading, information: Information | None = None, most: int = 8, notes: bool = True
+  reading: ActivationReading,
+  information: Information | None = None,
+  most: int = 8,
+  notes: bool = True,
+  about: Mapping[str, str] = {},
 ) -> str:
   """The properties that an activation encodes, as a table, most certain first.
 
@@ -22,11 +26,12 @@ def encoded_features(
     information: of the same activation, where it was measured.
     most: rows at most; properties that are not encoded are left out.
     notes: whether the columns are explained.
+    about: what the task says of its features: name -> words.
   """
   rows = [row for row in reading.rows if row.rate.count]
   encoded = [row for row in rows if row.verdict != "-"][:most]
   if encoded:
-    lines = "".join(_feature_row(row, reading.verdict_of(row)) for row in encoded)
+    lines = "".join(_feature_row(row, reading.verdict_of(row), about.get(row.feature, "")) for row in encoded)
   elif rows:
     lines = f'<tr><td colspan="4">{"encodes" if reading.from_prior else "share"} none of the task\'s features</td></tr>'
   else:
@@ -40,11 +45,12 @@ def encoded_features(
   )
 
 
-def _feature_row(row: FeatureConsistency, verdict: str) -> str:
+def _feature_row(row: FeatureConsistency, verdict: str, about: str) -> str:
+  title = f' title="{escape(about)}"' if about else ""
   bar = 100 * min(max(row.certainty, 0.0), 1.0)
   return (
     f'<tr class="iv-{row.verdict.replace(" ", "-")}">'
-    f'<th scope="row">{escape(row.feature)} = <code>{escape(row.value) or "∅"}</code></th>'
+    f'<th scope="row"{title}>{escape(row.feature)} = <code>{escape(row.value) or "∅"}</code></th>'
     f'<td class="iv-bar" style="--r:{bar:.0f}%">{100 * row.rate.value:.0f} %</td>'
     f"<td>{100 * row.base:.0f} %</td><td>{verdict}</td></tr>"
   )

@@ -20,9 +20,11 @@ from inversionview_jax.preimage.render.pages import document
 from inversionview_jax.show import feature_table
 
 _STYLE = """
-header,nav,.rp-about{max-width:110rem;margin:0 auto 1.4rem}
+header,nav,.rp-about{max-width:150rem;margin:0 auto 1.4rem}
 h1{margin:0 0 .3rem}
-h2.rp{font-size:1.05rem;margin:1.6rem 0 .7rem}
+summary.rp{font-size:1.05rem;font-weight:650;margin:1.2rem 0 .7rem;cursor:pointer}
+summary.rp>small{font-weight:400;font-size:.88rem;color:light-dark(#5d6775,#97a1af)}
+summary.rp:focus-visible{outline:2px solid light-dark(#3f72cf,#6d9bea);outline-offset:2px}
 .rp-dim{color:light-dark(#5d6775,#97a1af);font-size:.88rem;margin:.2rem 0}
 code.rp{display:block;white-space:pre-wrap;overflow-wrap:anywhere;padding:.6rem .8rem;border-radius:8px;background:light-dark(#e9edf2,#15181d);font-size:.82rem}
 .rp-scroll{overflow-x:auto}
@@ -37,7 +39,12 @@ background:color-mix(in srgb,light-dark(#3f72cf,#6d9bea) calc(var(--r)*45%),ligh
 .rp-sides>.rp-card{flex:1;min-width:min(100%,18rem);max-width:44rem}
 .rp-index caption{text-align:left;white-space:nowrap;padding-bottom:.3rem}
 .inversionview.rp-card{max-width:none}
-main{max-width:110rem;margin:0 auto;grid-template-columns:repeat(auto-fit,minmax(min(100%,27rem),1fr))}
+.rp-sides>.inversionview.rp-card{max-width:44rem}
+main{max-width:150rem;margin:0 auto;grid-template-columns:repeat(auto-fit,minmax(min(100%,36rem),1fr))}
+main>.inversionview{max-width:none;box-sizing:border-box;container-type:inline-size}
+@container(min-width:33rem){.iv-sides{display:grid;grid-template-columns:minmax(0,1fr) minmax(0,1fr);gap:1.6rem;align-items:start}}
+@media(max-width:40rem){main .iv-sides>div+div{max-height:19rem;overflow-y:auto;border-top:1px solid light-dark(#e3e7ec,#2b3038)}}
+@media print{.iv-sides>div+div{max-height:none!important}nav{break-after:page}}
 main>.inversionview{scroll-margin-top:1rem}
 main>.inversionview:target{outline:2px solid light-dark(#3f72cf,#6d9bea)}
 .rp-left{border-left:4px solid light-dark(#a84e05,#f0a94a);padding:.2rem .8rem}
@@ -104,8 +111,10 @@ def to_report(
   body = f"<header><h1>{escape(title)}</h1>\n{about}</header>\n"
   for reader in readers:
     anchored = [(p, name) for p, name in zip(preimages, names, strict=True) if p.reader == reader]
-    body += f'<nav aria-label="{escape(reader)}"><h2 class="rp">{escape(reader)}</h2><div class="rp-sides">'
-    body += f'<div class="rp-scroll">{_index(anchored)}</div>{_rates(anchored)}</div></nav>\n'
+    body += f'<nav aria-label="{escape(reader)}"><details open><summary class="rp">{escape(reader)} <small>{len(anchored)} preimages</small></summary>'
+    body += (
+      f'<div class="rp-sides"><div class="rp-scroll">{_index(anchored)}</div>{_rates(anchored)}</div></details></nav>\n'
+    )
   sections = "".join(
     fragments.section(p, options, name, _encoded(p) + _settings(p)) for p, name in zip(preimages, names, strict=True)
   )

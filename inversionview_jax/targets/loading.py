@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import importlib.resources
 import os
 import pathlib
 from collections.abc import Collection, Sequence
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from inversionview_jax import pretrained, tasks, values
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.files import path_of
+from inversionview_jax.files import path_of, shipped_folder, shipped_names
 from inversionview_jax.models import storage
 from inversionview_jax.models.config import Compute, TransformerConfig
 from inversionview_jax.models.transformer import Transformer
@@ -23,21 +22,6 @@ from inversionview_jax.targets.compiled import load_program
 from inversionview_jax.targets.target import Target
 from inversionview_jax.tasks import tokenizers
 from inversionview_jax.tasks.programs import is_program
-
-
-def shipped_folder(name: str) -> pathlib.Path | None:
-  """The folder of a model that ships with the package, or None."""
-  return _shipped() / name if name in shipped_names() else None
-
-
-def shipped_names() -> list[str]:
-  """Names of the models that ship with the package."""
-  folder = _shipped()
-  return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-
-
-def _shipped() -> pathlib.Path:
-  return pathlib.Path(str(importlib.resources.files("inversionview_jax"))) / "shipped"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,15 +18,18 @@ import sys
 import time
 import urllib.parse
 
+import circuit_examples as examples
 import numpy as np
 import pytest
 
-from inversionview_jax import cli
+from inversionview_jax import cli, tasks
 from inversionview_jax.commands import explore
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.measures import consistency
 from inversionview_jax.preimage import Preimage, Query, Sample
-from inversionview_jax.show.explorer import panels, server, service
-from inversionview_jax.show.explorer.service import Input, Service
+from inversionview_jax.show.explorer import attention, circuits, panels, pins, server, service
+from inversionview_jax.show.explorer.inputs import Input
+from inversionview_jax.show.explorer.service import Service
 from inversionview_jax.show.explorer.state import PANELS, Pin, View
 
 HOSTILE = [
@@ -113,6 +116,7 @@ def test_every_part_of_a_view_is_in_the_address():
     "exact",
     256,
     20_000,
+    "a0.1@=",
   )
   names = {field.name for field in dataclasses.fields(View)}
   assert set(address(changed)) == names - {"pins"} | {"pin"}
@@ -192,8 +196,8 @@ def test_every_token_is_escaped():
     panels.token_strip(view, seen),
     panels.reading(view, p),
     panels.grid(view, [(s, {"position": s}, p) for s in HOSTILE]),
-    panels.attention(view, seen),
-    panels.pinned(view, [p, "no reader <script>"]),
+    attention.attention(view, seen),
+    pins.pinned(view, [p, "no reader <script>"]),
     panels.alert("".join(HOSTILE)),
     panels.site_map(view, ["x0.pre", "a0.1", "m0", "x1.post"], lambda site: p),
   ])  # fmt: skip
@@ -310,6 +314,9 @@ def page(shared, monkeypatch):
     "streamlit.testing.v1", reason="streamlit is not installed: pip install 'inversionview_jax[explore]'"
   )
   monkeypatch.setattr(service, "_current", shared)
+  monkeypatch.setattr(
+    Service, "quick", lambda self, name: False
+  )  # beside candidates, no particles are drawn unless asked for
 
   def open_page(**params):
     app = testing.AppTest.from_file(str(APP), default_timeout=300)
@@ -433,13 +440,6 @@ def test_a_reader_that_cannot_be_loaded_is_reported_and_another_can_be_chosen(pa
   assert not alerts(app) and "reading" in panes(app)
 
 
-def test_bits_are_measured_on_request(page):
-  app = page(site="x0.pre", epsilon="1.5")
-  assert " bits" not in panes(app)["features"]["html"]
-  checked(next(b for b in app.button if b.label == "Measure bits").click().run())
-  assert re.search(r"\d bits|more than", panes(app)["features"]["html"])
-
-
 # Monte Carlo.
 
 FEW = {"method": None, "particles": "256", "budget": "20000"}
@@ -460,18 +460,32 @@ def test_particles_are_drawn_anew_for_another_epsilon(shared):
   wider = dataclasses.replace(view, epsilon=0.9)
   assert shared.known(view) == first and shared.known(wider) is None
   assert shared.preimage(wider).epsilon == 0.9 and shared.preimage(wider).sampled_epsilon is None
-  assert shared.information(view, first).bits == first.bits or first.bits is None
+  assert first.bits is None or shared.information(first).bits == first.bits
   assert shared.reading(view, first).from_prior
 
 
-def test_a_sketch_starts_from_the_prior(shared):
-  view = View("small", TEXT, "a0.1", "=")
-  assert shared.source("small").method == "decoder+monte_carlo"
-  sketch = shared.source_of(view, 256)
-  assert sketch.method == "monte_carlo" and sketch.settings == {"particles": 256, "budget": 200_000}
-  whole = shared.source_of(dataclasses.replace(view, mixture="paper", particles=512))
-  assert whole.method == "decoder+monte_carlo" and whole.settings["mixture"] == "paper"
-  assert whole.settings["particles"] == 512 and whole.settings["num_samples"] == 1024
+def test_monte_carlo_from_the_prior_is_the_default_and_a_sketch_has_the_same_particles(shared):
+  view = View("small", TEXT, "a0.1", "=", particles=512)
+  assert shared.source("small").method == "monte_carlo" == shared.methods("small")[0]
+  whole = shared.source_of(view)
+  assert whole.settings == {"particles": 512, "budget": 200_000}
+  assert (
+    shared.source_of(view, shared.sketch(view)).settings == whole.settings
+  )  # so that nothing is compiled or drawn twice
+  both = dataclasses.replace(view, method="decoder+monte_carlo", mixture="paper")
+  assert shared.source_of(both, 256).method == "monte_carlo"
+  assert (
+    shared.source_of(both).settings["mixture"] == "paper" and shared.source_of(both).settings["num_samples"] == 1024
+  )
+
+
+def test_what_is_encoded_never_comes_from_candidates(shared):
+  view = View("small", TEXT, "a0.1", "=", method="decoder")
+  members = shared.members_view(view)
+  assert members == dataclasses.replace(view, method="monte_carlo")
+  assert shared.members_view(members) is members
+  both = dataclasses.replace(view, method="decoder+monte_carlo")
+  assert shared.members_view(both) is both  # particles, from wherever they started
 
 
 def test_page_of_particles_shows_bits_or_what_is_wrong(page, shared):
@@ -488,14 +502,128 @@ def test_page_of_particles_shows_bits_or_what_is_wrong(page, shared):
   assert any("m9" in text for text in alerts(app))
 
 
+def test_candidates_are_not_said_to_show_what_is_encoded(page):
+  app = page()
+  features = panes(app)["features"]["html"]
+  assert "no sample of the task" in features and "<table" not in features
+  assert [b.label for b in app.button if b.label == "Draw particles"]
+
+
 @pytest.mark.slow
 def test_the_method_is_chosen_on_the_page(page):
-  app = page()
-  assert "What the decoder's candidates share" in panes(app)["features"]["html"]
-  checked(app.selectbox(key="control method").set_value("decoder+monte_carlo").run())
+  app = page(**FEW | {"method": "decoder"}, epsilon="0.7")
+  checked(next(b for b in app.button if b.label == "Draw particles").click().run())
+  shown = panes(app)
+  assert "of 256 candidates" in re.sub("<[^>]*>", "", shown["reading"]["html"])
+  assert "What it encodes" in shown["features"]["html"] and "decoder" not in shown["features"]["html"]
+  checked(app.selectbox(key="control method").set_value("monte_carlo").run())
   assert "method" not in app.query_params  # the default
+  assert panes(app)["features"] == shown["features"]  # of the same particles
+  checked(app.selectbox(key="control method").set_value("decoder+monte_carlo").run())
   assert "from the decoder&#x27;s candidates" in panes(app)["reading"]["html"]
   assert "What it encodes" in panes(app)["features"]["html"] and not alerts(app)
+
+
+def test_a_drawing_that_was_stopped_waits_until_it_is_asked_for(page, drawn):
+  app = page()
+  before = len(drawn)
+  view = dataclasses.replace(app.session_state.view, seed=77)
+  app.session_state.stopped = str(hash((view, None)))
+  checked(app.number_input(key="control seed").set_value(77).run())
+  assert "reading" not in panes(app) and "sites" in panes(app) and len(drawn) == before
+  checked(next(b for b in app.button if b.label == "Draw").click().run())
+  assert "reading" in panes(app) and len(drawn) == before + 1
+
+
+# Targets that are chosen on the page.
+
+
+def test_a_target_is_opened_by_its_folder_once_and_read(folder, shared):
+  opening = Service([str(folder)], may_open=True)
+  label = opening.open_target(str(folder / "target"), "addition")
+  assert label == "target (addition)" and opening.open_target(str(folder / "target"), "addition") == label
+  assert opening.source(label).reader is None and opening.source(label).task.name == "addition"
+  other = opening.open_target(str(folder / "target"))
+  assert other not in ("small", label) and set(opening.names) == {"small", label, other}
+  with pytest.raises(InversionViewError, match="opens no other targets"):
+    shared.open_target(str(folder / "target"))
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    (("",), "no target was named"),
+    (("nowhere/at-all",), "nowhere"),
+    (("addition", "os:system"), "unknown task 'os:system'"),
+    (("addition", "counting"), "."),
+    (("addition", "addition", "a text"), "leave one of them out"),
+    (("addition", "", "615+861=1476"), "."),  # a target of characters, and a task of a language model
+  ],
+)
+def test_a_target_that_cannot_be_opened_leaves_nothing_behind(given, message, monkeypatch, tmp_path):
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  monkeypatch.setenv("HF_HOME", str(tmp_path))
+  opening = Service(["addition"], may_open=True)
+  with pytest.raises(InversionViewError, match=message):
+    opening.open_target(*given)
+  assert list(opening.names) == ["addition"]
+
+
+# The circuit.
+
+
+@pytest.fixture
+def circuit_folder(tmp_path):
+  table = examples.addition()
+  table["nodes"][0]["queries"][0]["file"] = "preimages/one.json"
+  table["nodes"][1]["queries"][0]["file"] = "../secret.json"
+  (tmp_path / "c" / "preimages").mkdir(parents=True)
+  (tmp_path / "c" / "circuit.json").write_text(json.dumps(table))
+  for path in ("c/preimages/one.json", "secret.json"):
+    (tmp_path / path).write_text(json.dumps(examples.preimage()))
+  return tmp_path / "c"
+
+
+def test_a_click_on_a_node_shows_its_preimage_and_draws_it_anew(circuit_folder):
+  opened = circuits.OpenedCircuit.of_path(circuit_folder)
+  picks = re.findall(r'data-pick="([^"]*)"', circuits.overview(opened))
+  nodes = [View().after_click(html.unescape(pick)).node for pick in picks]
+  assert sorted(nodes) == sorted(2 * [node.name for node in opened.circuit.nodes])  # wide and narrow
+  node = opened.node("a0.0@=")
+  shown = circuits.node_panel(View(), opened, node, opened.preimages(node), "addition")
+  assert 0 < shown.count('<td class="iv-d"') <= 20 and "F1 = 6" in shown
+  view = next(
+    view
+    for pick in re.findall(r'data-pick="([^"]*)"', shown)
+    if (view := View().after_click(html.unescape(pick))).reader
+  )
+  assert view == View("addition", TEXT, "a0.0", "=", panel="reading")
+  assert View(node="x").after_click("node=").node == ""
+
+
+def test_files_outside_a_circuits_folder_are_not_opened(circuit_folder):
+  opened = circuits.OpenedCircuit.of_path(circuit_folder / "circuit.json")
+  assert len(opened.preimages(opened.node("a0.0@="))) == 1
+  assert opened.preimages(opened.node("a0.1@=")) == []
+  picked = circuits.OpenedCircuit.of_text((circuit_folder / "circuit.json").read_text(), "circuit.json")
+  assert picked.circuit == opened.circuit and picked.preimages(picked.node("a0.0@=")) == []
+
+
+def test_page_shows_the_circuit_and_its_node(page, shared, circuit_folder, monkeypatch):
+  monkeypatch.setattr(shared, "circuit", circuits.OpenedCircuit.of_path(circuit_folder))
+  app = page(panel="circuit")
+  assert "Circuit of A1 in addition" in panes(app)["circuit"]["html"] and not alerts(app)
+  app = page(panel="circuit", node="a0.3@=")
+  assert "C2 = 0" in panes(app)["circuit"]["html"] and "whole circuit" in panes(app)["circuit"]["html"]
+
+
+def test_pins_are_compared_property_by_property():
+  view = View(pins=(Pin("r", "a0.0", "=", "one"), Pin("r", "a0.3", "=", "two")))
+  task, p = tasks.get("addition"), Preimage.from_json(json.dumps(examples.preimage()))
+  shown = pins.pinned(view, [p, p], [consistency.activation_reading(p, task), None], task.feature_names)
+  table = shown.split("</table>")[0]
+  assert "What they encode" in table and "hundreds of the first number" in table
+  assert re.search(r"F1</th><td[^>]*>= <code>6</code> · 100 %</td><td>–</td>", table)
 
 
 # The command.
@@ -627,6 +755,7 @@ def test_a_server_refuses_other_names_and_other_origins(tmp_path):
     (["--target", "nowhere"], "no target 'nowhere'"),
     (["--task", "addition"], "--task has no effect without --target"),
     (["--method", "montecarlo"], "did you mean monte_carlo"),
+    (["--circuit", "nowhere"], "nowhere"),
   ],
 )
 def test_what_cannot_be_started_is_refused_in_one_line(capsys, argv, message):

@@ -244,3 +244,11 @@ def test_an_empty_report_is_refused():
 def test_a_report_needs_no_jax():
   code = "import sys, inversionview_jax.show.report; sys.exit(bool({'jax', 'flax'} & set(sys.modules)))"
   assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_index_folds_and_what_is_encoded_stands_beside_the_samples():
+  page = report.to_report([real(), real("other")])
+  assert page.count("<details open><summary") == page.count("<nav ") == 2  # one for each reader
+  for section in re.findall(r"<section.*?</section>", page, re.DOTALL):
+    beside, samples = section.split('<div class="iv-sides"><div>')[1].split("</div><div>")
+    assert "iv-features" in beside and "iv-samples" in samples and "iv-features" not in samples

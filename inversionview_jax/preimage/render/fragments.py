@@ -62,14 +62,14 @@ def section(p: Preimage, options: DisplayOptions, anchor: str = "", beside: str 
     p: the preimage.
     options: what is shown.
     anchor: id of the section, where a page links to it.
-    beside: further HTML, above the samples.
+    beside: further HTML, above the samples or, in a wide page of many preimages, beside them.
   """
   name = f' id="{escape(anchor)}"' if anchor else ""
   return f"""<section class="inversionview"{name}>
 <h2>{heading(p.query)}</h2>
 {facts(p) if options.notes else ""}{query_line(p.query, options.notes)}
-{counts(p, options)}{plots.histogram(p)}{beside}
-{samples(p, options)}{legend(p, options) if options.notes else ""}</section>
+<div class="iv-sides"><div>{counts(p, options)}{plots.histogram(p)}{beside}
+</div><div>{samples(p, options)}{legend(p, options) if options.notes else ""}</div></div></section>
 """
 
 

@@ -5,7 +5,7 @@
 STYLE = """
 .inversionview{--bg:light-dark(#fff,#15181d);--fg:light-dark(#1c2127,#e2e6ec);--dim:light-dark(#5d6775,#97a1af);
 --line:light-dark(#e3e7ec,#2b3038);--eps:light-dark(#a84e05,#f0a94a);--in:light-dark(#3f72cf,#6d9bea);--out:light-dark(#a3acb8,#626c7a);
---up:light-dark(rgb(92 150 250),rgb(45 105 225));--down:light-dark(rgb(242 108 108),rgb(200 52 62));--att:light-dark(rgb(240 178 60),rgb(168 112 20));
+--up:light-dark(rgb(92 150 250),rgb(45 105 225));--down:light-dark(rgb(242 108 108),rgb(200 52 62));--att:light-dark(rgb(240 178 60),rgb(140 92 14));
 color-scheme:light dark;box-sizing:border-box;max-width:60rem;padding:1.1rem 1.25rem;border:1px solid var(--line);border-radius:12px;
 background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;overflow-wrap:anywhere;text-align:left}
 .inversionview :is(code,.iv-query,.iv-text){font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
@@ -89,4 +89,6 @@ body{margin:0;padding:clamp(.7rem,3vw,2rem);background:light-dark(#f4f6f8,#0d0f1
 h1{font-size:1.35rem;font-weight:650;margin:0 auto 1rem}
 main{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,32rem),1fr));gap:1.2rem;align-items:start}
 main>.inversionview{width:100%}
+@media print{body{background:none;padding:0}main{display:block}main>.inversionview{margin:0 0 1rem}.inversionview{border:0;padding:0;max-width:none}
+*{print-color-adjust:exact}:is(h1,h2,h3,summary,caption){break-after:avoid}:is(tr,svg,.iv-hist){break-inside:avoid}details::details-content{content-visibility:visible;display:block}}
 """

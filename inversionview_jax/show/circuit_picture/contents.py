@@ -51,11 +51,18 @@ class Encoded:
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-  """A query at which a node was read: its text, the number of members inside epsilon, and the file of its preimage ("" where there is none)."""
+  """A query at which a node was read.
+
+  Attributes:
+    text, position: the input, and the index of the token; None where it is not known.
+    inside: number of members inside epsilon.
+    file: of its preimage, beside the circuit's; "" where there is none.
+  """
 
   text: str
   inside: int
   file: str
+  position: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,14 +260,19 @@ def _encoded(name: str, table: Any) -> Encoded:
     base=fields.get("base", _any_number),
     control=fields.maybe("control", _any_number),
     verdict=fields.get("verdict", values.text),
-    only=causal.maybe("only", _any_number),
-    rest=causal.maybe("rest", _any_number),
+    only=causal.maybe("only", _share),
+    rest=causal.maybe("rest", _share),
   )
 
 
 def _read(name: str, table: Any) -> Read:
   fields = _Fields(table, name)
-  return Read(fields.get("text", values.text), fields.get("inside", _count), fields.maybe("file", values.text) or "")
+  return Read(
+    fields.get("text", values.text),
+    fields.get("inside", _count),
+    fields.maybe("file", values.text) or "",
+    fields.maybe("position", _count),
+  )
 
 
 def _input(name: str, table: Any) -> tuple[str, str]:
@@ -289,6 +301,11 @@ def _point(name: str, table: Any) -> Point:
 def _estimate(name: str, table: Any) -> Estimate:
   fields = _Fields(table, name)
   return Estimate(fields.get("mean", _any_number), fields.maybe("se", _any_number))
+
+
+def _share(name: str, value: Any) -> float:
+  """A number, or the mean of an estimate."""
+  return _estimate(name, value).mean if isinstance(value, Mapping) else _any_number(name, value)
 
 
 def _any_number(name: str, value: Any) -> float:

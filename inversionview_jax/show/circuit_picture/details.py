@@ -2,7 +2,7 @@
 
 import json
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from inversionview_jax.errors import InversionViewError
@@ -40,16 +40,30 @@ def anchor(circuit: Circuit, name: str) -> str:
 
 def section(circuit: Circuit, node: Node, preimages: Sequence[Preimage]) -> str:
   """All of one node, shown while the address names it."""
-  body = f"<p>{_figures(circuit, node)}</p>"
-  if node.problem:
-    body += f'<p class="cp-problem">{escape(node.problem)}</p>'
-  body += properties(node) + _edges(circuit, node) + _read_at(node, bool(preimages))
-  body += "".join(_preimage(p) for p in preimages)
+  body = inside(circuit, node, preimages, lambda name: f'href="#{anchor(circuit, name)}"')
   close = '<a class="cp-close" href="#picture">close</a>'
   return (
     f'<section class="inversionview cp-detail" id="{anchor(circuit, node.name)}" tabindex="-1" aria-label="{escape(node.name)}">'
     f"<h2><code>{escape(node.site)}</code> at <code>{escape(node.position)}</code>{close}</h2>{body}</section>\n"
   )
+
+
+def inside(
+  circuit: Circuit, node: Node, preimages: Sequence[Preimage], link: Callable[[str], str], files: bool = True
+) -> str:
+  """All of one node without its heading.
+
+  Args:
+    circuit, node: what is shown.
+    preimages: of the node; of each, 20 samples at most are shown.
+    link: name of a node -> attributes of a link to it.
+    files: whether files of preimages are linked, which lie beside the page.
+  """
+  body = f"<p>{_figures(circuit, node)}</p>"
+  if node.problem:
+    body += f'<p class="cp-problem">{escape(node.problem)}</p>'
+  body += properties(node) + _edges(circuit, node, link) + _read_at(node, bool(preimages), files)
+  return body + "".join(_preimage(p) for p in preimages)
 
 
 def _figures(circuit: Circuit, node: Node) -> str:
@@ -89,36 +103,36 @@ def _property(encoded: Encoded, causal: bool) -> str:
   if causal:
     numbers += [encoded.only, encoded.rest]
   cells = "".join(f"<td>{'' if value is None else f'{100 * value:.0f} %'}</td>" for value in numbers)
-  partly = "" if encoded.verdict == "encodes" else f" <small>{escape(encoded.verdict)}</small>"
+  partly = "" if encoded.verdict == "encodes" else " <small>in part</small>"
   return f'<tr><th scope="row">{escape(encoded.name)}{partly}</th>{cells}</tr>'
 
 
-def _edges(circuit: Circuit, node: Node) -> str:
+def _edges(circuit: Circuit, node: Node, link: Callable[[str], str]) -> str:
   """What reaches the node and where it goes, strongest first."""
   into = sorted((e for e in circuit.edges if e.target == node.name), key=lambda e: -abs(e.effect.mean))
   out = sorted((e for e in circuit.edges if e.source == node.name), key=lambda e: -abs(e.effect.mean))
   lists = ""
   for title, edges in (("from", into), ("to", out)):
     if edges:
-      lines = "".join(f"<li>{_edge(circuit, edge, title == 'from')}</li>" for edge in edges)
+      lines = "".join(f"<li>{_edge(circuit, edge, title == 'from', link)}</li>" for edge in edges)
       lists += f"<div><dt>{title}</dt><dd><ul>{lines}</ul></dd></div>"
   return f'<dl class="cp-edges">{lists}</dl>\n' if lists else ""
 
 
-def _edge(circuit: Circuit, edge: Edge, into: bool) -> str:
+def _edge(circuit: Circuit, edge: Edge, into: bool, link: Callable[[str], str]) -> str:
   other = edge.source if into else edge.target
   name = f"<code>{escape(other)}</code>"
   if any(node.name == other for node in circuit.nodes):
-    name = f'<a href="#{anchor(circuit, other)}">{name}</a>'
+    name = f"<a {link(other)}>{name}</a>"
   way = "" if edge.target == LOGITS else f" · {EDGES[edge.through][0]}"
   return f'<i class="cp-key cp-key-{edge.through}"></i>{name}{way} · {edge.effect.percent()}'
 
 
-def _read_at(node: Node, embedded: bool) -> str:
+def _read_at(node: Node, embedded: bool, files: bool) -> str:
   """The queries at which it was read, with the files of their preimages."""
   lines = ""
   for query in node.queries:
-    file = f' · <a href="{escape(urllib.parse.quote(query.file))}">preimage</a>' if query.file else ""
+    file = f' · <a href="{escape(urllib.parse.quote(query.file))}">preimage</a>' if query.file and files else ""
     lines += f"<li><code>{escape(query.text)}</code> · {query.inside:,} inside ε{file}</li>"
   if not lines:
     return ""

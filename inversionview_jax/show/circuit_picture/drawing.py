@@ -1,5 +1,6 @@
 """The picture of a circuit as SVG: nodes by layer and position, edges by strength; light and dark, nothing loaded, no script."""
 
+import math
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,8 +19,8 @@ def circuit_svg(data: Mapping[str, Any]) -> str:
   """The picture of a circuit as an SVG document with a legend, for a file of its own.
 
   Nodes lie in rows by layer (embeddings at the bottom, logits on top; layers without a node have no row) and in columns by position. Each has
-  its name, the share of the answer's change that it brings when it alone is patched, and up to two properties that it encodes. Edges are as
-  wide as they are strong, dashed where they are negative, and colored by what they go through.
+  its name, the share of the answer's change that it brings when it alone is patched, and up to two properties that it encodes. Edges are the
+  wider, the stronger they are (as the square root), dashed where they are negative, and colored by what they go through.
 
   Args:
     data: the content of a circuit.json.
@@ -49,7 +50,8 @@ def picture(circuit: Circuit, sizes: Sizes = WIDE, legend: bool = False, link: L
   body = _bands(drawn, sizes) + _columns(drawn, sizes)
   for route in drawn.routes:
     edge = route.edge
-    strength = abs(edge.effect.mean) / most
+    # The square root, because one edge to the logits is often ten times as strong as all others.
+    strength = math.sqrt(abs(edge.effect.mean) / most)
     thickest = 7 if sizes is WIDE else 4
     minus = "cp-minus " if edge.effect.mean < 0 else ""
     body += (

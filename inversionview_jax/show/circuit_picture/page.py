@@ -12,7 +12,7 @@ from inversionview_jax.preimage.render.pages import document
 from inversionview_jax.show.circuit_picture import contents, curve, details, drawing
 from inversionview_jax.show.circuit_picture.contents import Circuit, Node
 from inversionview_jax.show.circuit_picture.layout import NARROW, WIDE
-from inversionview_jax.show.circuit_picture.style import EDGES, PAGE_STYLE, PICTURE_STYLE
+from inversionview_jax.show.circuit_picture.style import EDGES, NODE_STYLE, PAGE_STYLE, PICTURE_STYLE, highlight
 
 
 def circuit_page(data: Mapping[str, Any], preimages: Mapping[str, Sequence[Mapping[str, Any]]] = {}) -> str:
@@ -41,11 +41,12 @@ def circuit_page(data: Mapping[str, Any], preimages: Mapping[str, Sequence[Mappi
   sections = "".join(details.section(circuit, node, read.get(node.name, ())) for node in circuit.nodes)
   body = (
     f"<header>{_head(circuit)}</header>\n"
-    f'<div class="cp-top"><div class="inversionview cp-picture" id="picture">{pictures}{_legend(circuit)}</div>\n'
-    f'<aside class="cp-side"><div class="inversionview cp-faith">{_faithfulness(circuit)}</div>\n{sections}</aside></div>\n'
+    f'<div class="cp-top"><div class="inversionview cp-picture" id="picture">{pictures}{legend(circuit)}</div>\n'
+    f'<aside class="cp-side"><div class="inversionview cp-faith">{faithfulness(circuit)}</div>\n{sections}</aside></div>\n'
     f'<div class="inversionview cp-below">{_table(circuit)}{_edge_table(circuit)}{_curve_table(circuit)}{_settings(circuit)}</div>\n'
   )
-  return document(circuit.title, body, PICTURE_STYLE + PAGE_STYLE + _highlights(circuit))
+  marks = "".join(highlight(k, f"body:has(#node-{k}:target)") for k in range(len(circuit.nodes)))
+  return document(circuit.title, body, PICTURE_STYLE + NODE_STYLE + PAGE_STYLE + marks)
 
 
 def _head(circuit: Circuit) -> str:
@@ -61,7 +62,7 @@ def _head(circuit: Circuit) -> str:
   return f'<h1>{escape(circuit.title)}</h1><p class="cp-about">{" · ".join(parts)}</p>'
 
 
-def _faithfulness(circuit: Circuit) -> str:
+def faithfulness(circuit: Circuit) -> str:
   """The figures of the circuit and its curve."""
   figures = [("nodes", f"{circuit.size} of {circuit.total_nodes:,}"), ("faithfulness", circuit.faithfulness.percent())]
   if (other := circuit.random_faithfulness) is not None:
@@ -81,7 +82,8 @@ def _faithfulness(circuit: Circuit) -> str:
   return f'<h2>Faithfulness</h2><dl class="cp-figures">{listed}</dl>{drawn}<p class="cp-keys">{keys if drawn else ""}</p><p class="iv-note">{note}</p>'
 
 
-def _legend(circuit: Circuit) -> str:
+def legend(circuit: Circuit) -> str:
+  """The meaning of colors, widths and numbers."""
   used = {edge.through for edge in circuit.edges}
   keys = "".join(
     f'<span><i class="cp-key cp-key-{through}"></i>{name}</span>'
@@ -93,7 +95,7 @@ def _legend(circuit: Circuit) -> str:
   left_out = drawing.left_out(circuit)
   more = f" The {left_out} weakest edges are not drawn; they are in the list of edges." if left_out else ""
   return (
-    f'<p class="cp-keys">{keys}</p><p class="iv-note">Edges run upwards, as wide as they are strong. On a node: the share of the answer\'s change '
+    f'<p class="cp-keys">{keys}</p><p class="iv-note">Edges run upwards, the wider the stronger. On a node: the share of the answer\'s change '
     "when it alone is patched, also as a bar, and what it encodes, with the share of inputs inside ε that have it (grey: encoded in part). "
     f"Round corners: heads; square: MLPs. Click a node, or choose it with Tab and Enter, for its properties and its preimage.{more}</p>"
   )
@@ -161,12 +163,3 @@ def _settings(circuit: Circuit) -> str:
     f"<div><dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd></div>" for name, value in circuit.settings.items()
   )
   return f'<details><summary>Settings</summary><dl class="cp-settings">{rows}</dl></details>\n'
-
-
-def _highlights(circuit: Circuit) -> str:
-  """Rules that mark the chosen node and its edges, and let the others fade."""
-  rules = "body:has(.cp-detail:target) .cp-edge{opacity:.18}\n"
-  for k in range(len(circuit.nodes)):
-    here = f"body:has(#node-{k}:target)"
-    rules += f"{here} :is(.cp-from-{k},.cp-to-{k}){{opacity:1}}{here} .cp-n-{k} .cp-card{{stroke:var(--cp-here);stroke-width:3}}\n"
-  return rules

@@ -6,7 +6,7 @@ import functools
 import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import streamlit as st
@@ -15,17 +15,27 @@ from inversionview_jax import sites
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.preimage.render import DisplayOptions, to_page
-from inversionview_jax.show.explorer import panels, service
+from inversionview_jax.show.explorer import attention, circuits, panels, pins, service
 from inversionview_jax.show.explorer.controls import control, set_view, sidebar
 from inversionview_jax.show.explorer.pane import pane
 from inversionview_jax.show.explorer.state import PANELS, View
 
+_NO_MEMBERS = (
+  "Candidates of the decoder are no sample of the task's inputs, so that what they share need not be encoded; the task has no moves, with which "
+  "particles could be drawn."
+)
+_CANDIDATES = (
+  "Candidates of the decoder are no sample of the task's inputs: what they share need not be encoded. Particles of Monte Carlo are one, and "
+  "take minutes for a language model."
+)
 _MOST_SITES = 48  # of which all are drawn at once
 _STYLE = """<style>
 .stMainBlockContainer{padding:2.2rem clamp(.8rem,3vw,2.5rem) 4rem;max-width:88rem}
 .stMainBlockContainer h1{font-size:1.5rem;padding:0;font-weight:650}
 [data-testid="stHeader"]{background:none}
 @media(max-width:48rem){.stMainBlockContainer{padding-top:3.4rem}}
+@media(max-width:40rem){.st-key-reading-columns [data-testid="stHorizontalBlock"]:first-child{flex-direction:column-reverse}
+.stMainBlockContainer h1{display:none}}
 [data-testid="stVerticalBlock"]{gap:.8rem}
 </style>"""
 
@@ -34,11 +44,11 @@ def main() -> None:
   """The whole page."""
   st.set_page_config("InversionView", page_icon=str(pathlib.Path(__file__).parent / "icon.svg"), layout="wide")
   st.html(_STYLE)
+  st.title("What does this activation encode?", anchor=False)  # at once, before JAX is imported and a reader loaded
   readers = service.current()
   _from_address(readers)
   sidebar(readers)
   view: View = st.session_state.view
-  st.title("What does this activation encode?", anchor=False)
   for message in st.session_state.pop("errors", []):
     _alert(message)
   try:
@@ -113,25 +123,50 @@ def _input(readers: service.Service, view: View) -> None:
     change=lambda name: {"panel": name or view.panel},
   )  # fmt: skip
   shows = {"reading": _reading, "sites": _sites, "positions": _positions, "attention": _attention, "pinned": _pinned}
+  shows["circuit"] = _circuit
   try:
     shows[view.panel](readers, view, encoded)
   except InversionViewError as error:
     _alert(str(error))
+  except _Stopped as stopped:
+    _was_stopped(stopped)
+
+
+class _Stopped(Exception):
+  """The user stopped this drawing."""
+
+
+def _was_stopped(stopped: _Stopped) -> None:
+  """In place of what was not drawn: a button that draws it after all."""
+  st.caption("Drawing was stopped.")
+  st.button("Draw", on_click=lambda: st.session_state.pop("stopped", None), key=f"again {stopped}")
 
 
 def _preimage(readers: service.Service, view: View, samples: int | None = None) -> Preimage:
-  """The preimage of the view, with a progress bar while it is drawn."""
+  """The preimage of the view, with a progress bar and a button that stops it while it is drawn."""
   if (preimage := readers.known(view, samples)) is not None:
     return preimage
-  progress = _Progress(readers.method(view, samples))
-  try:
+  with _drawing(str(hash((view, samples))), readers.method(view, samples)) as progress:
     return readers.preimage(view, samples, progress)
+
+
+@contextlib.contextmanager
+def _drawing(name: str, method: str) -> Iterator["_Progress"]:
+  """A progress bar, and a button that stops the drawing of this name until it is asked for again."""
+  if st.session_state.get("stopped") == name:
+    raise _Stopped(name)
+  slot = st.empty()
+  with slot.container(horizontal=True, vertical_alignment="center"):
+    progress = _Progress(method)
+    st.button("Stop", key=f"stop {name}", on_click=lambda: st.session_state.update(stopped=name))
+  try:
+    yield progress
   finally:
-    progress.bar.empty()
+    slot.empty()
 
 
 class _Progress:
-  """A bar that follows the drawing of a preimage; Streamlit ends the drawing there when the view was changed meanwhile."""
+  """A bar that follows the drawing of a preimage; Streamlit ends the drawing there when the view was changed meanwhile, or Stop was pressed."""
 
   def __init__(self, method: str):
     self._unit = "candidates" if method == "decoder" else "target runs"
@@ -151,42 +186,61 @@ class _Progress:
 def _reading(readers: service.Service, view: View, encoded: service.Input) -> None:
   """The preimage of the view, the map of sites, and what the activation encodes."""
   del encoded
-  left, right = st.columns([3, 5], gap="medium")
+  with st.container(key="reading columns"):  # on a phone the samples come first, see _STYLE
+    left, right = st.columns([3, 5], gap="medium")
   with left:
     map_slot, features_slot = st.empty(), st.container()
   with right:
-    preimage = _preimage(readers, view)
-    pane("reading", panels.reading(view, preimage), _on_click, [panels.slider_data(preimage, view)])
-    with st.container(horizontal=True):
-      pinned = view.here in view.pins
-      st.button("Pinned" if pinned else "Pin", on_click=_on_click, args=("pin",), disabled=pinned)
-      _downloads([preimage], view)
+    try:
+      preimage = _preimage(readers, view)
+    except _Stopped as stopped:
+      preimage = None
+      _was_stopped(stopped)
+    else:
+      pane("reading", panels.reading(view, preimage), _on_click, [panels.slider_data(preimage, view)])
+      with st.container(horizontal=True):
+        pinned = view.here in view.pins
+        st.button("Pinned" if pinned else "Pin", on_click=_on_click, args=("pin",), disabled=pinned)
+        _downloads([preimage], view)
   with map_slot:
     known = functools.partial(_known, readers, view)
     pane("sites", panels.site_map(view, _site_names(readers, view), known), _on_click)
-  with features_slot:
-    _features(readers, view, preimage)
+  if preimage is not None:
+    with features_slot:
+      _features(readers, view, preimage)
 
 
 def _features(readers: service.Service, view: View, preimage: Preimage) -> None:
-  """What the activation encodes, and a button that measures the information in bits."""
-  measure = st.session_state.pop("measure", False)
-  with st.spinner("measuring bits") if measure else contextlib.nullcontext():
-    information = readers.information(view, preimage, measure=measure)
-  pane("features", panels.encoded_features(view, readers.reading(view, preimage), information), _on_click)
-  if information is None and readers.source(view.reader).reader is not None:
-    st.button(
-      "Measure bits",
-      on_click=lambda: st.session_state.update(measure=True),
-      help="log2 of 1 over the share of inputs inside ε; at this ε",
-    )
+  """What the activation encodes, from particles: those that are shown or, where candidates of a decoder are, others of the same query."""
+  members = readers.members_view(view)
+  if members is None:
+    pane("features", panels.not_measured(_NO_MEMBERS), _on_click)
+    return
+  if members is not view:
+    found = readers.known(members)
+    if found is None and not readers.quick(view.reader) and st.session_state.get("measure") != members:
+      pane("features", panels.not_measured(_CANDIDATES), _on_click)
+      st.button(
+        "Draw particles", on_click=lambda: st.session_state.update(measure=members), help="By Monte Carlo: minutes"
+      )
+      return
+    preimage = _preimage(readers, members) if found is None else found
+  reading, information = readers.reading(members, preimage), readers.information(preimage)
+  pane("features", panels.encoded_features(view, reading, information, readers.about(view.reader)), _on_click)
+
+
+def _encodes(readers: service.Service, view: View, samples: int | None = None) -> Any:
+  """The `ActivationReading` of a view whose particles are drawn already; None where they are not."""
+  members = readers.members_view(view)
+  found = None if members is None else readers.known(members, samples)
+  return None if members is None or found is None else readers.reading(members, found)
 
 
 def _known(readers: service.Service, view: View, site: str) -> Preimage | None:
   """The preimage of another site for the same input and position if it has been drawn, with all candidates or with few."""
   view = dataclasses.replace(view, site=site)
   preimage = readers.known(view)
-  return readers.known(view, service.SKETCH_SAMPLES) if preimage is None else preimage
+  return readers.known(view, readers.sketch(view)) if preimage is None else preimage
 
 
 def _downloads(preimages: list[Preimage], view: View) -> None:
@@ -245,22 +299,23 @@ def _positions(readers: service.Service, view: View, encoded: service.Input) -> 
 
 def _grid(readers: service.Service, view: View, parts: Sequence[tuple[str, dict[str, Any]]]) -> None:
   """Small panels of (name, changes of the view), drawn with few candidates or particles."""
-  views = [dataclasses.replace(view, **changes) for _, changes in parts]
-  preimages = [readers.known(v, service.SKETCH_SAMPLES) for v in views]
+  views, samples = [dataclasses.replace(view, **changes) for _, changes in parts], readers.sketch(view)
+  preimages = [readers.known(v, samples) for v in views]
   if None in preimages:
-    bar = st.progress(0.0, "drawing")
-    for k, v in enumerate(views):
-      if preimages[k] is None:
-        preimages[k] = readers.preimage(v, service.SKETCH_SAMPLES)
-      bar.progress((k + 1) / len(views), f"{k + 1} of {len(views)} panels")
-    bar.empty()
-  pane("grid", panels.grid(view, [(*part, p) for part, p in zip(parts, preimages, strict=True)]), _on_click)
+    with _drawing(str(hash((view, view.panel))), readers.method(view, samples)) as progress:
+      for k, v in enumerate(views):
+        if preimages[k] is None:
+          preimages[k] = readers.preimage(v, samples)
+        progress.bar.progress((k + 1) / len(views), f"{k + 1} of {len(views)} panels")
+  readings = [_encodes(readers, v, samples) for v in views]
+  drawn = [(*part, p) for part, p in zip(parts, preimages, strict=True)]
+  pane("grid", panels.grid(view, drawn, readings, readers.about(view.reader)), _on_click)
 
 
 def _attention(readers: service.Service, view: View, encoded: service.Input) -> None:
   """The attention patterns of the input."""
   del readers
-  pane("attention", panels.attention(view, encoded), _on_click)
+  pane("attention", attention.attention(view, encoded), _on_click)
 
 
 def _pinned(readers: service.Service, view: View, encoded: service.Input) -> None:
@@ -270,20 +325,65 @@ def _pinned(readers: service.Service, view: View, encoded: service.Input) -> Non
     st.caption("Nothing is pinned yet: open a reading and press Pin.")
     return
   results: list[Preimage | str] = []
+  encode: list[Any] = []
+  about: dict[str, str] = {}
   for pin in view.pins:
     try:
       preimage = _preimage(readers, view.at(pin))
       results.append(preimage)
+      members = readers.members_view(view.at(pin))
+      if members is not None and readers.quick(pin.reader):
+        _preimage(readers, members)
+      encode.append(_encodes(readers, view.at(pin)))
+      about |= readers.about(pin.reader)
       if view.epsilon is None:  # tasks differ in theirs: that of the first pin holds for all
         view = dataclasses.replace(view, epsilon=preimage.epsilon)
     except InversionViewError as error:
       results.append(str(error))
+      encode.append(None)
   preimages = [p for p in results if not isinstance(p, str)]
   readings = [None if isinstance(p, str) else panels.slider_data(p, view) for p in results]
-  pane("pinned", panels.pinned(view, results), _on_click, readings)
+  pane("pinned", pins.pinned(view, results, encode, about), _on_click, readings)
   if preimages:
     with st.container(horizontal=True):
       _downloads(preimages, view)
+
+
+def _circuit(readers: service.Service, view: View, encoded: service.Input) -> None:
+  """The circuit that the page was started with, or one that is picked here; a click on a node shows what it carries."""
+  del encoded
+  opened = st.session_state.get("picked", readers.circuit)
+  if opened is None:
+    st.caption(
+      "No circuit is open. `inversionview circuit` finds one and writes circuit.json; `inversionview explore --circuit C` opens it here."
+    )
+  with st.expander("Open a circuit.json", expanded=opened is None):
+    st.file_uploader("circuit.json", "json", key="circuit file", on_change=_picked, label_visibility="collapsed")
+  if opened is None:
+    return
+  node = opened.node(view.node)
+  if node is None:
+    pane("circuit", circuits.overview(opened), _on_click)
+    return
+  reader = readers.reader_of(opened.circuit.target)
+  pane("circuit", circuits.node_panel(view, opened, node, opened.preimages(node), reader), _on_click)
+
+
+def _picked() -> None:
+  """Opens the file that was picked in the browser, for this session."""
+  file = st.session_state["circuit file"]
+  if file is None:
+    st.session_state.pop("picked", None)
+    return
+  try:
+    if file.size > circuits.MOST_BYTES:
+      raise InversionViewError(
+        f"{file.name} has {file.size:,} bytes; a circuit.json has at most {circuits.MOST_BYTES:,}"
+      )
+    st.session_state.picked = circuits.OpenedCircuit.of_text(file.getvalue().decode("utf-8", "replace"), file.name)
+    st.session_state.view = dataclasses.replace(st.session_state.view, node="")
+  except InversionViewError as error:
+    st.session_state.errors = [str(error)]
 
 
 main()

@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 
+from inversionview_jax import tasks
 from inversionview_jax.distance import METRICS
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.show.explorer import service
@@ -23,6 +24,10 @@ _METHODS = {
 _METHODS_HELP = (
   "Decoder alone: the paper's method. Monte Carlo: particles from the task's inputs, moved until all lie inside ε; gives bits. Decoder, then "
   "Monte Carlo: starts from the decoder's candidates and can miss what these lack. Every input: exact, takes seconds."
+)
+_TARGET_HELP = "A shipped target, a folder or file of a checkpoint on this machine, or an id on the Hugging Face Hub, which is downloaded unless it is in the cache."
+_TASK_HELP = (
+  "What its inputs are. A target that was trained here knows its task; a language model needs one of its own, or texts."
 )
 
 
@@ -64,6 +69,8 @@ def sidebar(readers: service.Service) -> None:
     names = known if view.reader in known else [view.reader, *known]
     label = "Reader or target" if readers.has_targets else "Reader"
     control(st.selectbox, "reader", label, names, change=lambda name: _other_reader(readers, name))
+    if readers.may_open:
+      _open_target(readers)
     try:
       source = readers.source(view.reader)
     except InversionViewError:
@@ -98,6 +105,28 @@ def sidebar(readers: service.Service) -> None:
     control(st.number_input, "seed", "Seed", 0, 2**32 - 1, step=1)
     control(st.toggle, "colors", "Colors")
     control(st.toggle, "notes", "Descriptions")
+
+
+def _open_target(readers: service.Service) -> None:
+  """A form that opens a target which the page was not started with."""
+  with st.expander("Open another target"), st.form("open target", border=False):
+    st.text_input("Target", key="target name", placeholder="addition, a folder, or OWNER/NAME", help=_TARGET_HELP)
+    st.selectbox(
+      "Task", ["", *tasks.names()], key="target task", format_func=lambda name: name or "its own", help=_TASK_HELP
+    )
+    st.text_area("Or your own texts", key="target texts", placeholder="one on each line", height=110)
+    st.form_submit_button("Open", on_click=_opened, args=(readers,))
+
+
+def _opened(readers: service.Service) -> None:
+  """Opens the target of the form and shows it."""
+  name, task, texts = (st.session_state[f"target {part}"] for part in ("name", "task", "texts"))
+  try:
+    with st.spinner(f"loading {name}"):
+      label = readers.open_target(name, task, texts)
+      set_view(**_other_reader(readers, label))
+  except InversionViewError as error:
+    st.session_state.errors = [str(error)]
 
 
 def _decoder(task: Task, view: View) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from inversionview_jax.preimage.render.style import STYLE
+from inversionview_jax.show.circuit_picture.style import NODE_STYLE, PICTURE_STYLE
 
 _SCRIPT = """
 const LOW = 1e-3, HIGH = 2;
@@ -61,7 +62,7 @@ export default function(component) {
     const active = focusKey(root.getRootNode().activeElement);
     state.html = state.data.html;
     root.innerHTML = state.html;
-    if (active) for (const element of root.querySelectorAll("button,input")) {
+    if (active) for (const element of root.querySelectorAll("button,input,[data-pick]")) {
       if (focusKey(element) === active) { element.focus({ preventScroll: true }); break; }
     }
   };
@@ -90,6 +91,13 @@ export default function(component) {
     const epsilon = "epsilon" in from.dataset ? value(from.value / 1000) : Number(from.value);
     if (epsilon > 0 && isFinite(epsilon)) settle(epsilon);
     else { state.held = false; state.html = null; state.show(); }
+  });
+  // Links in a picture, which are no buttons, answer to the same keys.
+  root.addEventListener("keydown", event => {
+    const link = event.target.closest("[data-pick]");
+    if (!link || link.tagName === "BUTTON" || !["Enter", " "].includes(event.key)) return;
+    event.preventDefault();
+    state.send(link.dataset.pick);
   });
   // Arrow keys move the focus to the nearest button in their direction.
   root.addEventListener("keydown", event => {
@@ -125,7 +133,7 @@ _PANEL_STYLE = """
 .inversionview .ex-token{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:1.25rem;line-height:1.2;
 min-width:2.1rem;min-height:3rem;padding:.3rem .3rem .15rem;text-align:center;white-space:pre;--e:0;box-sizing:border-box;border-radius:8px}
 .inversionview .ex-token small{display:block;font:.68rem system-ui,sans-serif;color:var(--dim);margin-top:.15rem}
-.inversionview .ex-token[style] small{color:color-mix(in srgb,var(--fg) 75%,transparent)}
+.inversionview .ex-token[style] small{color:var(--fg)}
 .inversionview .ex-end{font-size:.78rem;color:var(--dim);padding-top:.55rem;border:1px solid transparent}
 .inversionview .ex-unusual:not(.ex-end){border-style:dashed}
 .inversionview .ex-bare .iv-note,.inversionview.ex-bare .iv-note{margin:.5rem 0 0}
@@ -163,7 +171,24 @@ color:var(--fg);font-size:.9rem}
 .ex-pins{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1.6rem}
 .ex-pin{min-width:0}
 .inversionview.iv-alert{border-color:var(--eps);border-left-width:4px;color:var(--fg)}
-@media(max-width:30rem){.inversionview{padding:.8rem .7rem}
+.inversionview .ex-carries{margin:.1rem 0 .3rem;font-size:.8rem;color:var(--fg)}
+.inversionview .ex-words{margin:.5rem 0 0;font-size:.8rem;color:var(--dim)}
+.inversionview .ex-words b{color:var(--fg);font-weight:600}
+.inversionview.inversionview .ex-compare{width:auto;margin:0 0 .4rem}
+.ex-compare~.ex-words,.ex-wider+.ex-words{margin-bottom:1.2rem}
+.ex-wider{overflow-x:auto}
+.inversionview.inversionview .ex-compare td.ex-dim{color:var(--dim)}.inversionview.inversionview .ex-compare td:last-child:not(.ex-dim){color:inherit}
+.inversionview.inversionview .ex-compare :is(td,th,thead th+th){padding:.2rem .9rem .2rem 0;white-space:nowrap;vertical-align:bottom}
+.inversionview .ex-compare thead small{display:block;max-width:14rem;overflow:hidden;text-overflow:ellipsis}
+.ex-node{display:grid;grid-template-columns:minmax(0,23rem) minmax(0,1fr);gap:1.4rem;align-items:start;margin-top:.8rem}
+.ex-node .cp-narrow{display:block}
+.ex-circuit .cp-wide{margin-top:.8rem}
+.ex-circuit .cp-curve{max-width:30rem;margin:0}
+.ex-small-picture{max-height:82vh;overflow:auto}
+.ex-row-of{margin:.8rem 0 0;font-size:.87rem}
+.ex-row-of td{padding-right:.8rem}
+@media(max-width:48rem){.ex-node{grid-template-columns:minmax(0,1fr)}.ex-node>.cp-detail{order:-1}}
+@media(max-width:30rem){.inversionview{padding:.8rem .7rem}.inversionview.ex-bare .iv-note{display:none}
 }
 @media(prefers-reduced-motion:no-preference){.inversionview button{transition:border-color .12s}}
 """
@@ -174,7 +199,10 @@ def _component() -> Callable[..., Any]:
   import streamlit as st
 
   return st.components.v2.component(
-    "inversionview_pane", html='<div class="ex-root"></div>', css=STYLE + _PANEL_STYLE, js=_SCRIPT
+    "inversionview_pane",
+    html='<div class="ex-root"></div>',
+    css=STYLE + PICTURE_STYLE + NODE_STYLE + _PANEL_STYLE,
+    js=_SCRIPT,
   )
 
 

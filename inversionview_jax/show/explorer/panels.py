@@ -4,9 +4,8 @@ Elements that can be clicked carry `data-pick`, a query string that `View.after_
 does not come from this module is escaped.
 """
 
-import dataclasses
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,7 @@ from inversionview_jax.preimage import Preimage, Sample
 from inversionview_jax.preimage.render import formatting, fragments, plots
 from inversionview_jax.preimage.render.fragments import DisplayOptions, escape
 from inversionview_jax.show import feature_table
-from inversionview_jax.show.explorer.service import Input
+from inversionview_jax.show.explorer.inputs import Input
 from inversionview_jax.show.explorer.state import View
 
 if TYPE_CHECKING:
@@ -35,12 +34,16 @@ _DESCRIPTIONS = {
 }
 _SHORT_NAMES = {"pre": "pre", "mid": "mid", "mlp": "mlp", "post": "post"}
 _PANEL_SAMPLES = 5  # in a small panel
-_THUMBNAILS = 16  # attention patterns shown at once; where there are more heads, those of one layer are shown
+
+
+def action(**changes: object) -> str:
+  """The value of `data-pick` of an element that sets these fields of the view when it is clicked."""
+  return escape(urllib.parse.urlencode(changes))
 
 
 def pick(label: str, tag: str = "button", **changes: object) -> str:
   """The start of an element that sets these fields of the view when it is clicked."""
-  return f'<{tag} type="button" data-pick="{escape(urllib.parse.urlencode(changes))}" aria-label="{escape(label)}"'
+  return f'<{tag} type="button" data-pick="{action(**changes)}" aria-label="{escape(label)}"'
 
 
 def describe(name: str) -> str:
@@ -63,7 +66,7 @@ def token_strip(view: View, encoded: Input, decoder: bool = True) -> str:
     encoded: its tokens.
     decoder: whether the view's method uses a decoder, which was trained on some of the positions only.
   """
-  chosen = _position(view, encoded)
+  chosen = position_of(view, encoded)
   weights, top = np.zeros(0), 1.0
   site = sites.parse(view.site)
   if site.kind == "head" and chosen is not None:
@@ -74,7 +77,9 @@ def token_strip(view: View, encoded: Input, decoder: bool = True) -> str:
     name = encoded.name(k)
     here, trained = k == chosen, name in encoded.query_positions
     shade = f' style="--e:{weights[k] / top:.3f}"' if k < len(weights) else ""
-    label_text = f"position {k}" + (f", {label}" if label else "") + f", token {string}"
+    label_text = f"position {k}" + (f", {label}" if label else "")
+    label_text += f" ({about})" if (about := encoded.about_position(k)) else ""
+    label_text += f", token {string}"
     label_text += f", attention {weights[k]:.2f}" if k < len(weights) else ""
     special = string in ("<BOS>", "<EOS>", "<PAD>")
     if string == "<EOS>":  # no query is taken there
@@ -92,7 +97,7 @@ def token_strip(view: View, encoded: Input, decoder: bool = True) -> str:
       note += f' <span class="iv-att" style="--e:.7">Shaded</span>: where head {escape(view.site)} attends from there, at most {top:.2f}.'
     if decoder and chosen is not None and encoded.name(chosen) not in encoded.query_positions:
       note += " The reader was trained on other positions: what it shows here is an extrapolation."
-  return _card(
+  return card(
     f'<div class="ex-tokens" data-keys role="group" aria-label="position">{"".join(cells)}</div>', note, "ex-bare"
   )
 
@@ -129,7 +134,7 @@ def site_map(view: View, names: Sequence[str], known: Callable[[str], Preimage |
   note = ""
   if view.notes:
     note = f"<b>{escape(view.site)}</b> is {describe(view.site)}. Bars, where a site has been read: share of candidates inside ε, or bits of the particles."
-  return _card(f'<div class="ex-map" data-keys role="group" aria-label="site">{body}</div>', note, title="Site")
+  return card(f'<div class="ex-map" data-keys role="group" aria-label="site">{body}</div>', note, title="Site")
 
 
 def _site(view: View, name: str, known: Preimage | None) -> str:
@@ -154,19 +159,54 @@ def _short(name: str) -> str:
 
 def reading(view: View, p: Preimage, slider: bool = True) -> str:
   """The chosen activation's preimage, with epsilon to move."""
-  head = f'<h2>{_title(p)}</h2><p class="ex-in"><code>{escape(p.query.text)}</code></p>'
-  return _card(_body(view, p, head, slider=slider), "", data=f' data-reading="0"{_drawn_at(p)}')
+  head = f'<h2>{title_of(p)}</h2><p class="ex-in"><code>{escape(p.query.text)}</code></p>'
+  return card(body_of(view, p, head, slider=slider), "", data=f' data-reading="0"{drawn_at(p)}')
 
 
-def encoded_features(view: View, reading: "ActivationReading", information: "Information | None") -> str:
-  """The properties that the activation encodes, as a table."""
-  return _card(feature_table.encoded_features(reading, information, notes=view.notes), "")
+def encoded_features(
+  view: View, reading: "ActivationReading", information: "Information | None", about: Mapping[str, str] = {}
+) -> str:
+  """The properties that the activation encodes, as a table, with the task's words for their names.
+
+  Args:
+    view: the page's.
+    reading: of particles or exact members.
+    information: of the same preimage; None where it has none.
+    about: what the task says of its features: name -> words.
+  """
+  body = feature_table.encoded_features(reading, information, notes=view.notes, about=about)
+  names = [row.feature for row in reading.rows if row.verdict != "-" and row.rate.count] if view.notes else []
+  return card(body + words(names, about), "")
 
 
-def _body(view: View, p: Preimage, head: str, slider: bool) -> str:
+def not_measured(message: str) -> str:
+  """In place of the table of what the activation encodes: why there is none."""
+  return card(f'<p class="ex-in">{escape(message)}</p>', "", title="What it encodes")
+
+
+def words(names: Iterable[str], about: Mapping[str, str]) -> str:
+  """What the task says of some names, which touch and keyboard reach as well as the pointer; "" where it says nothing."""
+  said = [f"<b>{escape(name)}</b> {escape(about[name])}" for name in dict.fromkeys(names) if about.get(name)]
+  return f'<p class="ex-words">{" · ".join(said)}</p>' if said else ""
+
+
+def carried(reading: "ActivationReading | None", about: Mapping[str, str], most: int = 2) -> str:
+  """The most certain properties in a line, for a small panel."""
+  if reading is None:
+    return ""
+  if not reading.encoded:
+    return '<p class="ex-carries"><small>encodes none of the features</small></p>'
+  parts = [
+    f'<span title="{escape(about.get(row.feature, ""))}">{escape(row.feature)} = {escape(row.value) or "∅"} · {100 * row.rate.value:.0f} %</span>'
+    for row in reading.encoded[:most]
+  ]
+  return f'<p class="ex-carries">{", ".join(parts)}</p>'
+
+
+def body_of(view: View, p: Preimage, head: str, slider: bool) -> str:
   options = DisplayOptions(view.shown, view.colors, view.notes)
-  scale = _scale(p, plots.histogram(p)) if slider else plots.histogram(p)
-  return f"{head}{_figure(p)}{scale}{fragments.samples(p, options)}{fragments.legend(p, options) if view.notes else ''}"
+  above = scale(p, plots.histogram(p)) if slider else plots.histogram(p)
+  return f"{head}{_figure(p)}{above}{fragments.samples(p, options)}{fragments.legend(p, options) if view.notes else ''}"
 
 
 def _figure(p: Preimage) -> str:
@@ -189,7 +229,7 @@ def _figure(p: Preimage) -> str:
   return f'<p class="ex-figure" aria-live="polite">{text}</p>\n{alarm}'
 
 
-def _scale(p: Preimage, above: str = "") -> str:
+def scale(p: Preimage, above: str = "") -> str:
   """A slider for epsilon, on the axis of the histogram above it, and a field for its exact value."""
   return (
     f'<div class="ex-scale"><div>{above}<input type="range" min="0" max="1000" step="1" value="{1000 * plots.axis(p.epsilon):.0f}" '
@@ -206,16 +246,23 @@ def slider_data(p: Preimage, view: View) -> dict[str, list[float]]:
   return {"distances": finite[0], "rows": finite[1]}
 
 
-def grid(view: View, parts: Sequence[tuple[str, dict, Preimage | None]]) -> str:
+def grid(
+  view: View,
+  parts: Sequence[tuple[str, dict, Preimage | None]],
+  readings: "Sequence[ActivationReading | None]" = (),
+  about: Mapping[str, str] = {},
+) -> str:
   """Small panels in a grid, one for each site or position; a click opens it.
 
   Args:
     view: the view that is shown.
     parts: (name, the fields of the view that a click sets, the preimage or None while it is not drawn).
+    readings: of each part, what it encodes; None where that is not known.
+    about: what the task says of its features: name -> words.
   """
   small = DisplayOptions(2 * _PANEL_SAMPLES, view.colors, False, compact=True)
   cells = ""
-  for name, changes, p in parts:
+  for k, (name, changes, p) in enumerate(parts):
     here = all(getattr(view, key) == value for key, value in changes.items())
     title = f"<b>{escape(name)}</b><span>{'…' if p is None else formatting.brief(p)[1]}</span>"
     opens = pick(f"open {name}", **changes, panel="reading")
@@ -226,16 +273,16 @@ def grid(view: View, parts: Sequence[tuple[str, dict, Preimage | None]]) -> str:
         f'<li class="iv-text{"" if s.inside else " ex-out"}">{fragments.tokens(s, small)}</li>'
         for s, _ in _by_distance(near)
       )
-      body = f"{plots.histogram(p, ticks=False)}<ol>{lines}</ol>"
+      body = f"{plots.histogram(p, ticks=False)}{carried(readings[k], about) if readings else ''}<ol>{lines}</ol>"
     cells += (
       f'<article class="ex-small{" ex-here" if here else ""}">{opens} class="ex-open">{title}</button>{body}</article>'
     )
   note = (
-    "The nearest samples of each, and the share inside ε of 256 candidates or the bits of 256 particles. Click a heading to open it."
+    "The nearest samples of each, what it encodes, and the bits of its particles or the share of its candidates inside ε. Click a heading to open it."
     if view.notes
     else ""
   )
-  return _card(f'<div class="ex-grid" data-keys>{cells}</div>', note)
+  return card(f'<div class="ex-grid" data-keys>{cells}</div>', note)
 
 
 def _by_distance(near: Sequence[tuple[Sample, int]]) -> list[tuple[Sample, int]]:
@@ -243,81 +290,17 @@ def _by_distance(near: Sequence[tuple[Sample, int]]) -> list[tuple[Sample, int]]
   return sorted(near, key=lambda group: group[0].distance)
 
 
-def attention(view: View, encoded: Input) -> str:
-  """The attention pattern of one head, large, and those of the others to choose from."""
-  n_layers, n_heads = encoded.patterns.shape[:2]
-  layer, head = chosen_head(view, encoded)
-  position = _position(view, encoded)
-  layers = range(n_layers) if n_layers * n_heads <= _THUMBNAILS else [layer]
-  small = "".join(
-    f'{pick(f"head {h} of layer {l}", head=f"{l}.{h}")} aria-pressed="{str((l, h) == (layer, head)).lower()}" class="ex-thumb">'
-    f"{plots.pattern(encoded.strings, encoded.patterns[l, h], labels=False)}a{l}.{h}</button>"
-    for l in layers
-    for h in range(n_heads)
-  )
-  others = ""
-  if len(layers) < n_layers:
-    others = "".join(
-      f'{pick(f"layer {l}", head=f"{l}.{head}")} aria-pressed="{str(l == layer).lower()}" class="ex-chip">{l}</button>'
-      for l in range(n_layers)
-    )
-    others = f'<p class="ex-chips">layer {others}</p>'
-  large = plots.pattern(encoded.strings, encoded.patterns[layer, head], -1 if position is None else position)
-  note = (
-    "Each row is a query position, each column a key position; the framed row is the chosen position."
-    if view.notes
-    else ""
-  )
-  body = f'<h2>Attention of a{layer}.{head}</h2><div class="ex-attention"><div>{large}</div><div>{others}<div class="ex-thumbs" data-keys>{small}</div></div></div>'
-  return _card(body, note)
-
-
-def chosen_head(view: View, encoded: Input) -> tuple[int, int]:
-  """(layer, head) whose attention is shown."""
-  n_layers, n_heads = encoded.patterns.shape[:2]
-  layer, _, head = view.head.partition(".")
-  if layer.isdecimal() and head.isdecimal() and int(layer) < n_layers and int(head) < n_heads:
-    return int(layer), int(head)
-  site = sites.parse(view.site)
-  return (0, 0) if site.layer is None or site.head is None else (site.layer, site.head)
-
-
-def pinned(view: View, results: Sequence[Preimage | str]) -> str:
-  """The pinned readings in columns, with one epsilon for all.
-
-  Args:
-    view: with the pins.
-    results: the preimage of each pin, or the error message in place of one.
-  """
-  cells = ""
-  options = dataclasses.replace(view, notes=False)
-  for k, (pin, p) in enumerate(zip(view.pins, results, strict=True)):
-    buttons = f'{pick("open this reading", **dataclasses.asdict(pin), panel="reading")} class="ex-chip">open</button> '
-    buttons += f'{pick("unpin this reading", unpin=k)} class="ex-chip">unpin</button>'
-    if isinstance(p, str):
-      cells += f'<section class="ex-pin"><p><code>{escape(pin.text)}</code></p><p role="alert">{escape(p)}</p>{buttons}</section>'
-      continue
-    head = (
-      f'<h2>{_title(p)}</h2><p class="ex-in">{escape(pin.reader)} · <code>{escape(p.query.text)}</code></p>{buttons}'
-    )
-    cells += (
-      f'<section class="ex-pin" data-reading="{k}"{_drawn_at(p)}>{_body(options, p, head, slider=False)}</section>'
-    )
-  shown = [p for p in results if not isinstance(p, str)]
-  return _card(f'{_scale(shown[0]) if shown else ""}<div class="ex-pins">{cells}</div>', "")
-
-
-def _drawn_at(p: Preimage) -> str:
+def drawn_at(p: Preimage) -> str:
   """The epsilon that the samples belong to, of a method that draws them anew for another: the browser shades them until it has."""
   return "" if p.method == "decoder" else f' data-drawn="{p.epsilon:g}"'
 
 
-def _title(p: Preimage) -> str:
+def title_of(p: Preimage) -> str:
   """Site and position as a heading."""
   return f"<b>{escape(p.query.site)}</b> at {escape(p.query.label) or p.query.position}<small> · position {p.query.position}</small>"
 
 
-def _position(view: View, encoded: Input) -> int | None:
+def position_of(view: View, encoded: Input) -> int | None:
   """The index of the chosen position; None where this input has no such position."""
   labels = [k for k, label in enumerate(encoded.labels) if label == view.position]
   if labels:
@@ -329,7 +312,8 @@ def _position(view: View, encoded: Input) -> int | None:
     return None
 
 
-def _card(body: str, note: str, extra: str = "", title: str = "", data: str = "") -> str:
+def card(body: str, note: str, extra: str = "", title: str = "", data: str = "") -> str:
+  """A framed part of the page, its note below."""
   head = f"<h3>{title}</h3>" if title else ""
   foot = f'<p class="iv-note">{note}</p>' if note else ""
   return f'<div class="inversionview {extra}"{data}>{head}{body}{foot}</div>'

@@ -13,7 +13,7 @@ import webbrowser
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _EVERYWHERE = ("0.0.0.0", "::")
 
 Message = MutableMapping[str, Any]
@@ -28,8 +28,8 @@ def host_names(address: str, more: Iterable[str] = ()) -> frozenset[str]:
     more: names that were given beside it.
   """
   names = {address, *more}
-  if address in (*_LOOPBACK, *_EVERYWHERE):
-    names |= set(_LOOPBACK)
+  if address in (*LOOPBACK, *_EVERYWHERE):
+    names |= set(LOOPBACK)
   if address in _EVERYWHERE:
     names |= {socket.gethostname(), socket.getfqdn()}
   return frozenset(_plain(name) for name in names)
@@ -112,12 +112,12 @@ def settings(address: str, port: int) -> dict[str, Any]:
     "server.enableXsrfProtection": True,
     "server.enableStaticServing": False,
     "browser.gatherUsageStats": False,  # nothing is sent anywhere
-    "browser.serverAddress": "localhost" if address in (*_LOOPBACK, *_EVERYWHERE) else address,
+    "browser.serverAddress": "localhost" if address in (*LOOPBACK, *_EVERYWHERE) else address,
     "client.showErrorDetails": "none",
     "logger.hideWelcomeMessage": True,  # its message looks up this machine's address on another one
     "client.toolbarMode": "minimal",
     "global.developmentMode": False,
-    "theme.light.primaryColor": "#3f72cf",
+    "theme.light.primaryColor": "#2f62c2",
     "theme.dark.primaryColor": "#6d9bea",
     "theme.dark.backgroundColor": "#0d0f12",
     "theme.dark.secondaryBackgroundColor": "#15181d",
@@ -126,7 +126,9 @@ def settings(address: str, port: int) -> dict[str, Any]:
   }
 
 
-def serve(address: str, port: int, names: frozenset[str], url: str, browser: bool) -> None:
+def serve(
+  address: str, port: int, names: frozenset[str], url: str, browser: bool, ready: Callable[[], object] | None = None
+) -> None:
   """Runs the page until it is interrupted.
 
   Args:
@@ -134,6 +136,7 @@ def serve(address: str, port: int, names: frozenset[str], url: str, browser: boo
     names: host names that it answers to.
     url: of the page.
     browser: whether it is opened in a browser.
+    ready: called once the server answers: what takes long and is needed soon, but not for the first sight of the page.
   """
   import streamlit as st
   from starlette.middleware import Middleware
@@ -142,19 +145,22 @@ def serve(address: str, port: int, names: frozenset[str], url: str, browser: boo
   disable_ip_lookup()
   guard = Middleware(SameOrigin, names=names, any_address=address in _EVERYWHERE)
   app = st.App(
-    pathlib.Path(__file__).parent / "app.py", middleware=[guard], lifespan=_opening(url) if browser else None
+    pathlib.Path(__file__).parent / "app.py", middleware=[guard], lifespan=_started(url if browser else "", ready)
   )
   app.run(config=settings(address, port))
 
 
-def _opening(url: str) -> Callable[[Any], Any]:
-  """What Streamlit runs around the life of the server: it opens the page in a browser, which waits until the server answers."""
+def _started(url: str, ready: Callable[[], object] | None) -> Callable[[Any], Any]:
+  """What Streamlit runs around the life of the server: opens the page in a browser, unless `url` is "", and calls `ready`."""
   import contextlib
 
   @contextlib.asynccontextmanager
   async def lifespan(app: Any) -> AsyncIterator[None]:
     del app
-    threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+    if url:
+      threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+    if ready is not None:
+      ready()
     yield None
 
   return lifespan

@@ -3,32 +3,49 @@
 import collections
 import dataclasses
 import functools
+import hashlib
+import itertools
 import pathlib
 import random
+import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inversionview_jax import tasks
 from inversionview_jax.errors import InversionViewError, one_of
+from inversionview_jax.files import write_whole
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.preimage.methods import SETTINGS
+from inversionview_jax.show.explorer.inputs import Input, encode
 from inversionview_jax.show.explorer.state import View
 from inversionview_jax.tasks import Task
 from inversionview_jax.tasks.extension import is_named
 
 if TYPE_CHECKING:  # JAX takes seconds to import, and tests of the settings do without it
   from inversionview_jax.measures.consistency import ActivationReading
-  from inversionview_jax.measures.information import Information, InformationResult
+  from inversionview_jax.measures.information import Information
   from inversionview_jax.reading.source import Source
+  from inversionview_jax.show.explorer.circuits import OpenedCircuit
 
 _CACHE_SIZE = 200  # preimages, of 2 MB each
-SKETCH_SAMPLES = 256  # candidates or particles of each panel where many sites or positions are shown
-# The query a page opens with. Other tasks open with an input of their test split.
-_FIRST_QUERIES = {
+_SKETCH = 256  # candidates of each panel where many sites or positions are shown; also particles of a language model
+# The most telling reading of a task's readers, with which a page opens. Other tasks open with an input of their test split.
+_FIRST_QUERIES: dict[str, dict[str, Any]] = {
   "addition": {"text": "615+861=1476", "site": "a0.0", "position": "="},
-  "counting": {"text": "vvzccvczvvvzvcvc|v:8", "site": "a0.0", "position": ":"},
+  "counting": {"text": "vvzccvczvvvzvcvc|v:8", "site": "x1.mid", "position": ":"},
+  "ioi": {
+    "text": "Then, Mary and John went to the store. John gave a drink to Mary",
+    "site": "a23.3",
+    "position": "END",
+  },
+}
+# Samples that a page draws at first, by whether the target is a language model: a run of one takes as long as thousands of a small target's.
+_SIZES: dict[bool, dict[str, Any]] = {
+  False: {"samples": View.samples, "particles": View.particles, "budget": View.budget},
+  True: {"samples": 256, "particles": 256, "budget": 20_000},
 }
 
 
@@ -39,27 +56,37 @@ class Service:
     readers: shipped names and folders; a page opens no others, whatever its address names.
     targets: shipped names, folders and checkpoints that are read without a decoder; shown as "NAME (target)".
     task: of the targets; None: their own.
-    method: of a view that names none; None: the default of `Source.of`.
+    method: of a view that names none; None: Monte Carlo, or the decoder where the task has no moves or is of a language model, one run of which
+      takes as long as thousands of a small target's.
+    circuit: that the page shows.
+    may_open: whether targets can be chosen on the page, which whoever reaches it then loads from this machine's folders and from the Hub.
   """
 
   def __init__(
-    self, readers: Sequence[str], targets: Sequence[str] = (), task: str | None = None, method: str | None = None
+    self,
+    readers: Sequence[str],
+    targets: Sequence[str] = (),
+    task: str | None = None,
+    method: str | None = None,
+    circuit: "OpenedCircuit | None" = None,
+    may_open: bool = False,
   ):
     self.names = {_label(name): name for name in readers}
-    self._targets = {f"{_label(name)} (target)": name for name in targets}
+    self._targets = {f"{_label(name)} (target)": _OpenedTarget(name, task) for name in targets}
     if len(self.names) < len(set(readers)) or len(self._targets) < len(set(targets)):
       raise InversionViewError(
         f"two readers or targets have the same name: {', '.join([*readers, *targets])}; rename a folder"
       )
-    self.names |= self._targets
-    self._task, self._method = task, method
+    self.names |= {label: opened.name for label, opened in self._targets.items()}
+    self._method = method
+    self.circuit, self.may_open = circuit, may_open
     self._sources: dict[str, Source] = {}
     self._drawn: collections.OrderedDict[tuple, Preimage] = collections.OrderedDict()
     self._inputs: collections.OrderedDict[tuple, Input] = collections.OrderedDict()
     self._readings: collections.OrderedDict[tuple, ActivationReading] = collections.OrderedDict()
-    self._bits: collections.OrderedDict[tuple, InformationResult] = collections.OrderedDict()
     self._lock = threading.Lock()  # of the caches
     self._work = threading.RLock()  # one computation at a time: two at once would take longer each
+    self._texts: tempfile.TemporaryDirectory | None = None  # of own texts
 
   def source(self, name: str) -> "Source":
     """The reader or target of this name with its default method.
@@ -76,15 +103,80 @@ class Service:
 
   def _load(self, name: str) -> "Source":
     from inversionview_jax.reading import load_reader
+    from inversionview_jax.reading.source import Source, monte_carlo_by_default
+
+    if name not in self._targets:
+      reader = load_reader(self.names[name])
+      by_default = "monte_carlo" if monte_carlo_by_default(reader.task) else None
+      return Source.of(reader, self._method or by_default)
+    return self._load_target(self._targets[name])
+
+  def _load_target(self, opened: "_OpenedTarget") -> "Source":
     from inversionview_jax.reading.source import Source
     from inversionview_jax.targets import load_target, task_and_target
 
-    if name not in self._targets:
-      return Source.of(load_reader(self.names[name]), self._method)
-    if self._task is None:
-      return Source.of(load_target(self.names[name]), self._method)
-    task, target = task_and_target(self._task, self.names[name])
+    if opened.task is None:
+      return Source.of(load_target(opened.name), self._method)
+    task, target = task_and_target(opened.task, opened.name, settings=opened.settings)
     return Source.of(target, self._method, task=task)
+
+  def add_target(self, name: str, task: str) -> None:
+    """Adds a target that is read alone with a task's inputs, unless the page has it; it is loaded when it is first needed."""
+    if name not in [opened.name for opened in self._targets.values()]:
+      label = _unused(f"{_label(name)} (target)", self.names)
+      self._targets[label], self.names[label] = _OpenedTarget(name, task), name
+
+  def open_target(self, name: str, task: str = "", texts: str = "") -> str:
+    """Loads a target that the user chose on the page, and keeps it under a name of its own.
+
+    Args:
+      name: of a shipped target, a folder or file, or an id on the Hub, which is downloaded where it is not in the cache.
+      task: of its inputs; "" for its own.
+      texts: the user's own texts, one on each line, in place of a task's inputs.
+
+    Returns:
+      The name under which it is kept.
+
+    Raises:
+      InversionViewError: a page that opens none, a target that cannot be loaded, an unknown task, or both a task and texts.
+    """
+    if not self.may_open:
+      raise InversionViewError("this page opens no other targets: start it on this machine's own address")
+    name, lines = name.strip(), [line.strip() for line in texts.splitlines() if line.strip()]
+    if not name:
+      raise InversionViewError(
+        "no target was named: give a shipped name, a folder, or an id on the Hub such as OWNER/NAME"
+      )
+    if task and lines:
+      raise InversionViewError("a target is read with a task's inputs or with your own texts: leave one of them out")
+    if task and task not in tasks.names():  # a module of the user's own is named on the command line, not on a page
+      raise one_of("task", task, tasks.names())
+    settings = {"files": (self._write_texts(lines),)} if lines else None
+    opened = _OpenedTarget(name, "text" if lines else task or None, settings)
+    label = _label(name) + (f" ({len(lines)} texts)" if lines else f" ({task})" if task else " (target)")
+    if self._targets.get(label) != opened:
+      label = _unused(label, self.names)
+      with self._work:
+        source = self._load_target(opened)  # before the name is kept: one that cannot be loaded leaves nothing behind
+        self._targets[label], self.names[label], self._sources[label] = opened, name, source
+    return label
+
+  def _write_texts(self, lines: Sequence[str]) -> str:
+    """A file with these lines, which lasts as long as the page."""
+    if self._texts is None:
+      self._texts = tempfile.TemporaryDirectory(prefix="inversionview_")
+    content = "\n".join(lines) + "\n"
+    path = pathlib.Path(self._texts.name) / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.txt"
+    write_whole(path, content)
+    return str(path)
+
+  def reader_of(self, target: str) -> str:
+    """The name of what reads a target of this name: the target alone, of which every site can be read, else a reader; "" if there is none."""
+    label = _label(target)
+    for name in (f"{label} (target)", *self._targets, *self.names):
+      if name in self.names and self.names[name] in (target, label):
+        return name
+    return ""
 
   @property
   def has_targets(self) -> bool:
@@ -144,13 +236,14 @@ class Service:
     return thread
 
   def start(self, name: str) -> dict[str, Any]:
-    """The query a page opens with: text, site and position."""
+    """The view a page opens with: text, site and position, and how many samples are drawn."""
     source = self.source(name)
+    size = _SIZES[isinstance(source.task, tasks.LanguageTask)]
     query = _FIRST_QUERIES.get(source.task.name)
     if query and query["site"] in source.sites:
-      return dict(query)
-    text = self.random_text(name, 0)
-    return {"text": text, "site": source.sites[0], "position": self.input(name, text).query_positions[-1]}
+      return query | size
+    text, site = self.random_text(name, 0), source.sites[len(source.sites) // 2]
+    return {"text": text, "site": site, "position": self.input(name, text).query_positions[-1], **size}
 
   def random_text(self, name: str, seed: int | None = None) -> str:
     """An input of the task's test split."""
@@ -166,7 +259,7 @@ class Service:
         self._inputs.move_to_end(key)
         return self._inputs[key]
     with self._work:
-      encoded = _encode(self.source(name), text)
+      encoded = encode(self.source(name), text)
     self._keep(self._inputs, key, encoded)
     return encoded
 
@@ -205,49 +298,53 @@ class Service:
   def _at(self, view: View, preimage: Preimage) -> Preimage:
     return preimage if view.epsilon is None or preimage.method != "decoder" else preimage.at(view.epsilon)
 
-  def reading(self, view: View, preimage: Preimage) -> "ActivationReading":
-    """The properties that the activation encodes at this epsilon.
+  def sketch(self, view: View) -> int:
+    """Candidates or particles of each panel where many sites or positions are shown: particles of small targets are as many as elsewhere, for
+    which Monte Carlo is compiled already."""
+    return view.particles if self.method(view) != "decoder" and self.quick(view.reader) else _SKETCH
 
-    Taken from particles and exact members as they are; from a decoder's candidates as they were drawn or, once the bits were measured, from
-    inputs weighted as they occur.
+  def quick(self, name: str) -> bool:
+    """Whether Monte Carlo on the target of this name takes a second or two."""
+    from inversionview_jax.reading.source import monte_carlo_by_default
+
+    return monte_carlo_by_default(self.source(name).task)
+
+  def members_view(self, view: View) -> View | None:
+    """The view whose preimage tells what the activation encodes: its members follow the task's inputs, and all count alike.
+
+    That is the view itself unless its method is the decoder, whose candidates are no such sample; then it is the same query by Monte Carlo, or
+    over every input; None where the task has neither.
     """
-    key = (self._key(view, None), preimage.epsilon)
-    measured = self._bits.get(key) if preimage.method == "decoder" else None
-    if (reading := self._readings.get((key, measured is None))) is None:
-      from inversionview_jax.measures import consistency
+    if self.method(view) != "decoder":
+      return view
+    usable = [method for method in ("monte_carlo", "exact") if method in self.methods(view.reader)]
+    return dataclasses.replace(view, method=usable[0]) if usable else None
 
-      task = self.source(view.reader).task
-      reading = consistency.activation_reading(preimage, task, None if measured is None else measured.members)
-      self._keep(self._readings, (key, measured is None), reading)
-    return reading
-
-  def information(self, view: View, preimage: Preimage, measure: bool = False) -> "Information | None":
-    """The information in bits at this epsilon: the preimage's own or, where it starts from a decoder, an estimate once it was measured.
+  def reading(self, view: View, preimage: Preimage) -> "ActivationReading":
+    """The properties that the activation encodes at this epsilon, from particles or exact members.
 
     Args:
-      view: the query and the settings.
-      preimage: of the view.
-      measure: whether to measure it now where the preimage has none, which takes a second or more.
+      view: one of `members_view`.
+      preimage: of that view.
     """
+    key = (self._key(view, None), preimage.epsilon, len(preimage.samples))
+    if (reading := self._readings.get(key)) is None:
+      from inversionview_jax.measures import consistency
+
+      reading = consistency.activation_reading(preimage, self.source(view.reader).task)
+      self._keep(self._readings, key, reading)
+    return reading
+
+  def information(self, preimage: Preimage) -> "Information | None":
+    """The information in bits that a preimage has by itself; None where it started from a decoder."""
     from inversionview_jax.measures.information import Information
 
-    if (own := Information.of(preimage)) is not None:
-      return own
-    key, reader = (self._key(view, None), preimage.epsilon), self.source(view.reader).reader
-    if measure and reader is not None and key not in self._bits:
-      from inversionview_jax.measures import information
+    return Information.of(preimage)
 
-      with self._work:
-        measured = information.measure(
-          reader,
-          [preimage.query],
-          epsilon=preimage.epsilon,
-          metric=preimage.metric,
-          match=preimage.match,
-          seed=view.seed,
-        )[0]
-      self._keep(self._bits, key, measured)
-    return self._bits[key].information if key in self._bits else None
+  def about(self, name: str) -> dict[str, str]:
+    """What the task says of its features and labels: name -> words."""
+    task = self.source(name).task
+    return {**task.position_names, **task.feature_names}
 
   def _keep(self, cache: collections.OrderedDict, key: tuple, value: Any) -> None:
     with self._lock:
@@ -273,40 +370,6 @@ class Service:
     return (*dataclasses.astuple(view.here), view.metric, view.match, view.seed, method, *own)
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
-  """A text's tokens, positions and attention.
-
-  Attributes:
-    strings: its T tokens, BOS first.
-    labels: the task's name of each position; "" where it has none.
-    query_positions: names of the positions where the task takes queries, which a reader was trained to read.
-    patterns: float32[L, H, T, T], attention of every head.
-  """
-
-  strings: tuple[str, ...]
-  labels: tuple[str, ...]
-  query_positions: tuple[str, ...]
-  patterns: np.ndarray
-
-  def name(self, position: int) -> str:
-    """A position's label if no other has it, else its index."""
-    label = self.labels[position]
-    return label if label and self.labels.count(label) == 1 else str(position)
-
-
-def _encode(source: "Source", text: str) -> Input:
-  task, tokenizer = source.task, source.task.tokenizer
-  if not text:
-    raise InversionViewError("the text is empty: type an input of the task, or take a random one")
-  row = tokenizer.encode_batch([text], length=task.length, eos=True)[0]
-  ids = [int(token) for token in row if token != tokenizer.pad_id]
-  queries = np.flatnonzero(np.asarray(task.query_mask(row[None]))[0])
-  patterns = source.attention(row[None])[0][:, :, : len(ids), : len(ids)]
-  encoded = Input(tuple(tokenizer.strings(ids)), tuple(task.labels(ids)), (), patterns)
-  return dataclasses.replace(encoded, query_positions=tuple(encoded.name(int(k)) for k in queries))
-
-
 @functools.lru_cache(maxsize=8)
 def _test_split(task: Task) -> np.ndarray:
   return task.split("test")
@@ -320,12 +383,31 @@ def _label(name: str) -> str:
 _current: Service | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _OpenedTarget:
+  """A target that is read alone: its name or path, its task (None: its own) and the task's settings."""
+
+  name: str
+  task: str | None = None
+  settings: dict | None = None
+
+
+def _unused(label: str, names: Container[str]) -> str:
+  """A name that no other has: "x", "x 2", "x 3"."""
+  return next(name for k in itertools.count(1) if (name := label if k == 1 else f"{label} {k}") not in names)
+
+
 def configure(
-  readers: Sequence[str], targets: Sequence[str] = (), task: str | None = None, method: str | None = None
+  readers: Sequence[str],
+  targets: Sequence[str] = (),
+  task: str | None = None,
+  method: str | None = None,
+  circuit: "OpenedCircuit | None" = None,
+  may_open: bool = False,
 ) -> Service:
-  """Sets the readers and targets of the pages of this process; the command calls this before it starts the server."""
+  """Sets the readers and targets of the pages of this process, see `Service`; the command calls this before it starts the server."""
   global _current
-  _current = Service(readers, targets, task, method)
+  _current = Service(readers, targets, task, method, circuit, may_open)
   return _current
 
 

@@ -18,6 +18,7 @@ PANELS = {
   "positions": "All positions",
   "attention": "Attention",
   "pinned": "Pinned",
+  "circuit": "Circuit",
 }
 SAMPLES = (256, 512, 1024, 2048, 4096)
 BUDGETS = (20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000)
@@ -65,6 +66,7 @@ class View:
     pins: pinned queries.
     method: by which preimages are found; "" is the default of `reading.source.Source`.
     particles, budget: of Monte Carlo.
+    node: of the circuit, whose properties are shown; "" shows the whole circuit.
   """
 
   reader: str = ""
@@ -88,6 +90,7 @@ class View:
   method: str = ""
   particles: int = 1024
   budget: int = 200_000
+  node: str = ""
 
   @property
   def here(self) -> Pin:
@@ -252,4 +255,5 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
   "notes": _switch,
   "panel": _one_of(PANELS),
   "head": _string,
+  "node": _string,
 }

@@ -219,7 +219,7 @@ def _refuse_nonlinear(target: Target) -> None:
   refuse_centering(target.config, target.name)
   if target.config.logit_cap:
     raise InversionViewError(
-      f"the target {target.name} has a cap on its logits: they are not the sum of what its parts write"
+      f"the target {target.name} has a cap on its logits: its logits are not the sum of what its parts write"
     )
 
 

@@ -110,7 +110,9 @@ def _preimage(
   if size > _MEMBERS:
     inside = np.random.default_rng(seed + q).choice(inside, _MEMBERS, replace=False)
   outside = np.flatnonzero(distance > np.float32(request.epsilon))
-  near = outside[np.argpartition(distance[outside], min(_OUTSIDE, len(outside) - 1))[:_OUTSIDE]] if len(outside) else []
+  near: np.ndarray = np.zeros(0, np.int64)
+  if len(outside):
+    near = outside[np.argpartition(distance[outside], min(_OUTSIDE, len(outside) - 1))[:_OUTSIDE]]
   chosen = np.concatenate([inside, near]).astype(np.int64)
   candidates = Candidates(task.tokens(found.index[chosen]), distance[chosen], found.position[q][chosen], None)
   zeros = np.zeros(len(chosen), np.float32)

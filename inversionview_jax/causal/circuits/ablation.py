@@ -42,13 +42,12 @@ class Ablation:
 
   target: Target
   grid: Grid
-  mesh: jax.sharding.Mesh | None = None
+  mesh: jax.sharding.Mesh = dataclasses.field(default_factory=parallel.make_mesh)
   runs: int = 0
   most: int | None = None
   progress: Callable[[int], object] = lambda runs: None
 
   def __post_init__(self) -> None:
-    self.mesh = parallel.make_mesh() if self.mesh is None else self.mesh
     self.target.require_logits()
     config = self.target.config
     self.params = parallel.put(self.target.params, sharding.shardings(self.target.params, self.mesh))
@@ -123,9 +122,16 @@ class Ablation:
     return {name: getattr(self.grid, name) for name in names}
 
   def chunk(self) -> int:
-    devices = self.mesh.shape[parallel.DATA]  # type: ignore[union-attr]
-    each = min(self._rows, math.ceil(len(self.grid) / devices))
-    return devices * each
+    return self.devices * min(self._rows, math.ceil(len(self.grid) / self.devices))
+
+  @property
+  def devices(self) -> int:
+    """Over which the pairs are divided."""
+    return self.mesh.shape[parallel.DATA]
+
+  def shard(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Rows divided over the devices."""
+    return parallel.shard(rows, self.mesh)
 
 
 def component_sites(config: TransformerConfig) -> tuple[tuple[Site, ...], tuple[Site, ...]]:

@@ -65,17 +65,15 @@ class CircuitNode:
   @classmethod
   def from_dict(cls, data: Mapping) -> "CircuitNode":
     """A node as `to_dict` wrote it."""
-    names = ("name", "site", "position", "layer", "head")
     bits = data.get("bits")
+    own = {name: data[name] for name in ("name", "site", "position", "layer", "head", "order", "problem")}
     return cls(
-      *(data[name] for name in names),
-      Estimate.from_data(data["effect"]),
-      float(data["attribution"]),
-      int(data["order"]),
-      tuple(what.from_dict(one) for one in data["encodes"]),
-      None if bits is None else (bits["mean"], bits["se"]),
-      int(data.get("queries_read", 0)),
-      data.get("problem", ""),
+      **own,
+      effect=Estimate.from_data(data["effect"]),
+      attribution=float(data["attribution"]),
+      carried=tuple(what.from_dict(one) for one in data["encodes"]),
+      bits=None if bits is None else (bits["mean"], bits["se"]),
+      queries=int(data.get("queries_read", 0)),
     )
 
 
@@ -263,7 +261,9 @@ def _mib(circuit: Circuit) -> dict[str, Any]:
     way = f"<{edge.through}>" if edge.through in "qkv" else ""
     key = f"{part(edge.source)}->{edge.target if edge.target == 'logits' else part(edge.target)}{way}"
     measured[key] = max(measured.get(key, 0.0), edge.effect.mean, key=abs)
-  nodes, edges, stream = {"input": {"in_graph": True, "score": 1.0}}, {}, ["input"]
+  nodes: dict[str, dict[str, Any]] = {"input": {"in_graph": True, "score": 1.0}}
+  edges: dict[str, None] = {}
+  stream = ["input"]
   for layer in range(layers):
     here = [f"a{layer}.h{head}" for head in range(heads)]
     mlp = f"m{layer}"

@@ -6,6 +6,7 @@ read by Monte Carlo on request. How many could not be read is part of the result
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from inversionview_jax.causal.circuits.nodes import REST, Node
 from inversionview_jax.causal.estimates import Estimate
@@ -133,7 +134,8 @@ def _contents(preimages: Sequence[Preimage], task: Task) -> Contents:
   rows = [row for row in read.rows if row.verdict != "-"]
   kept = [row for row in rows if not _implied(row, rows)][:_PROPERTIES]
   carried = tuple(
-    Carried(row.feature, row.rate.value, row.base, row.control and row.control.value, row.verdict) for row in kept
+    Carried(row.feature, row.rate.value, row.base, None if row.control is None else row.control.value, row.verdict)
+    for row in kept
   )
   return Contents(carried, read.bits(), len(usable), tuple(usable[:_KEPT]), problem if lacking else "")
 
@@ -146,7 +148,7 @@ def _implied(row: FeatureConsistency, rows: Sequence[FeatureConsistency]) -> boo
 
 
 def tested(
-  target: Target, task: Task, node: Node, contents: Contents, *, predict: str, pairs: int, seed: int
+  target: Target, task: Task, node: Node, contents: Contents, *, predict: str | None, pairs: int, seed: int
 ) -> Contents:
   """The same with the causal test of its first features."""
   known = set(task.features(task.tokens(task.split("test")[:1])))
@@ -168,9 +170,9 @@ def tested(
 def from_dict(data: Mapping) -> Carried:
   """A property as `Carried.to_dict` wrote it."""
   causal = data.get("causal") or {}
-  names = ("property", "rate", "base", "control", "verdict")
-  sides = {}
+  own: dict[str, Any] = {name: data[name] for name in ("property", "rate", "base", "control", "verdict")}
+  sides: dict[str, Any] = {}
   for side in ("only", "rest"):
     if causal.get(side) is not None:
       sides[side] = Estimate.from_data({"mean": causal[side], "se": causal[f"{side}_se"], "n": causal["pairs"]})
-  return Carried(*(data[name] for name in names), **sides)
+  return Carried(**own, **sides)

@@ -11,6 +11,7 @@ Shapes: N pairs, B pairs of a chunk, T tokens.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class _Sender:
   node: Node | None
   group: int
 
-  def arrays(self) -> dict[str, np.ndarray]:
+  def arrays(self) -> dict[str, np.int32]:
     layer, part = (-1, 0) if self.node is None else (self.node.layer, self.node.part)
     return {name: np.int32(x) for name, x in (("layer", layer), ("part", part), ("group", self.group))}
 
@@ -144,7 +145,7 @@ def _chunks(ablation: Ablation) -> list[_Chunk]:
   program = paths.captures(ablation.target.module, ablation.mesh)
   for start in range(0, len(ablation.grid), size):
     rows = {name: parallel.pad_rows(x[start : start + size], size) for name, x in ablation.columns().items()}
-    shard = parallel.shard(rows, ablation.mesh)
+    shard = ablation.shard(rows)
     chunks.append(_Chunk(shard, program(ablation.params, shard)))
   ablation.spend(2 * len(ablation.grid))
   return chunks
@@ -154,11 +155,11 @@ def _fitting(ablation: Ablation) -> int:
   """Pairs whose captured activations and senders' writes take about a gigabyte, a multiple of the devices."""
   config, length = ablation.target.config, ablation.grid.clean.shape[1]
   each = 4 * length * config.d_model * (8 * config.n_layers + 128)
-  devices = ablation.mesh.shape[parallel.DATA]  # type: ignore[union-attr]
+  devices = ablation.devices
   return devices * max(1, min(2**30 // each, -(-len(ablation.grid) // devices)))
 
 
-def _changes(ablation: Ablation, chunk: _Chunk, every: Sequence[_Path]) -> dict[_Sender, object]:
+def _changes(ablation: Ablation, chunk: _Chunk, every: Sequence[_Path]) -> dict[_Sender, Any]:
   """What each sender's corrupted write changes in the residual stream, float[B, T, D]."""
   program = paths.sender_change(ablation.target.module, ablation.mesh)
   return {
@@ -167,11 +168,11 @@ def _changes(ablation: Ablation, chunk: _Chunk, every: Sequence[_Path]) -> dict[
   }
 
 
-def _outputs(ablation: Ablation, chunk: _Chunk, every: Sequence[_Path]) -> Iterator[tuple[int, object]]:
+def _outputs(ablation: Ablation, chunk: _Chunk, every: Sequence[_Path]) -> Iterator[tuple[int, Any]]:
   """The index of each path into a node, and the receiver's output with it patched: float[B, T, K], or float[B, T, D] of an MLP."""
   module, mesh = ablation.target.module, ablation.mesh
   changes = _changes(ablation, chunk, every)
-  made: dict[tuple, object] = {}
+  made: dict[tuple, Any] = {}
   for i, path in enumerate(every):
     if path.receiver is None:
       continue
@@ -226,7 +227,7 @@ def _estimates(ablation: Ablation, chunk: _Chunk, every: Sequence[_Path]) -> np.
   ordered = [every[i] for i in order]
   gradients = paths.gradients(module, mesh)(ablation.params, chunk.rows)
   ablation.spend(3 * len(chunk.rows["clean"]))
-  found: list[tuple[int, object]] = []
+  found: list[tuple[int, Any]] = []
   for at, out in _outputs(ablation, chunk, ordered):
     program: Callable = paths.estimate(mesh, ordered[at].through == "in")
     found.append((order[at], program(_address(ordered[at].receiver), chunk.rows, chunk.runs, gradients, out)))
@@ -236,6 +237,6 @@ def _estimates(ablation: Ablation, chunk: _Chunk, every: Sequence[_Path]) -> np.
   return values
 
 
-def _address(node: Node | None) -> dict[str, np.ndarray]:
+def _address(node: Node | None) -> dict[str, np.int32]:
   layer, part, group = node.index if node is not None else (0, 0, 0)
   return {name: np.int32(x) for name, x in (("layer", layer), ("part", part), ("group", group))}

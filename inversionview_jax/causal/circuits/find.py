@@ -24,6 +24,7 @@ from inversionview_jax.causal.circuits.edges import Edge, find_edges
 from inversionview_jax.causal.circuits.nodes import Grid, Node
 from inversionview_jax.causal.circuits.stages import Stages
 from inversionview_jax.causal.estimates import Estimate, share
+from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.targets import Target
 from inversionview_jax.tasks.base import Task
@@ -161,7 +162,7 @@ class _Finder:
         Grid.of(target, task, _drawn(task, settings, split, count))
         for split, count in (("train", settings.pairs), ("test", settings.test_pairs))
       ]
-    seen = Ablation(target, grids[0], mesh, most=settings.budget)
+    seen = Ablation(target, grids[0], parallel.make_mesh() if mesh is None else mesh, most=settings.budget)
     unseen = seen.on(grids[1].like(grids[0]))
     made_with = dataclasses.asdict(settings) | {"target": target.describe(), "task": "" if task is None else task.name}
     made_with |= {"pairs_digest": [grid.digest() for grid in grids]}
@@ -280,8 +281,9 @@ class _Finder:
     )
     by_name = {node.name: node for node in chosen}
     for number, (name, one) in enumerate(found.items()):
-      how = {"predict": settings.answer or None, "pairs": len(self.unseen.grid), "seed": settings.seed}
-      found[name] = tested(self.target, task, by_name[name], one, **how)
+      pairs = len(self.unseen.grid)
+      answer = settings.answer or None
+      found[name] = tested(self.target, task, by_name[name], one, predict=answer, pairs=pairs, seed=settings.seed)
       self.progress("causal tests", number + 1, len(found))
     self.stages.save_contents(found)
     return found

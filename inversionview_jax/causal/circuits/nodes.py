@@ -99,8 +99,9 @@ class Grid:
       reach = np.ones_like(reach)
     group, labels = _groups(task, clean, reach)
     read = np.unique(group[np.arange(len(group)), pairs.clean_at])
-    answers = [np.asarray(x, np.int32) for x in (pairs.clean_at, pairs.answer, pairs.foil)]
-    return cls(clean, corrupted, *answers, group, labels, _nodes(target.config, labels, read), target.config)
+    read_at, answer, foil = (np.asarray(x, np.int32) for x in (pairs.clean_at, pairs.answer, pairs.foil))
+    nodes = _nodes(target.config, labels, read)
+    return cls(clean, corrupted, read_at, answer, foil, group, labels, nodes, target.config)
 
   def __len__(self) -> int:
     return len(self.clean)

@@ -58,9 +58,9 @@ def eliminate(ablation: Ablation, few: int = FEW, steps: int = 4) -> Elimination
     scores = ablation.attribution(kept, steps)
     position = {node: i for i, node in enumerate(ablation.grid.nodes)}
     ranked = sorted(kept, key=lambda node: scores[position[node]])
-    leave = min(max(1, int(_ATTRIBUTED_PART * len(kept))), len(kept) - few)
-    left += ranked[:leave]
-    kept = ranked[leave:]
+    part = min(max(1, int(_ATTRIBUTED_PART * len(kept))), len(kept) - few)
+    left += ranked[:part]
+    kept = ranked[part:]
     sizes.append(len(kept))
   now = ablation.logit_difference([kept]).mean() if kept else corrupted
   while kept:

@@ -178,7 +178,7 @@ def contents(folder):
   return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
-@cases(400)
+@cases(250)
 @hypothesis.given(argv=command_lines())
 def test_a_command_line_is_taken_or_refused_in_one_line(folder, argv):
   before, out, error = contents(folder), io.StringIO(), io.StringIO()
@@ -240,7 +240,7 @@ def saved():
   return table
 
 
-@cases(300)
+@cases(200)
 @hypothesis.given(data=st.data())
 def test_a_saved_preimage_is_read_and_can_be_shown_or_is_refused(data):
   found = outcome(Preimage.from_json, json.dumps(changed(data.draw, saved())))

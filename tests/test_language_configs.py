@@ -271,6 +271,7 @@ def test_unknown_sites_and_missing_starts_are_refused(folder, lines, tmp_path, c
   assert "inversionview heads" in error
 
 
+@pytest.mark.slow
 def test_queries_that_are_empty_too_long_or_of_unknown_tokens_are_refused(text_workdir, capsys):
   view = ("view", "--reader", str(text_workdir), "--site", "x0.pre", "--position", "END")
   assert "text is empty" in refused(capsys, view[0], "", *view[1:])

@@ -271,6 +271,7 @@ def test_patch_refuses_what_would_do_nothing_or_cannot_be(small_target, wrong, m
   assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_ablation_of_all_positions_by_means_and_by_other_inputs(small_target):
   texts = [CLEAN[0], CLEAN[1], CLEAN[4]]  # of one length
   clean = small_target.encode(texts)

@@ -29,6 +29,7 @@ def test_evaluate_prints_and_writes_what_it_measured(inversionview, tmp_path, sa
     assert (tmp_path / "E" / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.slow
 def test_evaluate_compares_with_exact_preimages(inversionview, tmp_path, save_small, monkeypatch):
   some = np.arange(0, 810_000, 2699)  # stands for all inputs
   monkeypatch.setattr(exact, "every_input", lambda task: some)

@@ -36,6 +36,7 @@ def test_the_command_prints_the_table(capsys, tmp_path):
   assert abs(written["bits"]["mean"] - 0.98) < 4 * written["bits"]["error"] + 0.05
 
 
+@pytest.mark.slow
 def test_what_the_decoder_drew_is_not_called_encoded(capsys):
   argv = ["measure", "615+861=1476", "--site", "a0.0", "--position", "=", "--controls", "2", "--no-bits"]
   assert cli.main([*argv, "--method", "decoder", "--num-samples", "64"]) == 0

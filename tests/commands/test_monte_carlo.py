@@ -29,7 +29,7 @@ def test_view_without_a_reader_samples_from_the_target(inversionview, tmp_path, 
   assert preimage.target_runs <= 640
 
 
-@pytest.mark.parametrize("method", ["monte_carlo", "decoder+monte_carlo", None])
+@pytest.mark.parametrize("method", [pytest.param("monte_carlo", marks=pytest.mark.slow), "decoder+monte_carlo", None])
 def test_view_with_a_reader_and_a_small_budget_reports_what_was_reached(inversionview, tmp_path, save_small, method):
   save_small(tmp_path / "W")
   flag = ("--method", method) if method else ("--num-samples", 16)  # the default; candidates of the start
@@ -128,6 +128,7 @@ def test_the_lines_of_a_file_are_the_inputs_of_a_language_model(inversionview, r
 QUERIES = [{"text": f"{100 + i}+861=", "site": ("a0.0", "m1")[i % 2], "position": "="} for i in range(3)]
 
 
+@pytest.mark.slow
 def test_sample_without_a_reader_resumes_after_every_preimage(inversionview, tmp_path, saved_target):
   (tmp_path / "q.jsonl").write_text("".join(json.dumps(query) + "\n" for query in QUERIES))
   argv = ("sample", "--target", saved_target, "--requests", "q.jsonl", "--out", "S", *FEW)
@@ -214,7 +215,7 @@ def test_sample_refuses(inversionview, tmp_path, argv, named):
   assert code == 2 and named in error and error.count("\n") == 1 and not (tmp_path / "S").exists()
 
 
-@pytest.mark.parametrize("method", ["monte_carlo", "all"])
+@pytest.mark.parametrize("method", ["monte_carlo", pytest.param("all", marks=pytest.mark.slow)])
 def test_evaluate_compares_with_exact_preimages(inversionview, tmp_path, save_small, monkeypatch, method):
   some = np.arange(0, 810_000, 2699)
   monkeypatch.setattr(exact, "every_input", lambda task: some)

@@ -148,6 +148,7 @@ def test_results_that_lack_lines_or_settings_are_refused(folder, tmp_path, capsy
   assert run(folder, tmp_path / "out") == 2 and "without its sample.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_refused_setting_does_not_block_the_right_one(folder, tmp_path, capsys):
   assert run(folder, tmp_path / "out", "--mixture=nosuch") == 2 and "nosuch" in capsys.readouterr().err
   assert not (tmp_path / "out").exists()

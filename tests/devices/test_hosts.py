@@ -185,6 +185,7 @@ def test_when_one_of_two_dies_the_other_exits_within_a_minute_with_the_reason(tm
   assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_processes_that_disagree_on_the_config_are_refused_before_anything_is_compiled(tmp_path):
   for code, error in ended(pair(tmp_path, ({}, {"seed": 1}))):
     assert code == 2, error

@@ -219,7 +219,9 @@ def test_gradients_are_those_of_the_mean_loss_over_the_whole_batch(target_runs, 
     np.testing.assert_allclose(losses[0], (loss, optax.global_norm(by_hand)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("runs, n", [("target_runs", 2), ("target_runs", 8), ("decoder_runs", 8)])
+@pytest.mark.parametrize(
+  "runs, n", [("target_runs", 2), ("target_runs", 8), pytest.param("decoder_runs", 8, marks=pytest.mark.slow)]
+)
 def test_gradients_and_parameters_after_twenty_steps_do_not_depend_on_the_number_of_devices(runs, n, request):
   runs = request.getfixturevalue(runs)
   (one_first, one_last, one_losses), (first, last, losses) = runs[1], runs[n]

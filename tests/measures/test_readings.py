@@ -55,6 +55,7 @@ def test_queries_that_share_a_feature_need_other_donors(reader):
     readings.read(drawn, [])
 
 
+@pytest.mark.slow
 def test_particles_count_as_they_are_whatever_they_start_from(reader, monkeypatch):
   requests = [Request("615+865=1480", "x0.pre", "F2"), Request("125+345=470", "x0.pre", "F2")]
   some = {"particles": 64, "budget": 4000}

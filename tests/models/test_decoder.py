@@ -77,6 +77,7 @@ def test_cached_decoding_equals_scoring_of_the_whole_text(config, variables, slo
   np.testing.assert_allclose(step_by_step(config, variables, TOKENS, slots), whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_cached_decoding_with_heads_wider_than_are_summed_at_a_time(random_variables):
   config = TransformerConfig(TASK.tokenizer.vocab_size, T, n_layers=2, n_heads=2, d_model=96, d_mlp=32)
   module = Transformer(config)

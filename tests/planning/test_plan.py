@@ -118,7 +118,7 @@ def test_flops_of_a_sweep_are_the_target_run_once_for_each_particle():
   assert swept(texts, 1).flops / 4 == pytest.approx(3 * written, rel=0.1)
 
 
-@pytest.mark.parametrize("make", [small, texts])
+@pytest.mark.parametrize("make", [small, pytest.param(texts, marks=pytest.mark.slow)])
 def test_sweeps_on_more_devices_are_the_same_work_on_each(make):
   one, two = swept(make, 1), swept(make, 2)
   assert (one.flops, one.examples * 2) == (two.flops, two.examples)
@@ -319,6 +319,7 @@ def test_program_is_compiled_for_a_tpu_slice():
   assert not refused.fits(chips.CHIPS["v5e"]) and refused.total > chips.CHIPS["v5e"].memory
 
 
+@pytest.mark.slow
 def test_particles_that_the_sampler_would_refuse_are_refused_by_plan():
   plan = scenario_of(configs.load_config(str(ROOT / "configs" / "plan_gpt2_xl.py"), []))
   planning.check_monte_carlo(plan, chips.topology("cpu:1"), 128)

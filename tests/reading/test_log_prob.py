@@ -48,6 +48,7 @@ def test_log_probs_of_many_texts_are_those_of_each(reader, held):
     np.testing.assert_allclose(log_probs(reader, z, 0, tokens[at : at + 1], [0.5, 1.0])[:, 0], many[:, at], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_probability_of_a_mixture_is_how_often_it_is_drawn(reader, held):
   """Of the most frequent texts, at two temperatures, one with noise."""
   one = held.take([0])

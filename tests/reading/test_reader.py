@@ -313,6 +313,7 @@ NOT_A_MIXTURE = (0.2, 0.0)
 """
 
 
+@pytest.mark.slow
 def test_mixture_of_a_users_own_module(preimage, tmp_path, monkeypatch, capsys, folder):
   (tmp_path / "my_mixtures.py").write_text(MINE)
   monkeypatch.syspath_prepend(tmp_path)

@@ -66,6 +66,7 @@ def test_texts_that_the_model_writes_give_bits(target):
   assert {len(sample.tokens) for sample in preimage.samples} <= {length - 1, length, length + 1}
 
 
+@pytest.mark.slow
 def test_one_token_at_several_sites(target):
   preimage = iv.preimage(target, " Mary", ["a0.0", "x1.post"], "END", epsilon=0.7, **FEW)
   assert len(preimage.query.tokens) == 2 and len(preimage.others) == 1

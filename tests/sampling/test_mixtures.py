@@ -81,6 +81,7 @@ def most_often(tokens, digits):
   return max((tokens == d).sum(axis=0).max() for d in digits)
 
 
+@pytest.mark.slow
 def test_later_rounds_do_not_draw_rare_tokens_that_were_drawn_too_often(reader):
   digits = np.flatnonzero(reader.task.rare)
   mixture = Mixture(((0.2, 0.0),), num_samples=64, rounds=4, repeats=5)

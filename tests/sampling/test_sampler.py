@@ -232,6 +232,7 @@ def test_strata_have_fewer_duplicates_and_each_setting_has_its_own(draw, queries
   assert distinct[True] >= distinct[False] > 20
 
 
+@pytest.mark.slow
 def test_strata_do_not_depend_on_devices(draw, queries):
   rows = mixture_rows(SETTINGS, EACH, queries=len(QUERIES), stratified=True)
   one, eight = draw(queries, rows, devices=1), draw(queries, rows, devices=8)

@@ -39,7 +39,7 @@ class Texts:
     self.length = longest + 2
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=[pytest.param("gpt2", marks=pytest.mark.slow), "llama"])
 def target(request, random_variables):
   shape = {"vocab_size": 8, "n_ctx": 8, "n_layers": 2, "n_heads": 2, "d_model": 8, "d_mlp": 16}
   llama = {"rotary": (1.0, 0.1), "norm": "rms", "gated": True, "activation": "silu", "n_kv_heads": 1, "biases": ()}

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 TINY = "configs/ioi_smollm2.py:tiny"
 
 
-@pytest.mark.parametrize("convention", ["centered", "raw"])
+@pytest.mark.parametrize("convention", [pytest.param("centered", marks=pytest.mark.slow), "raw"])
 def test_over_a_part_of_the_tokens_activations_and_logits_stay(ioi_folder, ioi_task, convention):
   whole = load_target(ioi_folder, convention)
   part = whole.restrict_to(ioi_task.tokenizer)
@@ -37,7 +37,7 @@ def test_over_the_tokens_of_another_model_is_refused(ioi_target, tmp_path):
     other.restrict_to(tasks.get("ioi", ioi_target.tokenizer).tokenizer)
 
 
-@pytest.mark.parametrize("convention", ["centered", "raw"])
+@pytest.mark.parametrize("convention", [pytest.param("centered", marks=pytest.mark.slow), "raw"])
 def test_the_first_layers_hold_what_they_hold_in_the_whole_model(ioi_folder, convention):
   whole, first = (load_target(ioi_folder, convention, layers=layers) for layers in (None, 2))
   tokens = np.arange(1, 13).reshape(2, 6)

@@ -11,6 +11,7 @@ import inversionview_jax
 NOTEBOOK = pathlib.Path(inversionview_jax.__file__).parent / "targets" / "your_own_model.ipynb"
 
 
+@pytest.mark.slow
 def test_the_walkthrough_runs_with_another_model(tmp_path, monkeypatch):
   nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
   pytest.importorskip("ipykernel")

@@ -156,7 +156,9 @@ def test_rows_do_not_depend_on_their_padding(raw, full_raw):
 # What an edit does.
 
 
-@pytest.mark.parametrize("position", [EQUALS, None], ids=["one-position", "all-positions"])
+@pytest.mark.parametrize(
+  "position", [EQUALS, pytest.param(None, marks=pytest.mark.slow)], ids=["one-position", "all-positions"]
+)
 @pytest.mark.parametrize("name", VECTOR_SITES)
 def test_writing_a_captured_value_back_changes_no_bit(target, full, name, position):
   value = full[name] if position is None else full[name][:, position]

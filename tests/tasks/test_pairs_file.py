@@ -44,6 +44,7 @@ def capitals():
     }
 
 
+@pytest.mark.slow
 def test_command_gives_what_iv_patch_gives(folder, target, tmp_path, capsys):
   path = written(tmp_path / "pairs.jsonl", capitals())
   argv = ["patch", "--config", CONFIG, "--target", str(folder), "--out", str(tmp_path / "W")]

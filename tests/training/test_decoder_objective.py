@@ -112,6 +112,7 @@ def test_trained_decoder_is_a_reader_and_its_metrics_are_in_epsilon_rates(small_
   np.testing.assert_array_equal(reader.variables["stats"]["encoder"]["mean"], objective._statistics["mean"])
 
 
+@pytest.mark.slow
 def test_weak_sites_are_drawn_more_often_if_the_config_asks_for_it(small_target, random_variables):
   objective, config = run_objective(small_target, reweight=6.0)
   blank = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 16)), jnp.zeros(1, jnp.int32)
@@ -172,6 +173,7 @@ def test_token_counts_are_learned_by_the_encoder_and_a_run_that_starts_from_it_h
   assert jax.jit(both.loss)(start, *args)[0] - jax.jit(without.loss)(without.start, *args)[0] > 0
 
 
+@pytest.mark.slow
 def test_finished_decoder_is_given_a_matrix_for_each_site_which_then_learns(small_target, tmp_path):
   plain, _ = run_objective(small_target, encoder_width=12)
   plain.finish(start_of(plain)[0], {}, tmp_path)

@@ -18,6 +18,7 @@ from inversionview_jax.tasks.registration import register_when_imported
 
 if TYPE_CHECKING:
   from inversionview_jax.causal.attribution import Attribution, attribute
+  from inversionview_jax.causal.circuits import Circuit, circuit
   from inversionview_jax.causal.interventions import Effects, ablate, patch
   from inversionview_jax.causal.verification import Verdict, verify
   from inversionview_jax.measures.claim_check import ClaimCheck

@@ -88,7 +88,7 @@ class Ablation:
       self.progress(min(size, count - start) * len(self.grid))
     return np.concatenate(out)
 
-  def attribution(self, nodes: Iterable[Node] | None = None, steps: int = 8) -> np.ndarray:
+  def attribution(self, nodes: Iterable[Node] | None = None, steps: int = 4) -> np.ndarray:
     """float64[V]: what each node adds to the mean logit difference, integrated from all ablated to this set kept.
 
     Args:

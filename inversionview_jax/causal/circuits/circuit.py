@@ -35,7 +35,7 @@ class CircuitNode:
     effect: share of the change of the answer that it brings alone, patched from the corrupted input; None where it was not measured.
     attribution: the same by integrated gradients from everything ablated to nothing.
     order: 1 for the node that left last when nodes were removed.
-    carried: what its preimages share, most certain first.
+    carried: what its preimages share, by certainty times bits.
     bits: of information, mean over queries and its standard error; None where it was not measured.
     queries: how many activations were read.
     problem: why the reading cannot be relied on; "" if it can.

@@ -69,7 +69,7 @@ class Contents:
   """What a node carries.
 
   Attributes:
-    carried: properties, most certain first.
+    carried: properties, by certainty times bits.
     bits: of information, mean over queries and its standard error; None where none could be estimated.
     queries: how many activations were read.
     preimages: of the first of them.
@@ -132,6 +132,8 @@ def _contents(preimages: Sequence[Preimage], task: Task) -> Contents:
   features = bool(task.features(task.tokens(task.split("test")[:1])))
   read = readings.of_preimages(usable, task, tokens=not features, expressions=task.expressions)
   rows = [row for row in read.rows if row.verdict != "-"]
+  # Certain and informative: a carry is certain where the sum behind it is nearly so, and says less.
+  rows.sort(key=lambda row: -row.certainty * row.bits)
   kept = [row for row in rows if not _implied(row, rows)][:_PROPERTIES]
   carried = tuple(
     Carried(row.feature, row.rate.value, row.base, None if row.control is None else row.control.value, row.verdict)

@@ -4,7 +4,7 @@
     python launch/figures.py README.md:1 methods      runs these and shows what differs; the exit code is 1 where something does
     python launch/figures.py --all --write            writes what the commands give in place of what is there
 
-A console block must be the command's output, line by line. A figure of a table may differ by its own stated error: what stands behind a "±", or the
+A console block must be the command's output, line by line; a line "..." stands for those that are left out. A figure of a table may differ by its own stated error: what stands behind a "±", or the
 tolerance of its column below. Seconds and other times are those of the machine and are rewritten, but not compared. Of a rewritten block the words around
 it are not: read them again.
 """
@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -103,7 +104,7 @@ def _plans(out: pathlib.Path) -> Cells:
   """launch/README.md: the training step of addition:tiny on simulated devices."""
   cells = {}
   for plan in _read(out / "plan.json")["plans"]:
-    program, row = plan["programs"]["train"], str(plan["devices"])
+    (program,), row = plan["programs"].values(), str(plan["devices"])
     each = program["examples"] / plan["mesh"]["data"]
     sent = sum(kind["bytes"] for kind in program["collectives"].values())
     cells |= {
@@ -173,11 +174,16 @@ def consoles() -> list[Console]:
   return found
 
 
-def output_of(command: str, folder: pathlib.Path) -> str:
-  """What a command of inversionview prints in the root of the repository; {out} is the folder."""
+def output_of(command: str, folder: pathlib.Path, width: int = 80) -> str:
+  """What a command of inversionview prints in the root of the repository, on lines of this width; {out} is the folder."""
   words = [word.replace("{out}", str(folder)) for word in shlex.split(command)]
   done = subprocess.run(
-    [sys.executable, "-m", "inversionview_jax.cli", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+    [sys.executable, "-m", "inversionview_jax.cli", *words],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+    check=False,
+    env={**os.environ, "COLUMNS": str(width)},
   )
   if done.returncode:
     raise Failed(f"could not be run: exit code {done.returncode}: inversionview {shlex.join(words)}")
@@ -189,13 +195,24 @@ def check_console(block: Console, write: bool) -> list[str]:
   path = ROOT / block.readme
   lines = path.read_text().split("\n")
   before = lines[block.start + 1 : block.end + 1]
+  width = 80 if max(map(len, before), default=0) <= 80 else 160
   with tempfile.TemporaryDirectory() as folder:
-    after = [line.rstrip() for line in output_of(block.command, pathlib.Path(folder)).strip("\n").split("\n")]
+    printed = output_of(block.command, pathlib.Path(folder), width).strip("\n").split("\n")
+  after = _elided([line.rstrip() for line in printed], before)
   different = list(difflib.unified_diff(before, after, block.name, "now", lineterm="", n=0))
   if write and different:
     lines[block.start + 1 : block.end + 1] = after
     path.write_text("\n".join(lines))
   return different
+
+
+def _elided(after: list[str], before: list[str]) -> list[str]:
+  """The printed lines without those that a block leaves out, where it has a line "..."."""
+  if "..." not in before:
+    return after
+  head = before.index("...")
+  tail = len(before) - head - 1
+  return [*after[:head], "...", *after[len(after) - tail :]] if head + tail < len(after) else after
 
 
 def check_table(table: Table, write: bool) -> list[str]:

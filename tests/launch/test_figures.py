@@ -65,11 +65,26 @@ def test_a_console_block_is_compared_line_by_line_and_rewritten(tmp_path, monkey
   readme = "A\n\n```console\n$ inversionview view X\nrate 0.5\n\nend\n```\n\n```bash\ninversionview view Y\n```\n"
   (tmp_path / "README.md").write_text(readme)
   (block,) = figures.consoles()
-  monkeypatch.setattr(figures, "output_of", lambda command, folder: "\nrate 0.5  \n\nend\n")
+  monkeypatch.setattr(figures, "output_of", lambda command, folder, width: "\nrate 0.5  \n\nend\n")
   assert figures.check_console(block, write=True) == [] and (tmp_path / "README.md").read_text() == readme
-  monkeypatch.setattr(figures, "output_of", lambda command, folder: "rate 0.6\nmore\n\nend\n")
+  monkeypatch.setattr(figures, "output_of", lambda command, folder, width: "rate 0.6\nmore\n\nend\n")
   assert "-rate 0.5" in figures.check_console(block, write=False) and (tmp_path / "README.md").read_text() == readme
   figures.check_console(block, write=True)
   assert (tmp_path / "README.md").read_text() == readme.replace("rate 0.5", "rate 0.6\nmore")
   (block,) = figures.consoles()
   assert figures.check_console(block, write=False) == []
+
+
+def test_lines_that_a_block_leaves_out_are_not_compared(tmp_path, monkeypatch):
+  monkeypatch.setattr(figures, "ROOT", tmp_path)
+  readme = f"```console\n$ inversionview view X\nfirst\n...\nlast {'x' * 80}\n```\n"
+  (tmp_path / "README.md").write_text(readme)
+  (block,) = figures.consoles()
+  widths = []
+  printed = f"first\na\nb\nlast {'x' * 80}\n"
+  monkeypatch.setattr(figures, "output_of", lambda command, folder, width: widths.append(width) or printed)
+  assert figures.check_console(block, write=True) == [] and widths == [160]
+  printed = f"other\na\nlast {'x' * 80}\n"
+  assert figures.check_console(block, write=True) and (tmp_path / "README.md").read_text() == readme.replace(
+    "first", "other"
+  )

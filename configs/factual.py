@@ -53,13 +53,13 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.inputs.sources = ("bundled",)
   config.study = ConfigDict(
     {
-      "heads": 24,  # that write most at END
-      "by_effect": 12,  # with the largest direct effect on the answer, besides
+      "heads": 16,  # that write most at END
+      "by_effect": 8,  # with the largest direct effect on the answer, besides
       "first_layer": -1,  # of them; -1: the upper half
-      "known": 160,  # facts that the model knows
-      "tried": 1200,  # prompts that are tried for them
+      "known": 96,  # facts that the model knows
+      "tried": 700,  # prompts that are tried for them
       "only_known": True,  # False: facts that it does not know, too
-      "queries": 32,  # whose preimages are found
+      "queries": 24,  # whose preimages are found
       "pairs": 16,  # of patching
       "pool": 0,  # inputs among which preimages are sought; 0: all
       "shown": 2,  # preimages of each head on the page

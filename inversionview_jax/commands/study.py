@@ -28,7 +28,7 @@ effect, and whether patching agrees.
   inversionview study --config factual:gpt2 --workdir W --config.study.heads=40
   inversionview study --config factual:smollm2 --workdir W2 --head a23.4
 
-W holds study.json, report.html and the preimages. The same command goes on where it was interrupted.
+W holds study.json, table.md, report.html and the preimages. The same command goes on where it was interrupted.
 """
 
 
@@ -95,6 +95,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   preimages = _write_preimages(folder / "preimages", _places(found))
   title = {"factual": "Factual recall", "ioi": "Indirect object identification"}[config.task]
   write_whole(folder / "report.html", to_page(content, preimages, f"{title} in {target.name}"))
+  write_whole(folder / "table.md", data.markdown(content))
   write_whole(folder / "study.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
   _print(content, folder)
   return 0

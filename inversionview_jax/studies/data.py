@@ -95,3 +95,20 @@ def row(place: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _with_error(value: Mapping[str, Any]) -> str:
   return f"{value['mean']:.2f}" + ("" if value["se"] is None else f" ± {value['se']:.2f}")
+
+
+def markdown(study: Mapping[str, Any]) -> str:
+  """The study's summary, its roles where it has some, and its table of places, under the command that made it."""
+  lines = ["```bash", study["command"], "```", "", *(f"{line}." for line in study["summary"]), ""]
+  if roles := study.get("roles"):
+    lines += _markdown_table(
+      ("role", "heads here", "GPT-2 small (Wang et al., 2022)"),
+      [(one["role"], one["heads"] or "none", one["published"]) for one in roles],
+    )
+    lines.append("")
+  lines += _markdown_table(HEADINGS, [row(place) for place in study["places"]])
+  return "\n".join(lines) + "\n"
+
+
+def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+  return [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]

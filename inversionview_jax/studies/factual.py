@@ -46,14 +46,14 @@ class Settings:
     seed: of everything that is drawn.
   """
 
-  heads: int = 24
-  by_effect: int = 12
+  heads: int = 16
+  by_effect: int = 8
   first_layer: int = -1
   threshold: float = 0.02
-  known: int = 160
-  tried: int = 1200
+  known: int = 96
+  tried: int = 700
   only_known: bool = True
-  queries: int = 32
+  queries: int = 24
   pairs: int = 16
   pool: int = 0
   shown: int = 2

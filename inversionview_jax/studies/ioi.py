@@ -57,13 +57,13 @@ class Settings:
   """
 
   prompts: int = 32
-  pairs: int = 16
-  end_direct: int = 10
-  end_patched: int = 6
-  s2_patched: int = 8
-  s1_attending: int = 6
-  queries: int = 16
-  pool: int = 2048
+  pairs: int = 12
+  end_direct: int = 8
+  end_patched: int = 4
+  s2_patched: int = 6
+  s1_attending: int = 4
+  queries: int = 12
+  pool: int = 1024
   shown: int = 2
   seed: int = 0
 

@@ -87,6 +87,8 @@ def test_names_are_studied_with_the_roles_of_heads(folder, tmp_path, capsys):
   sizes = [abs(head["direct"]["mean"]) for head in study["heads"]]
   assert sizes == sorted(sizes, reverse=True)
   assert "9.9, 9.6, 10.0" in (tmp_path / "W" / "report.html").read_text()
+  table = (tmp_path / "W" / "table.md").read_text()
+  assert "inversionview study --config configs/ioi.py:smollm2" in table and table.count("| END |") == 3
 
 
 def test_distances_of_the_pool_are_those_of_a_run(folder):

@@ -24,7 +24,6 @@ from inversionview_jax.tasks.base import Task
 
 _PROPERTIES = 8  # of a node that are kept
 _KEPT = 2  # preimages of a node that are kept
-_TESTED = 3  # features of a node that are tested causally
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,11 +149,19 @@ def _implied(row: FeatureConsistency, rows: Sequence[FeatureConsistency]) -> boo
 
 
 def tested(
-  target: Target, task: Task, node: Node, contents: Contents, *, predict: str | None, pairs: int, seed: int
+  target: Target,
+  task: Task,
+  node: Node,
+  contents: Contents,
+  *,
+  predict: str | None,
+  features: int,
+  pairs: int,
+  seed: int,
 ) -> Contents:
-  """The same with the causal test of its first features."""
+  """The same with the causal test of its first `features`."""
   known = set(task.features(task.tokens(task.split("test")[:1])))
-  carried, left = list(contents.carried), _TESTED
+  carried, left = list(contents.carried), features
   for i, one in enumerate(carried):
     if one.property not in known or not left:
       continue

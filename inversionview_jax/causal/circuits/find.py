@@ -32,6 +32,7 @@ from inversionview_jax.tasks.pairs_file import TextPairs
 
 _LARGE = 10_000_000  # parameters from which on a run of the target is dear
 _LEADERS = 200  # nodes of a large grid whose effects are measured
+_TESTED = {False: 3, True: 1}  # features of a node that are tested causally
 _EDGES = {False: 600, True: 150}  # edges into nodes that are measured, of a small and of a large target
 
 Progress = Callable[[str, int, int], object]
@@ -281,9 +282,8 @@ class _Finder:
     )
     by_name = {node.name: node for node in chosen}
     for number, (name, one) in enumerate(found.items()):
-      pairs = len(self.unseen.grid)
-      answer = settings.answer or None
-      found[name] = tested(self.target, task, by_name[name], one, predict=answer, pairs=pairs, seed=settings.seed)
+      how: dict[str, Any] = {"features": _TESTED[self.large], "pairs": len(self.unseen.grid), "seed": settings.seed}
+      found[name] = tested(self.target, task, by_name[name], one, predict=settings.answer or None, **how)
       self.progress("causal tests", number + 1, len(found))
     self.stages.save_contents(found)
     return found

@@ -144,7 +144,7 @@ TABLES = (
     "launch/README.md",
     "| devices | examples per device |",
     (
-      "plan --config addition:tiny --config.optimizer.name=adamw --program train --batch-per-device 8 "
+      "plan --config addition:tiny --config.encoder_width=64 --config.optimizer.name=adamw --program train --batch-per-device 8 "
       "--topology cpu:1 --topology cpu:2 --topology cpu:4 --topology cpu:8 --json {out}/plan.json",
     ),
     _plans,

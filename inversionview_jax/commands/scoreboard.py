@@ -1,13 +1,16 @@
 """`inversionview scoreboard`: readers and circuits on compiled programs, whose parts are known."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inversionview_jax.commands import flags
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import check_can_hold
-from inversionview_jax.progress import bar
+from inversionview_jax.progress import bar, is_hidden
 from inversionview_jax.terminal import print_text
+
+if TYPE_CHECKING:
+  from inversionview_jax.benchmarks.scoreboard import ProgramScore
 
 _DESCRIPTION = """\
 Score readers and circuits on programs that Tracr compiles into transformers (extra `tracr`): the program says which variable every head and MLP
@@ -60,10 +63,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   how: dict[str, Any] = {} if args.queries is None else {"queries": args.queries}
   with bar("programs", count) as advance:
 
-    def progress(name: str, done: int, total: int) -> None:
-      del name, total
-      if done:
-        advance(1)
+    def progress(one: "ProgramScore") -> None:
+      if not is_hidden():
+        print_text(str(one), error=True, flush=True)
+      advance(1)
 
     board = scoreboard(
       args.programs,

@@ -238,26 +238,21 @@ class Answers:
   def _rounding(self) -> float:
     return float(_ROUNDING * np.linalg.norm(self.ran.stream, axis=-1).max())
 
-  @functools.cached_property
-  def edges(self) -> frozenset[tuple[Component, Component]]:
-    """(source, target): what the source writes varies, and the target reads it to compute what it writes; over all positions."""
-    return frozenset((source, target) for target in self.components for source, _, _ in self._sources(target))
-
-  def _sources(self, target: Component) -> list[tuple[Component, str, str]]:
+  def _sources(self, target: Component, seen: bool) -> list[tuple[Component, str, str]]:
     """(component, label that it writes, label of the target that is computed from it) of everything that varies and that the target reads."""
-    if target not in self._known_sources:
-      self._known_sources[target] = self._find_sources(target)
-    return self._known_sources[target]
+    if (target, seen) not in self._known_sources:
+      self._known_sources[target, seen] = self._find_sources(target, seen)
+    return self._known_sources[target, seen]
 
   @functools.cached_property
-  def _known_sources(self) -> dict[Component, list[tuple[Component, str, str]]]:
+  def _known_sources(self) -> dict[tuple[Component, bool], list[tuple[Component, str, str]]]:
     return {}
 
-  def _find_sources(self, target: Component) -> list[tuple[Component, str, str]]:
+  def _find_sources(self, target: Component, seen: bool) -> list[tuple[Component, str, str]]:
     short, found = target.site.short, []
     for own in self._writes[short]:
       for label, how, selector in self._parents.get(own, ()):
-        for source in self._writers(label, self._symbols(target, how, selector)):
+        for source in self._writers(label, self._symbols(target, how, selector, seen)):
           if source.layer > target.layer or (source.layer == target.layer and not (source.head >= 0 > target.head)):
             continue
           if self._reads(short, how) & self._writes[source.site.short][label]:
@@ -268,23 +263,23 @@ class Answers:
     name = short if how == "same" else f"{short} {how[0]}"
     return set(self.target.program.reads[name])
 
-  def _symbols(self, target: Component, how: str, selector: Any) -> list[int]:
+  def _symbols(self, target: Component, how: str, selector: Any, seen: bool) -> list[int]:
     """The symbols whose values are read: what a selector's outcome depends on, and what it selects for some values."""
     if how == "same":
       return [target.symbol]
     last = target.symbol if self.target.config.causal else self.longest - 1
-    looks = [self._looks(selector, key, target.symbol) for key in range(last + 1)]
+    looks = [self._looks(selector, key, target.symbol, seen) for key in range(last + 1)]
     if how == "query":
       return [target.symbol] if any("query" in found for found in looks) else []
     return [key for key, found in enumerate(looks) if how in found]
 
-  def _looks(self, selector: Any, key: int, query: int) -> set[str]:
+  def _looks(self, selector: Any, key: int, query: int, seen: bool) -> set[str]:
     """Of a selector at two symbols: "key" and "query" if its outcome depends on them, "value" if it selects for some values that they take."""
 
     def holds(u: Any, q: Any) -> bool:
       return u is not None and q is not None and bool(selector.predicate(u, q))
 
-    keys, asked = self._taken(selector.keys, key), self._taken(selector.queries, query)
+    keys, asked = self._taken(selector.keys, key, seen), self._taken(selector.queries, query, seen)
     table = np.array([[holds(u, q) for q in asked] for u in keys]).reshape(len(keys), len(asked))
     depends = {
       "key": (table != table[:1]).any(),
@@ -293,11 +288,13 @@ class Answers:
     }
     return {name for name, true in depends.items() if true}
 
-  def _taken(self, node: Any, symbol: int) -> list[Any]:
-    """The values that an expression takes at a symbol over the inputs, as RASP has them."""
+  def _taken(self, node: Any, symbol: int, seen: bool) -> list[Any]:
+    """The values, as RASP has them, that an expression takes at a symbol over the inputs (`seen`), or could take anywhere."""
     if isinstance(node, rasp().IndicesType):
       return [symbol]
     number = self._labels.index(node.label)
+    if not seen:
+      return list(self.task.program.spaces[number])
     rows = np.flatnonzero(self.having(symbol))
     codes, first = np.unique(self.values[rows, number * self.longest + symbol], return_index=True)
     # One input for each value; -1 is where the program is not defined.
@@ -328,20 +325,27 @@ class Answers:
     return out
 
   def circuit(self, symbol: int) -> tuple[frozenset[Component], frozenset[tuple[Component, Component]]]:
-    """The components, and the edges between them, that the output at one symbol is computed from by what varies over the inputs."""
+    """The components, and the edges between them, that the output at one symbol is computed from by what varies over the inputs.
+
+    A selector looks at what its outcome depends on: for components by the values that there are at these symbols, which is what they are patched
+    with. For edges by all values of the expressions: where only one path into a part is patched, what it writes need not occur in any input.
+    """
+    return self._reached(symbol, True)[0], self._reached(symbol, False)[1]
+
+  def _reached(self, symbol: int, seen: bool) -> tuple[frozenset[Component], frozenset[tuple[Component, Component]]]:
     output = self._labels[-1]
     pending = [(component, output) for component in self._writers(output, [symbol])]
-    seen, edges = set(pending), set()
+    done, edges = set(pending), set()
     while pending:
       target, written = pending.pop()
-      for source, label, own in self._sources(target):
+      for source, label, own in self._sources(target, seen):
         if own != written:
           continue
         edges.add((source, target))
-        if (source, label) not in seen:
-          seen.add((source, label))
+        if (source, label) not in done:
+          done.add((source, label))
           pending.append((source, label))
-    return frozenset(component for component, _ in seen), frozenset(edges)
+    return frozenset(component for component, _ in done), frozenset(edges)
 
 
 def full_name(name: str) -> str:

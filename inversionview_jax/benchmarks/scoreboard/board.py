@@ -12,7 +12,7 @@ import numpy as np
 from inversionview_jax import bounds
 from inversionview_jax._version import __version__
 from inversionview_jax.benchmarks.scoreboard import answers as known
-from inversionview_jax.benchmarks.scoreboard import circuits, naming, partitions, probes, reading
+from inversionview_jax.benchmarks.scoreboard import circuits, partitions, probes, reading
 from inversionview_jax.benchmarks.scoreboard.answers import Answers, Component
 from inversionview_jax.benchmarks.scoreboard.circuits import Found
 from inversionview_jax.errors import InversionViewError, one_of
@@ -121,6 +121,12 @@ class ProgramScore:
   edges: Found | None
   changes: Found | None
   seconds: float
+
+  def __str__(self) -> str:
+    """One line: the F1 of the variables that preimages name, of nodes and of edges."""
+    scores = [("variables", self.variables["preimages"].f1)]
+    scores += [(name, f1_of(found)) for name, found in (("nodes", self.nodes), ("edges", self.edges)) if found]
+    return f"{self.program}: F1 of {', '.join(f'{name} {f1:.3f}' for name, f1 in scores)}; {self.seconds:.0f} s"
 
   def to_dict(self) -> dict[str, Any]:
     """Plain data for JSON."""
@@ -270,7 +276,7 @@ def scoreboard(
   particles: int | None = None,
   circuit: bool = True,
   seed: int = 0,
-  progress: Callable[[str, int, int], object] = lambda what, done, total: None,
+  progress: Callable[[ProgramScore], object] = lambda done: None,
 ) -> Scoreboard:
   """Scores readers and circuits on compiled programs, whose parts are known.
 
@@ -282,7 +288,7 @@ def scoreboard(
     particles: of Monte Carlo.
     circuit: whether to find nodes and edges.
     seed: of queries, folds and pairs.
-    progress: called with a program's name, how many are done and of how many.
+    progress: called with the scores of each program when it is done.
 
   Raises:
     InversionViewError: an unknown program or method, or numbers out of range.
@@ -298,11 +304,14 @@ def scoreboard(
   for name in names:  # all of them before the first one is compiled
     program_named(known.full_name(name))
   done = []
-  for number, name in enumerate(names):
-    progress(name, number, len(names))
+  for name in names:
     start = time.monotonic()
     one = known.load(name, inputs, seed)
     how = method or ("exact" if one.complete else "monte_carlo")
+    if how == "exact" and not one.complete:
+      raise InversionViewError(
+        f"{one.task.name} has {one.task.num_inputs:,} inputs, more than the {inputs:,} that are enumerated: use monte_carlo"
+      )
     answers, variables = _variables(one, how, queries, particles, seed)
     found: dict[str, Found | None] = dict.fromkeys(("nodes", "edges", "changes"))
     if circuit:
@@ -314,7 +323,7 @@ def scoreboard(
       }
     seconds = time.monotonic() - start
     done.append(ProgramScore(one.task.name, one.task.num_inputs, how, answers, variables, seconds=seconds, **found))
-  progress("", len(names), len(names))
+    progress(done[-1])
   return Scoreboard(tuple(done), seed)
 
 
@@ -358,6 +367,3 @@ def _variables(
 def _probed(answers: Answers, component: Component, seed: int) -> dict[str, float]:
   names = answers.candidates(component.symbol)
   return probes.decoded(answers.activations(component), answers.partitions(component.symbol), names, seed)
-
-
-__all__ = ["METHODS", "READERS", "Answer", "ProgramScore", "Score", "Scoreboard", "naming", "scoreboard"]

@@ -9,7 +9,7 @@ Shapes: N pairs, T tokens, O values of the output, D width of the residual strea
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -23,9 +23,10 @@ from inversionview_jax.targets import Target
 # ones (a bracket that decides one text in a hundred), above 1e-7 of rounding.
 THRESHOLD = 1e-3
 _ROUNDING = 1e-5  # of an activation's change: smaller ones are what float32 leaves
-_PER_SYMBOL = 100  # pairs whose output is read at a symbol
+_OF_NODES, _OF_EDGES = 400, 100  # pairs whose output is read at a symbol; there are ten times as many edges
 
 Edge = tuple[Component, Component]
+Scores = dict[int, dict[Component, float]]  # symbol of the output -> component -> score
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Pairs:
   shortest: np.ndarray
 
   @classmethod
-  def of(cls, answers: Answers, seed: int, each: int = _PER_SYMBOL) -> "Pairs":
+  def of(cls, answers: Answers, seed: int, each: int) -> "Pairs":
     """`each` pairs for every symbol at which the output takes several values.
 
     The values of the clean inputs are drawn evenly: with random ones a rare output would hardly be seen. Of the corrupted inputs one half is
@@ -84,38 +85,50 @@ class Circuit:
     changes: the same for components, of how much the activation itself differs between the inputs of a pair: what looks at no output has.
   """
 
-  nodes: dict[int, dict[Component, float]]
+  nodes: Scores
   edges: dict[int, dict[Edge, float]]
-  changes: dict[int, dict[Component, float]]
+  changes: Scores
 
 
-def find(answers: Answers, seed: int = 0, progress: Callable[[int, int], object] = lambda done, total: None) -> Circuit:
+def find(answers: Answers, seed: int = 0) -> Circuit:
   """Patches every component alone, and every component's part of what each later one reads."""
-  pairs = Pairs.of(answers, seed)
-  symbols = sorted(set(pairs.symbol.tolist()))
-  if not symbols:
-    return Circuit({}, {}, {})
+  nodes, changes = _nodes(answers, Pairs.of(answers, seed, _OF_NODES))
+  return Circuit(nodes, _edges(answers, Pairs.of(answers, seed, _OF_EDGES)), changes)
+
+
+def _nodes(answers: Answers, pairs: Pairs) -> tuple[Scores, Scores]:
+  """Of every component the effect, and the change of its activation."""
+  if not len(pairs.symbol):
+    return {}, {}
   clean, corrupted = (runs.run(answers.target, tokens) for tokens in (pairs.clean, pairs.corrupted))
   output = _Output.of(pairs, clean, corrupted)
-  nodes: dict[int, dict[Component, float]] = {symbol: {} for symbol in symbols}
-  edges: dict[int, dict[Edge, float]] = {symbol: {} for symbol in symbols}
-  changes: dict[int, dict[Component, float]] = {symbol: {} for symbol in symbols}
-  for done, source in enumerate(answers.components):
-    progress(done, len(answers.components))
+  effects: Scores = {symbol: {} for symbol in output.scale}
+  changes: Scores = {symbol: {} for symbol in output.scale}
+  for component in answers.components:
+    delta = _delta(pairs, component, clean, corrupted)
+    moved = np.abs(delta).max() > _ROUNDING
+    found = output.effects(_with(answers, pairs, component, corrupted)) if moved else {}
+    norms = np.linalg.norm(delta, axis=1) if moved else np.zeros(len(delta))
+    for symbol in output.scale:
+      effects[symbol][component] = found.get(symbol, 0.0)
+      changes[symbol][component] = float(norms[pairs.symbol == symbol].mean())
+  return effects, changes
+
+
+def _edges(answers: Answers, pairs: Pairs) -> dict[int, dict[Edge, float]]:
+  """Of every edge whose target writes something else the effect."""
+  if not len(pairs.symbol):
+    return {}
+  clean, corrupted = (runs.run(answers.target, tokens) for tokens in (pairs.clean, pairs.corrupted))
+  output = _Output.of(pairs, clean, corrupted)
+  edges: dict[int, dict[Edge, float]] = {symbol: {} for symbol in output.scale}
+  for source in answers.components:
     delta = _delta(pairs, source, clean, corrupted)
-    norms = np.linalg.norm(delta, axis=1) / np.maximum(_norms(source, clean), 1e-3)
-    for symbol in symbols:
-      changes[symbol][source] = float(np.minimum(norms, 1.0)[pairs.symbol == symbol].mean())
-    if np.abs(delta).max() <= _ROUNDING:
-      effects = dict.fromkeys(symbols, 0.0)
-    else:
-      effects = output.effects(_with(answers, pairs, source, corrupted))
+    if np.abs(delta).max() > _ROUNDING:
       for target, scores in _edges_from(answers, pairs, source, delta, clean, output):
         for symbol, value in scores.items():
           edges[symbol][source, target] = value
-    for symbol, value in effects.items():
-      nodes[symbol][source] = value
-  return Circuit(nodes, edges, changes)
+  return edges
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,7 +143,8 @@ class _Output:
   def of(cls, pairs: Pairs, clean: Ran, corrupted: Ran) -> "_Output":
     one, other = (ran.logits[np.arange(len(pairs.symbol)), pairs.symbol + 1] for ran in (clean, corrupted))
     difference = np.linalg.norm(other - one, axis=1)
-    return cls(pairs, one, {s: float(difference[pairs.symbol == s].mean()) for s in set(pairs.symbol.tolist())})
+    symbols = sorted(set(pairs.symbol.tolist()))
+    return cls(pairs, one, {s: float(difference[pairs.symbol == s].mean()) for s in symbols})
 
   def effects(self, ran: Ran) -> dict[int, float]:
     """Symbol -> the mean share."""
@@ -149,10 +163,6 @@ def _delta(pairs: Pairs, component: Component, clean: Ran, corrupted: Ran) -> np
   columns = pairs.columns(component.symbol)
   one, other = (_at(ran.written(component.site), columns) for ran in (clean, corrupted))
   return np.where(columns[:, None] >= 0, other - one, 0)
-
-
-def _norms(component: Component, clean: Ran) -> np.ndarray:
-  return np.linalg.norm(clean.written(component.site)[:, component.column], axis=-1)
 
 
 def _with(answers: Answers, pairs: Pairs, component: Component, source: Ran) -> Ran:
@@ -213,7 +223,7 @@ class Found:
   misses: tuple[str, ...]
 
 
-def of_nodes(answers: Answers, scores: dict[int, dict[Component, float]]) -> Found:
+def of_nodes(answers: Answers, scores: Scores) -> Found:
   """Nodes against those that the program's graph leads to, from the output at each symbol that was read."""
   truth = {symbol: answers.circuit(symbol)[0] for symbol in scores}
   return _compared({(s, one): value for s, each in scores.items() for one, value in each.items()},

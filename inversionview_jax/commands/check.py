@@ -31,7 +31,8 @@ Functions of tokens: token(POSITION) at a label or an index, compared by == or !
 With --model, a claim that is no expression is a sentence, which a language model turns into one; it is printed and kept in --json.
 
 {source.METHODS_HELP}
-The default is monte_carlo, from the prior, whose particles follow the task's inputs inside epsilon.
+The default is monte_carlo, from the prior, whose particles follow the task's inputs inside epsilon. Without --budget the activation itself has
+800,000 target runs, where it needs them, and those that it is compared with the default.
 """
 _OF_DRAWING = (  # flags that mean something only where preimages are drawn
   "reader", "target", "task", "method", "text", "site", "position", "particles", "budget", "num_samples", "mixture", "seed", "metric", "match",

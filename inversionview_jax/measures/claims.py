@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _UNSEEN = 0.01  # share of draws of texts that were drawn once, below which nothing is missing
 _ARTEFACT = 1e-3  # probability below which the control is no coincidence
+_BUDGET = 800_000  # target runs for the activation that a claim is about: four times the default, used only where the particles need it
 _SITES = 40  # a target with more default sites has a program for each: other activations are then of the same site
 
 
@@ -188,14 +189,6 @@ def check(
   position: int | str | None = None,
   *,
   task: Task | None = None,
-  method: str | None = None,
-  epsilon: float | None = None,
-  metric: str | None = None,
-  match: str = "anywhere",
-  controls: int = 4,
-  others: int = 3,
-  seed: int = 0,
-  progress: Callable[[int, int], object] | None = None,
   **settings: Any,
 ) -> ClaimCheck:
   """Tests a claim about an activation on its preimage.
@@ -206,13 +199,54 @@ def check(
       'contains("John")', "token(S2) == token(S1)"), a value that it is that of the query ("F1 + S1").
     text, site, position: the activation, as for `Reader.preimage`.
     task: of a target alone, or of the preimage; None: its own.
+    **settings: the other arguments of `check_each`.
+
+  Raises:
+    InversionViewError: a claim that is not understood, or arguments that cannot be used.
+  """
+  if isinstance(read, Preimage):
+    if text is not None or site is not None or position is not None or any(v is not None for v in settings.values()):
+      raise InversionViewError("a preimage has its text, site, position and method: give the claim and the task alone")
+    return check_preimage(read, claim, task)
+  if text is None or site is None or position is None:
+    raise InversionViewError("give text, site and position of the activation that the claim is about")
+  (checked,) = check_each(read, (claim,), text, site, position, task=task, **settings)
+  return checked
+
+
+def check_each(
+  read: "Reader | Target | Source",
+  claims: Sequence[str],
+  text: str,
+  site: str,
+  position: int | str,
+  *,
+  task: Task | None = None,
+  method: str | None = None,
+  epsilon: float | None = None,
+  metric: str | None = None,
+  match: str = "anywhere",
+  controls: int = 4,
+  others: int = 3,
+  seed: int = 0,
+  progress: Callable[[int, int], object] | None = None,
+  **settings: Any,
+) -> list[ClaimCheck]:
+  """Tests claims about one activation, all of them on the same preimages.
+
+  Args:
+    read: a reader, a target alone, or a source of preimages.
+    claims: expressions, as for `check`.
+    text, site, position: the activation, as for `Reader.preimage`.
+    task: of a target alone; None: its own.
     method: as for `Reader.preimage`; None: "monte_carlo", from the prior, or "decoder" of a reader of a language model.
     epsilon, metric, match: as for `Reader.preimage`.
     controls: so many activations of other texts are the control; 0: none.
     others: so many other activations of the same text are the text-only baseline; 0: none.
     seed: of all that is drawn.
     progress: called with how much is done, and of how much.
-    **settings: of the method, as for `Source.of`.
+    **settings: of the method, as for `Source.of`. Where no `budget` is given, Monte Carlo on a small target has 800,000 target runs for the
+      activation itself, and the default for the others.
 
   Raises:
     InversionViewError: a claim that is not understood, or arguments that cannot be used.
@@ -221,12 +255,6 @@ def check(
   for name, value in (("controls", controls), ("others", others)):
     if value:
       bounds.whole(name, value, "controls")
-  if isinstance(read, Preimage):
-    if not (text is site is position is method is epsilon is metric is None) or settings:
-      raise InversionViewError("a preimage has its text, site, position and method: give the claim and the task alone")
-    return check_preimage(read, claim, task)
-  if text is None or site is None or position is None:
-    raise InversionViewError("give text, site and position of the activation that the claim is about")
   from inversionview_jax.measures.held_out import held_out_requests
   from inversionview_jax.reading import Request
 
@@ -234,16 +262,53 @@ def check(
   request = Request(text, site, position, epsilon, metric, match)
   source.check_site(site)
   (resolved,) = source.check([request])
-  check_claim(source.task, claim, [int(i) for i in resolved.tokens if i != source.task.tokenizer.pad_id])
+  for claim in claims:
+    check_claim(source.task, claim, [int(i) for i in resolved.tokens if i != source.task.tokenizer.pad_id])
   same = _same_text(source, request, resolved.tokens, resolved.position, others, seed)
   donors: list[Request] = []
   if controls:
     drawn = held_out_requests(source, site, position, controls + 1, seed)
     donors = [dataclasses.replace(d, epsilon=epsilon, metric=metric, match=match) for d in drawn if d.text != text]
-  preimages = source.preimages([request, *same, *donors[:controls]], effects=False, seed=seed, progress=progress)
-  checked = check_preimage(preimages[0], claim, source.task)
-  stated = _Claim.of(source.task, claim, preimages[0].query)
-  return _with_control(checked, stated, preimages[1 : 1 + len(same)], preimages[1 + len(same) :])
+  requests = [*same, *donors[:controls]]
+  own, *rest = _preimages(source, request, requests, seed, progress)
+  checked = []
+  for claim in claims:
+    stated = _Claim.of(source.task, claim, own.query)
+    result = check_preimage(own, claim, source.task)
+    checked.append(_with_control(result, stated, rest[: len(same)], rest[len(same) :]))
+  return checked
+
+
+def _preimages(
+  source: "Source",
+  own: "Request",
+  others: "Sequence[Request]",
+  seed: int,
+  progress: Callable[[int, int], object] | None,
+) -> list[Preimage]:
+  """The preimages of the activation that is asked about, for which there is more patience, and of the others."""
+  patient = _patient(source)
+  if patient is source:
+    return source.preimages([own, *others], effects=False, seed=seed, progress=progress)
+  count = 1 + len(others)
+  (first,) = patient.preimages([own], effects=False, seed=seed, progress=_part(progress, 0, count))
+  return [first, *source.preimages(others, effects=False, seed=seed, progress=_part(progress, 1, count))]
+
+
+def _patient(source: "Source") -> "Source":
+  """The source with target runs for the activations that take long, unless their number is given or a run takes long itself."""
+  from inversionview_jax.reading.source import monte_carlo_by_default
+
+  if "monte_carlo" not in source.method or "budget" in source.settings or not monte_carlo_by_default(source.task):
+    return source
+  return dataclasses.replace(source, settings={**source.settings, "budget": _BUDGET})
+
+
+def _part(
+  progress: Callable[[int, int], object] | None, before: int, requests: int
+) -> Callable[[int, int], object] | None:
+  """The progress of some of the requests, in thousandths, as that of all of them."""
+  return None if progress is None else lambda done, _: progress(1000 * before + done, 1000 * requests)
 
 
 def _source(

@@ -1,9 +1,13 @@
 """Claims about an activation: their language, and their verdicts against preimages whose truth is known."""
 
+import functools
 import json
 import math
 import pathlib
+import runpy
+import subprocess
 
+import compilation
 import numpy as np
 import pytest
 from language_model_server import TASK, preimage_of, sum_preimages
@@ -11,10 +15,13 @@ from language_model_server import TASK, preimage_of, sum_preimages
 import inversionview_jax as iv
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.measures import claims, properties
+from inversionview_jax.measures.claim_check import HOLDS
 from inversionview_jax.measures.claims import check_preimage
 from inversionview_jax.reading.source import Source
+from inversionview_jax.targets import for_task
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
+ROOT = pathlib.Path(__file__).parent.parent.parent
 TABLE = json.loads((pathlib.Path(__file__).parent / "claims.json").read_text())["activations"]
 
 
@@ -177,17 +184,31 @@ def test_a_control_that_passes_shows_an_artefact(preimage):
   assert claims._with_control(checked, stated, [], others).verdict == "confirmed"
 
 
+@functools.cache
+def source_of(name, method=None):
+  """What the claims of a target are about; None: Monte Carlo with the defaults. "ioi" is SmolLM2-135M, with fewer particles."""
+  if name != "ioi":
+    return Source.of(iv.load_target(name), method)
+  try:
+    path = runpy.run_path(str(ROOT / "launch" / "fetch_smollm2.py"))["fetch"]()
+  except (OSError, subprocess.TimeoutExpired) as error:
+    pytest.skip(f"SmolLM2-135M is not to be had: {error}")
+  task, target = for_task.task_and_target(name, path)
+  return Source.of(target, method or "monte_carlo", task=task, particles=128)
+
+
+def place(row):
+  return {name: row[name] for name in ("text", "site", "position", "match")}
+
+
 def judged(rows, method=None):
-  """(claim, whether it is right, the test of it) for claims about these activations; None: Monte Carlo with the defaults."""
+  """(claim, whether it is right, the test of it) for claims about these activations, all of one on the same preimage."""
   out = []
   for row in rows:
-    target = iv.load_target(row["target"])
-    source = Source.of(target, method)
-    place = {name: row[name] for name in ("text", "site", "position", "match")}
-    preimage = source.preimage(place)
-    for right in (True, False):
-      for claim in row["right" if right else "wrong"]:
-        out.append((claim, right, check_preimage(preimage, claim, source.task)))
+    stated = [(claim, right) for right in (True, False) for claim in row["right" if right else "wrong"]]
+    source = source_of(row["target"], method)
+    found = claims.check_each(source, [claim for claim, _ in stated], **place(row), controls=0, others=0)
+    out += [(*one, result) for one, result in zip(stated, found, strict=True)]
   return out
 
 
@@ -204,27 +225,28 @@ def test_claims_about_a_compiled_program_are_judged_rightly():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("which", "least"), [("first", 38), ("fresh", 19)])
-def test_of_right_and_of_wrong_claims_at_most_one_in_twenty_is_misjudged(which, least):
+@pytest.mark.parametrize("which", ["first", "second", "third", "fourth"])
+def test_of_right_and_of_wrong_claims_one_in_twenty_may_be_misjudged(which):
   pytest.importorskip("tracr", reason="pip install '.[tracr]'")
-  results = judged([row for row in TABLE if row["set"] == which])
+  with compilation.quick(False):  # as users have it: a hundred thousand runs of the target for each activation
+    results = judged([row for row in TABLE if row["set"] == which])
   wrong = misjudged(results)
   print(f"{which}: {len(results) - len(wrong)} of {len(results)}", *wrong, sep="\n")
   for right in (True, False):
     of_kind = [one for one in results if one[1] == right]
-    assert len(of_kind) == (40 if which == "first" else 20)
-    assert len(of_kind) - len(misjudged(of_kind)) >= least, wrong
+    print(f"{'right' if right else 'wrong'}: {len(of_kind) - len(misjudged(of_kind))} of {len(of_kind)}")
+    assert len(of_kind) >= 19 and len(misjudged(of_kind)) <= max(1, len(of_kind) // 20), wrong
 
 
 @pytest.mark.slow
 def test_right_and_wrong_claims_are_so_by_exact_preimages():
   pytest.importorskip("tracr", reason="pip install '.[tracr]'")
-  for row in TABLE:
-    if row["target"] == "counting":  # its inputs cannot be enumerated
-      continue
-    source = Source.of(iv.load_target(row["target"]), "exact")
-    preimage = source.preimage({name: row[name] for name in ("text", "site", "position", "match")})
+  rows = [row for row in TABLE if row["target"] not in ("counting", "ioi")]  # whose inputs cannot be enumerated
+  with compilation.quick(False):
+    preimages = [source_of(row["target"], "exact").preimage(place(row)) for row in rows]
+  for row, preimage in zip(rows, preimages, strict=True):
+    source = source_of(row["target"], "exact")
     for claim in row["right"]:
-      assert check_preimage(preimage, claim, source.task).rate > 0.99, (row, claim)
+      assert check_preimage(preimage, claim, source.task).rate >= HOLDS, (row, claim)
     for claim in row["wrong"]:
       assert check_preimage(preimage, claim, source.task).rate < 0.9, (row, claim)

@@ -142,7 +142,7 @@ def test_no_value_in_an_address_is_too_long_to_be_named(value):
   for name in (*(field.name for field in dataclasses.fields(View)), "pin", value):
     view, errors = View().read({name: [value]})
     assert all(len(error) < 400 for error in errors)
-    assert errors or (len(value) <= 4000 and name in ("reader", "text", "site", "position", "mixture", "head"))
+    assert errors or (len(value) <= 4000 and name in ("reader", "text", "site", "position", "mixture", "head", "node"))
     assert errors == [] or view == View()
 
 
@@ -540,13 +540,13 @@ def test_a_drawing_that_was_stopped_waits_until_it_is_asked_for(page, drawn):
 
 def test_a_target_is_opened_by_its_folder_once_and_read(folder, shared):
   opening = Service([str(folder)], may_open=True)
-  label = opening.open_target(str(folder / "target"), "addition")
-  assert label == "target (addition)" and opening.open_target(str(folder / "target"), "addition") == label
+  label = opening.open_target(str(folder), "addition")
+  assert label == "small (addition)" and opening.open_target(str(folder), "addition") == label
   assert opening.source(label).reader is None and opening.source(label).task.name == "addition"
-  other = opening.open_target(str(folder / "target"))
+  other = opening.open_target(str(folder))
   assert other not in ("small", label) and set(opening.names) == {"small", label, other}
   with pytest.raises(InversionViewError, match="opens no other targets"):
-    shared.open_target(str(folder / "target"))
+    shared.open_target(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -590,7 +590,7 @@ def test_a_click_on_a_node_shows_its_preimage_and_draws_it_anew(circuit_folder):
   nodes = [View().after_click(html.unescape(pick)).node for pick in picks]
   assert sorted(nodes) == sorted(2 * [node.name for node in opened.circuit.nodes])  # wide and narrow
   node = opened.node("a0.0@=")
-  shown = circuits.node_panel(View(), opened, node, opened.preimages(node), "addition")
+  shown = circuits.node_panel(opened, node, opened.preimages(node), "addition")
   assert 0 < shown.count('<td class="iv-d"') <= 20 and "F1 = 6" in shown
   view = next(
     view

@@ -250,5 +250,5 @@ def test_the_index_folds_and_what_is_encoded_stands_beside_the_samples():
   page = report.to_report([real(), real("other")])
   assert page.count("<details open><summary") == page.count("<nav ") == 2  # one for each reader
   for section in re.findall(r"<section.*?</section>", page, re.DOTALL):
-    beside, samples = section.split('<div class="iv-sides"><div>')[1].split("</div><div>")
+    beside, samples = section.split('<div class="iv-sides"><div>')[1].rsplit("</div><div>", 1)
     assert "iv-features" in beside and "iv-samples" in samples and "iv-features" not in samples

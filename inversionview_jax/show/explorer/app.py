@@ -366,7 +366,7 @@ def _circuit(readers: service.Service, view: View, encoded: service.Input) -> No
     pane("circuit", circuits.overview(opened), _on_click)
     return
   reader = readers.reader_of(opened.circuit.target)
-  pane("circuit", circuits.node_panel(view, opened, node, opened.preimages(node), reader), _on_click)
+  pane("circuit", circuits.node_panel(opened, node, opened.preimages(node), reader), _on_click)
 
 
 def _picked() -> None:

@@ -14,7 +14,6 @@ from inversionview_jax.show.circuit_picture.contents import Circuit, Node
 from inversionview_jax.show.circuit_picture.layout import NARROW, WIDE
 from inversionview_jax.show.circuit_picture.style import highlight
 from inversionview_jax.show.explorer.panels import action, card, pick
-from inversionview_jax.show.explorer.state import View
 
 _REMEDY = "give a circuit.json, or the folder that `inversionview circuit --out` wrote"
 MOST_BYTES = 20 * 2**20  # of a file that is picked in the browser
@@ -87,17 +86,15 @@ def overview(opened: OpenedCircuit) -> str:
   )
 
 
-def node_panel(view: View, opened: OpenedCircuit, node: Node, preimages: Sequence[Preimage], reader: str) -> str:
+def node_panel(opened: OpenedCircuit, node: Node, preimages: Sequence[Preimage], reader: str) -> str:
   """The picture in small, and beside it all of the chosen node.
 
   Args:
-    view: the page's.
     opened: the circuit.
     node: that was clicked.
     preimages: of the node, as they were saved.
     reader: name of the reader or target from which the node's preimage can be drawn here; "" for none.
   """
-  del view
   circuit = opened.circuit
   opens = ""
   if reader:

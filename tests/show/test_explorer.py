@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 
@@ -295,6 +296,32 @@ def test_parts_are_the_whole(shared):
   np.testing.assert_allclose(
     [s.distance for s in parts.samples], [s.distance for s in whole.samples], rtol=1e-4, atol=1e-5
   )
+
+
+def test_a_loaded_source_does_not_wait_for_a_drawing(shared):
+  """So that a page answers to Stop while another thread still draws."""
+  view = View("small", TEXT, "a0.1", "=", method="decoder")
+  shared.input("small", TEXT)
+  held, release, answered = threading.Event(), threading.Event(), []
+
+  def draw():
+    with shared._work:
+      held.set()
+      release.wait(60)
+
+  def ask():
+    answered.append((shared.methods("small"), shared.known(view), shared.input("small", TEXT)))
+
+  drawing, page = threading.Thread(target=draw), threading.Thread(target=ask)
+  try:
+    drawing.start()
+    held.wait(60)
+    page.start()
+    page.join(30)
+    assert answered
+  finally:
+    release.set()
+    drawing.join()
 
 
 def test_a_page_opens_only_the_readers_it_was_given(shared):

@@ -96,10 +96,13 @@ class Service:
     """
     if name not in self.names:
       raise one_of("reader", name, self.names)
-    with self._work:
-      if name not in self._sources:
-        self._sources[name] = self._load(name)
-      return self._sources[name]
+    if (
+      name not in self._sources
+    ):  # a loaded one is there at once: a page that was just stopped must not wait for what another thread draws
+      with self._work:
+        if name not in self._sources:
+          self._sources[name] = self._load(name)
+    return self._sources[name]
 
   def _load(self, name: str) -> "Source":
     from inversionview_jax.reading import load_reader

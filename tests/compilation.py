@@ -40,14 +40,25 @@ def _get_quick(*args, env_options_overrides=None, **kwargs):
   return _get_default(*args, env_options_overrides=_known_options() | (env_options_overrides or {}), **kwargs)
 
 
+_kept = {"quick": True}  # whether programs that were compiled quickly may be in JAX's caches
+
+
+def keep_quick() -> None:
+  """Says that what is compiled from here on is compiled quickly, after a while in which it was not."""
+  _kept["quick"] = True
+
+
 @contextlib.contextmanager
 def quick(on: bool = True):
-  """What is compiled inside is compiled quickly; or not, and then nothing is used that was compiled before."""
+  """What is compiled inside is compiled quickly; or not, and then nothing is used that was compiled quickly before."""
   _known_options()
   before = jax.config.read("jax_disable_most_optimizations")
   jax.config.update("jax_disable_most_optimizations", on)
-  if not on:
+  if on:
+    keep_quick()
+  elif _kept["quick"]:  # once for modules that follow each other: it takes seconds, and all is traced again
     jax.clear_caches()
+    _kept["quick"] = False
   with pytest.MonkeyPatch.context() as patch:
     if _get_default is not None:
       patch.setattr(compiler, _GET, _get_quick if on else _get_default)

@@ -1,6 +1,6 @@
 """What the tests share: eight simulated devices, a compilation cache of their own, a small target and its decoder."""
 
-import contextlib
+import fcntl
 import gc
 import os
 import pathlib
@@ -50,8 +50,17 @@ def quick_to_compile():
 @pytest.fixture(scope="module", autouse=True)
 def _optimized(request, quick_to_compile):
   """Modules with the mark `optimized` have XLA's own options: those whose subject is what XLA makes of a program."""
-  with compilation.quick(False) if request.node.get_closest_marker("optimized") else contextlib.nullcontext():
+  if request.node.get_closest_marker("optimized"):
+    with compilation.quick(False):
+      yield
+  else:
+    compilation.keep_quick()
     yield
+
+
+def pytest_collection_modifyitems(items):
+  """Modules with the mark `optimized` come last: before the first of them, all that was compiled is forgotten."""
+  items.sort(key=lambda item: item.get_closest_marker("optimized") is not None)
 
 
 @pytest.fixture(scope="session")
@@ -121,10 +130,23 @@ def save_small(make_target, small_decoder):
   return save
 
 
+def _made_once(tmp_path_factory, name, make):
+  """The folder that `make(folder)` writes, once for all processes of a run of the tests."""
+  base = tmp_path_factory.getbasetemp()
+  base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+  folder, done = base / name, base / f"{name}.done"
+  with open(base / f"{name}.lock", "w", encoding="utf-8") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not done.exists():
+      make(folder)
+      done.touch()
+  return folder
+
+
 @pytest.fixture(scope="session")
 def ioi_folder(tmp_path_factory):
   """The folder of a GPT-2 of three layers with the words of IOI."""
-  return small_models.gpt2_folder(tmp_path_factory.mktemp("models") / "gpt2", layers=3)
+  return _made_once(tmp_path_factory, "ioi-gpt2", lambda folder: small_models.gpt2_folder(folder, layers=3))
 
 
 @pytest.fixture(scope="session")
@@ -140,9 +162,11 @@ def ioi_task(ioi_target):
 @pytest.fixture(scope="session")
 def ioi_workdir(ioi_folder, tmp_path_factory):
   """A reader of the first of its layers, trained for four steps by the command line."""
-  workdir = tmp_path_factory.mktemp("reader")
-  assert cli.main([*small_models.TRAIN_IOI, "--target", str(ioi_folder), "--workdir", str(workdir)]) == 0
-  return workdir
+
+  def train(workdir):
+    assert cli.main([*small_models.TRAIN_IOI, "--target", str(ioi_folder), "--workdir", str(workdir)]) == 0
+
+  return _made_once(tmp_path_factory, "ioi-reader", train)
 
 
 _LOADED = {}  # what is in a folder, or the name of a shipped one, and the settings -> what was loaded

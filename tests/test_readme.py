@@ -140,7 +140,9 @@ def test_scripts_exist(words):
 def test_extras_exist(readme):
   parser = configparser.ConfigParser()
   parser.read(ROOT / "setup.cfg")
-  for names in re.findall(r"pip install (?:-e )?'?\"?(?:\.|inversionview_jax)\[([\w,]+)\]", (ROOT / readme).read_text()):
+  for names in re.findall(
+    r"pip install (?:-e )?'?\"?(?:\.|inversionview_jax)\[([\w,]+)\]", (ROOT / readme).read_text()
+  ):
     assert set(names.split(",")) <= set(parser["options.extras_require"])
 
 
@@ -165,6 +167,10 @@ def test_modules_and_tests_that_are_named_exist(readme):
 def test_python_block_of_the_readme_runs(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (code,) = [block for language, block in blocks("README.md") if language == "python"]
+  fewer = {'site="a1.3", position="3"': "", 'site="a0.0", position="="': "num_samples=64, "}
+  for call, more in fewer.items():
+    assert code.count(call) == 1
+    code = code.replace(call, f"{call}, {more}particles=64, budget=2000")
   names = {}
   exec(compile(code, "README.md", "exec"), names)  # the README is ours
   assert names["pre"].query.site == "a0.0"

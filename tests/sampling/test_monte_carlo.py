@@ -84,7 +84,10 @@ def every(small_target, meshes):
   return lambda queries: exact.distances(small_target, TASK, SITES, queries, index, meshes(1)).distance[0]
 
 
-@pytest.mark.parametrize("site, position, share", [(0, 3, 0.05), (1, 4, 0.02), (2, 4, 0.01), (2, 3, 0.3)])
+@pytest.mark.parametrize(
+  ("site", "position", "share"),
+  [(0, 3, 0.05), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 4, 0.02), (2, 4, 0.01))), (2, 3, 0.3)],
+)
 def test_particles_are_the_exact_preimage(sampler, small_target, every, site, position, share):
   query = query_of(small_target, 4321, site, position, position)
   distance = every(query)
@@ -132,6 +135,7 @@ def test_devices_do_not_matter(sampler, small_target, meshes):
   assert (other.tokens != one.tokens).any()
 
 
+@pytest.mark.slow
 def test_a_target_split_over_a_model_axis_is_the_same(sampler, small_target):
   query, mesh = query_of(small_target, 4321, 1, 4), parallel.make_mesh(data=2, model=2, devices=jax.devices()[:4])
   split = MonteCarlo(small_target, TASK, SITES, mesh, Settings(particles=N))
@@ -185,7 +189,9 @@ def test_texts_to_begin_with_may_be_few_and_no_inputs(sampler, small_target):
   assert population.bits is None and population.converged and np.isfinite(TASK.log_prior(population.tokens)).all()
 
 
-@pytest.mark.parametrize("default", ["exchanges with drawn inputs", "a list of the inputs"])
+@pytest.mark.parametrize(
+  "default", ["exchanges with drawn inputs", pytest.param("a list of the inputs", marks=pytest.mark.slow)]
+)
 def test_a_task_without_moves_of_its_own_is_sampled_by_the_default_ones(small_target, meshes, every, default):
   """From texts that all begin with 0, and from the prior: both end where the exact preimage is."""
 
@@ -250,7 +256,7 @@ def test_disagreement_is_one_for_independent_samples_and_large_for_others():
 
 def test_computing_what_a_query_and_its_inputs_need_is_computing_everything(meshes):
   target, task = load_target("counting"), tasks.get("counting")
-  names = tuple(map(target.site, task.default_sites(target.config.n_layers, target.config.n_heads)))
+  names = tuple(map(target.site, ("a0.0", "x0.mid", "x1.post")))
   near = Nearness(target, task, names, meshes(2))
   assert len(near._widths) > 2 and len(near._sites_of) > 1
   programs = jax.jit(near), jax.jit(functools.partial(near, whole=True))

@@ -60,7 +60,7 @@ def add_parser(commands: Any) -> None:
     help="activations of each node that are read; 0: none (default: 16 or 6)",
   )
   parser.add_argument(
-    "--inputs", type=flags.count("inputs"), help="random inputs for their preimages (default: 65536 or 4096)"
+    "--inputs", type=flags.count("all_inputs"), help="random inputs for their preimages (default: 65536 or 4096)"
   )
   parser.add_argument(
     "--monte-carlo",

@@ -51,7 +51,8 @@ def preimages_of_random_inputs(
   Raises:
     InversionViewError: a request that cannot be resolved, or more distances than fit into memory.
   """
-  bounds.check(inputs=inputs, seed=seed)
+  bounds.whole("inputs", inputs, "all_inputs")
+  bounds.check(seed=seed)
   if task.enumerable and task.num_inputs <= inputs:
     index = exact.every_input(task)
   else:

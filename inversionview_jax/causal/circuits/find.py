@@ -31,9 +31,9 @@ from inversionview_jax.tasks.base import Task
 from inversionview_jax.tasks.pairs_file import TextPairs
 
 _LARGE = 10_000_000  # parameters from which on a run of the target is dear
-_LEADERS = 200  # nodes of a large grid whose effects are measured
+_LEADERS = {False: 200, True: 60}  # nodes whose effects are measured where there are too many, besides the circuit's
 _TESTED = {False: 3, True: 1}  # features of a node that are tested causally
-_EDGES = {False: 600, True: 150}  # edges into nodes that are measured, of a small and of a large target
+_EDGES = {False: 600, True: 100}  # edges into nodes that are measured, of a small and of a large target
 
 Progress = Callable[[str, int, int], object]
 
@@ -77,7 +77,8 @@ class Settings:
     made = dataclasses.replace(self, **given)  # type: ignore[arg-type]
     if not 0 < made.faithfulness <= 1:
       raise InversionViewError(f"faithfulness = {made.faithfulness} must be above 0 and at most 1")
-    bounds.check(pairs=made.pairs, budget=made.budget, inputs=made.inputs, seed=made.seed)
+    bounds.check(pairs=made.pairs, budget=made.budget, seed=made.seed)
+    bounds.whole("inputs", made.inputs, "all_inputs")
     for name, low in (("most", 1), ("test_pairs", 2), ("queries", 0), ("random_sets", 0), ("monte_carlo", 0)):
       value = getattr(made, name)
       if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
@@ -246,7 +247,7 @@ class _Finder:
     """What each node alone brings: the loss when it is patched in the clean run."""
     nodes = list(self.unseen.grid.nodes)
     if len(nodes) > search.FEW:
-      leaders = sorted(nodes, key=lambda node: -abs(attribution[node.name]))[:_LEADERS]
+      leaders = sorted(nodes, key=lambda node: -abs(attribution[node.name]))[: _LEADERS[self.large]]
       nodes = list(dict.fromkeys([*chosen, *leaders]))
     clean, corrupted = self.unseen.whole()
     every = self.unseen.grid.nodes

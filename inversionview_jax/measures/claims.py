@@ -308,7 +308,9 @@ def _part(
   progress: Callable[[int, int], object] | None, before: int, requests: int
 ) -> Callable[[int, int], object] | None:
   """The progress of some of the requests, in thousandths, as that of all of them."""
-  return None if progress is None else lambda done, _: progress(1000 * before + done, 1000 * requests)
+  if progress is None:
+    return None
+  return lambda done, _: progress(1000 * before + done, 1000 * requests)
 
 
 def _source(

@@ -150,7 +150,8 @@ class _Output:
     """Symbol -> the mean share."""
     now = ran.logits[np.arange(len(self.pairs.symbol)), self.pairs.symbol + 1]
     change = np.linalg.norm(now - self.clean, axis=1)
-    return {s: float(change[self.pairs.symbol == s].mean()) / scale for s, scale in self.scale.items()}
+    # A model whose output never differs has no scale; then nothing changes it.
+    return {s: float(change[self.pairs.symbol == s].mean()) / max(scale, 1e-9) for s, scale in self.scale.items()}
 
 
 def _at(values: np.ndarray, columns: np.ndarray) -> np.ndarray:

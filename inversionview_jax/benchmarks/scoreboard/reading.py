@@ -86,9 +86,8 @@ def read_by_sampling(
   source = Source.of(answers.target, "monte_carlo", task=answers.task, particles=particles)
   for number, component in enumerate(components):
     activations = answers.activations(component)
-    there = np.flatnonzero(
-      activations.any(axis=1)
-    )  # what is 0 but for rounding has no direction that could be compared
+    # What is 0 but for rounding has no direction that could be compared: its preimage is taken from the inputs themselves.
+    there = np.flatnonzero(activations.any(axis=1))
     if not len(there):
       out.append(naming.Named((), True, 1.0, 0.0, {}))
       continue
@@ -107,6 +106,12 @@ def read_by_sampling(
       values = np.stack(list(answers.task.features(tokens).values()), axis=1)[:, columns]
       inside.append(values == table[row])
       bits.append(max((preimage.bits or 0.0) + np.log2(having.mean()), 0.0))
+    zero = ~activations.any(axis=1)
+    if zero.any():
+      same = table == table[zero.argmax()]
+      inside.append(same[zero])
+      random = np.concatenate([random, same[None]])
+      bits.append(float(-np.log2(zero.mean())))
     out.append(naming.name(naming.Evidence(names, np.array(bits), inside, random)))
   return out
 

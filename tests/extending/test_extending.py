@@ -49,6 +49,7 @@ def workdir(tmp_path_factory):
   """A target and a reader of the task, trained for a few steps by the command line."""
   folder = tmp_path_factory.mktemp("reversal") / "W"
   argv = ["--config", str(HERE / "reversal_config.py"), "--workdir", str(folder)]
+  argv += ["--config.optimizer.name=adamw", "--config.target.optimizer.name=adamw"]  # which compiles faster
   assert cli.main(["train-target", *argv]) == 0
   assert cli.main(["train", *argv]) == 0
   return folder
@@ -83,6 +84,7 @@ def test_the_command_line_reads_it(workdir, tmp_path, capsys):
   assert "a0.0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_report_shows_which_of_its_features_are_encoded(workdir, tmp_path):
   (tmp_path / "P").mkdir()
   load_reader(workdir).preimage("abc|cba", site="x0.pre", position="L1", num_samples=64).to_json(

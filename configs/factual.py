@@ -1,20 +1,14 @@
 """Factual recall: a study of any language model without a decoder, and the paper's reader of GPT-2 XL.
 
-    inversionview study --config factual:smollm2 --workdir W      # also :gemma3, :gpt2, :gpt2_xl
-
-finds the heads that write most where a known fact is recalled, their preimages among all prompts of this package (source "composed"), what
-these share, and whether patching agrees; results for two models are in configs/language_models.md.
+    inversionview study --config factual:smollm2 --workdir W      # also :gemma3, :gpt2, :gpt2_xl; see inversionview_jax/studies
 
 The paper's reader reads 25 heads of the upper half, and its decoder starts from GPT-2 medium:
 
     inversionview heads --config configs/factual.py --target GPT2_XL --known --first-layer 24 --json heads.json
     inversionview train --config configs/factual.py --target GPT2_XL --config.init_from=GPT2_MEDIUM --workdir W --config.sites="('a24.3','a24.5')"
 
-The first command finds the sites for the second. Not run at this size: 32 million pairs through models of 1.5 and 0.4 billion parameters need
-several accelerators. configs/README.md has the data (COUNTERFACT, BEAR-big, MiniPile) and the procedure.
-
-Variants: `:bundled` takes this package's own 534 prompts and needs no download; `:tiny` also a small decoder of its own, and runs in tests on a
-random GPT-2 of two layers.
+The first command finds the sites for the second. Not run at this size: 32 million pairs through 1.5 and 0.4 billion parameters need several
+accelerators. Data and procedure: configs/README.md. `:bundled` takes this package's own 534 prompts and needs no download; `:tiny` also a small decoder.
 """
 
 from ml_collections import ConfigDict

@@ -304,7 +304,9 @@ def check_study(config: Any) -> None:
   if config["task"] not in STUDY:
     raise one_of("study of the task", config["task"], STUDY)
   check_inputs(config["task"], config.get("inputs"))
-  config_keys.check_block("study", config.get("study"), STUDY[config["task"]], f"setting of the study of {config['task']}")
+  config_keys.check_block(
+    "study", config.get("study"), STUDY[config["task"]], f"setting of the study of {config['task']}"
+  )
 
 
 def check_call(config: Any, prefix: str = "") -> None:

@@ -12,8 +12,9 @@ from inversionview_jax.errors import InversionViewError
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 READER = {**config_schema.DATA, **config_schema.TRAINING, **config_schema.DECODER}
 TARGET = {**config_schema.TRAINING, **config_schema.TARGET}
+STUDY = config_schema.OF_COMMAND["study"]
 OF_FILE = {
-  "addition": READER, "counting": READER, "ioi": READER, "factual": READER, "text": READER, "ioi_smollm2": READER,
+  "addition": READER, "counting": READER, "ioi": READER | STUDY, "factual": READER | STUDY, "text": READER, "ioi_smollm2": READER,
   "plan_gpt2_xl": config_schema.PLAN, "plan_llama_8b": config_schema.PLAN, "gallery": config_schema.OF_COMMAND["report"],
 }  # fmt: skip
 

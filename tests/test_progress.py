@@ -95,7 +95,9 @@ def test_batches_on_devices_report():
 
 def test_every_bar_is_made_in_one_place():
   """Where --quiet and pipes without bars are seen to; a training's bar, which has losses beside it, asks there."""
-  made = [path.name for path in PACKAGE.rglob("*.py") if "rich.progress" in path.read_text() and path.name != "progress.py"]
+  made = [
+    path.name for path in PACKAGE.rglob("*.py") if "rich.progress" in path.read_text() and path.name != "progress.py"
+  ]
   assert made == ["metrics_log.py"] and "progress.is_hidden()" in (PACKAGE / "training" / "metrics_log.py").read_text()
 
 

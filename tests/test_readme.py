@@ -26,6 +26,7 @@ READMES = (
   "inversionview_jax/pretrained/README.md",
   "inversionview_jax/sampling/README.md",
   "inversionview_jax/show/README.md",
+  "inversionview_jax/studies/README.md",
   "inversionview_jax/targets/README.md",
 )
 EACH_README = pytest.mark.parametrize("readme", READMES)

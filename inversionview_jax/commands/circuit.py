@@ -39,7 +39,10 @@ def add_parser(commands: Any) -> None:
   )
   parser.add_argument("--out", required=True, metavar="FOLDER", help="where the circuit is written")
   parser.add_argument(
-    "--faithfulness", type=float, default=0.95, help="that the circuit must reach, from 0 to 1 (default: 0.95)"
+    "--faithfulness",
+    type=flags.Number(0.0, 1.0, above=True),
+    default=0.95,
+    help="that the circuit must reach, from 0 to 1 (default: 0.95)",
   )
   parser.add_argument("--nodes", type=flags.count("count"), help="the most nodes (default: as many as it takes)")
   parser.add_argument(
@@ -132,7 +135,7 @@ def _find(args: argparse.Namespace, out: pathlib.Path) -> "tuple[Circuit, Task |
 
 def write(found: "Circuit", out: pathlib.Path) -> None:
   """Writes circuit.json, mib.json, the preimages, and the pictures made of them."""
-  from inversionview_jax.causal.circuits.circuit import preimage_file
+  from inversionview_jax.causal.circuits.result import preimage_file
   from inversionview_jax.show.circuit_picture import circuit_page, circuit_svg
 
   out.mkdir(parents=True, exist_ok=True)

@@ -42,10 +42,13 @@ def written_by(task: Task, target: Target) -> Task:
 def _written(target: Target, length: int, index: np.ndarray) -> np.ndarray:
   """int32[B, T]: BOS, the text, EOS, PAD."""
   tokenizer, index = target.require_tokenizer(), np.asarray(index, np.int64)
+  specials: frozenset[int] = getattr(
+    tokenizer, "special_ids", frozenset()
+  )  # besides BOS, EOS and PAD; some have no more
   longest = length - 2
   shortest = min(SHORTEST, longest)
   lengths = shortest + hashing.uniform(longest - shortest + 1, _SEED, index)
-  allowed = ~np.isin(np.arange(target.config.vocab_size), [*tokenizer.special_ids, tokenizer.eos_id, tokenizer.pad_id])
+  allowed = ~np.isin(np.arange(target.config.vocab_size), [*specials, tokenizer.eos_id, tokenizer.pad_id])
 
   def program(part):
     return _program(

@@ -230,10 +230,10 @@ def _patterns(target: Target, firsts: Sequence[Site], rows: np.ndarray, at: np.n
 
 def _attributed(target: Target, task: IOI, pairs: Pairs) -> dict[str, np.ndarray]:
   """ "lost" float64[L, H, positions, M], and the clean logit difference, float[M]."""
-  at = tuple(
+  clean_at, corrupted_at = (
     np.stack([task.positions(rows, name) for name in _TAKEN], axis=1) for rows in (pairs.clean, pairs.corrupted)
   )
-  lost = effects.attributed_effects(target, pairs, pairs.foil, at)
+  lost = effects.attributed_effects(target, pairs, pairs.foil, (clean_at, corrupted_at))
   site = [target.site("a0.0")]
   clean = effects.patched_once(target, pairs, site, (pairs.clean_at, pairs.corrupted_at), pairs.foil)["clean"]
   return {"lost": lost, "clean": clean}

@@ -53,7 +53,7 @@ def preimage_of(
   near = outside[np.argsort(distance[outside], kind="stable")[:_OUTSIDE]]
   kept = np.concatenate([inside, near])
   request = ResolvedRequest(
-    text=task.tokenizer.text(row),
+    text=task.tokenizer.text(row.tolist()),
     tokens=row,
     site=0,
     position=at,

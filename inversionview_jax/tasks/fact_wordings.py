@@ -207,8 +207,8 @@ def facts() -> tuple[tuple[str, str, str, str], ...]:
     )
     found += [(relation, name, answer, language) for relation, answer in answers]
   for name, language, country, profession in _fields(_PEOPLE):
-    answers = (("native_language", language), ("birth_country", country), ("profession", profession))
-    found += [(relation, name, answer, language) for relation, answer in answers]
+    of_person = (("native_language", language), ("birth_country", country), ("profession", profession))
+    found += [(relation, name, answer, language) for relation, answer in of_person]
   for name, country, language in _fields(_CITIES):
     found += [("city_in_country", name, country, language), ("language_of_city", name, language, language)]
   for name, city, country, language in _fields(_LANDMARKS):

@@ -28,6 +28,7 @@ def test_shared_flags_have_one_help_text():
     "--feature",  # one of the task's, or an expression
     "--out",  # of `report`: a file
     "--particles",  # of `plan`: per device
+    "--method",  # of `scoreboard`: one of two
   }
   texts: dict[str, set[str]] = {}
   for parser in commands().values():

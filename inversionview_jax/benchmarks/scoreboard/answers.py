@@ -15,6 +15,7 @@ import numpy as np
 
 from inversionview_jax.benchmarks.scoreboard import partitions, runs
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.pretrained.tracr import CompiledProgram
 from inversionview_jax.sites import Site
 from inversionview_jax.targets import Target, load_target
 from inversionview_jax.tasks.program_task import ProgramTask
@@ -133,6 +134,11 @@ class Answers:
       for symbol in range(self.longest)
     )
 
+  @property
+  def _program(self) -> CompiledProgram:
+    assert self.target.program is not None
+    return self.target.program
+
   @functools.cached_property
   def _writes(self) -> dict[str, dict[str, set[str]]]:
     """Site -> label of an expression (or of a selector's width, as a head writes it) -> the labels of residual dimensions it has there."""
@@ -141,7 +147,7 @@ class Answers:
       site: {
         base: found for base, found in self._grouped(labels).items() if site[0] == "a" or not base.endswith(_WIDTH)
       }
-      for site, labels in self.target.program.writes.items()
+      for site, labels in self._program.writes.items()
     }
 
   def _grouped(self, labels: Sequence[str]) -> dict[str, set[str]]:
@@ -261,7 +267,7 @@ class Answers:
 
   def _reads(self, short: str, how: str) -> set[str]:
     name = short if how == "same" else f"{short} {how[0]}"
-    return set(self.target.program.reads[name])
+    return set(self._program.reads[name])
 
   def _symbols(self, target: Component, how: str, selector: Any, seen: bool) -> list[int]:
     """The symbols whose values are read: what a selector's outcome depends on, and what it selects for some values."""

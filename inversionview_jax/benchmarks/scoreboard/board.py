@@ -143,7 +143,7 @@ class ProgramScore:
 
 
 def _found(found: Found | None) -> dict[str, Any] | None:
-  return found and dataclasses.asdict(found) | {"f1": f1_of(found)}
+  return None if found is None else dataclasses.asdict(found) | {"f1": f1_of(found)}
 
 
 def f1_of(found: Found) -> float:
@@ -156,8 +156,8 @@ def _together(each: Sequence[Found]) -> Found | None:
   if not each:
     return None
   known_auroc = [one.auroc for one in each if one.auroc is not None]
-  counts = [sum(getattr(one, name) for one in each) for name in ("right", "found", "true")]
-  return Found(float(np.mean(known_auroc)) if known_auroc else None, *counts, ())
+  right, found, true = (sum(getattr(one, name) for one in each) for name in ("right", "found", "true"))
+  return Found(float(np.mean(known_auroc)) if known_auroc else None, right, found, true, ())
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -338,7 +338,7 @@ def _variables(
   else:
     read = reading.read_by_sampling(answers, components, **how, particles=particles)
   decoded = [_probed(answers, component, seed) for component in components]
-  named = {
+  named: dict[str, list[tuple]] = {
     "preimages": [one.variables for one in read],
     "probes": [tuple(one) for one in decoded],
     "best probe": [(max(one, key=lambda name: one[name]),) if one else () for one in decoded],

@@ -5,6 +5,7 @@ Shapes: N inputs with the position, Q queries, M members, V variables, D width o
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from inversionview_jax import distance
@@ -20,11 +21,12 @@ from inversionview_jax.sampling.candidates import Queries
 def queries(activations: np.ndarray, most: int, epsilon: float, metric: str, seed: int) -> np.ndarray:
   """int64[Q]: rows, in random order, none of which lies within epsilon of one before; float32[N, D] of them are given."""
   order = np.random.default_rng(seed).permutation(len(activations))
-  near, chosen = np.zeros(len(activations), bool), []
+  near: np.ndarray = np.zeros(len(activations), bool)
+  chosen: list[int] = []
   for row in order:
     if not near[row]:
       chosen.append(row)
-      near |= distance.distance(metric, activations, activations[row]) <= epsilon
+      near |= np.asarray(distance.distance(metric, jnp.asarray(activations), jnp.asarray(activations[row]))) <= epsilon
       if len(chosen) == most or near.all():
         break
   return np.array(chosen)
@@ -43,7 +45,8 @@ def read_exactly(
     np.concatenate([np.full(len(rows), c.column) for c, rows in zip(components, chosen, strict=True)]),
   )
   distances = exact.distances(answers.target, answers.task, sites, stacked, answers.index).distance
-  inside, start, out = distances <= np.float32(epsilon), 0, []
+  inside: np.ndarray = np.asarray(distances <= np.float32(epsilon))
+  start, out = 0, []
   for component, rows in zip(components, chosen, strict=True):
     members = inside[start : start + len(rows)][:, answers.having(component.symbol)]
     zero = ~answers.activations(component).any(axis=1)

@@ -107,4 +107,4 @@ def _edit(kind: str, mode: str, change: Change | None, rows: slice, width: int) 
     column = np.full(BATCH, _NOWHERE, np.int32)
     column[: len(change.column[rows])] = change.column[rows]
     value = parallel.pad_rows(np.asarray(change.value[rows], np.float32), BATCH)
-  return SiteEdit(kind, np.int32(layer), np.int32(head), column, value, mode=mode)
+  return SiteEdit(kind, jnp.int32(layer), jnp.int32(head), jnp.asarray(column), jnp.asarray(value), mode=mode)

@@ -18,10 +18,10 @@ from inversionview_jax import bounds, tasks
 from inversionview_jax.causal import experiments
 from inversionview_jax.causal.circuits import search
 from inversionview_jax.causal.circuits.ablation import Ablation
-from inversionview_jax.causal.circuits.circuit import Circuit, CircuitNode
 from inversionview_jax.causal.circuits.contents import Contents, contents_of, tested
 from inversionview_jax.causal.circuits.edges import Edge, find_edges
 from inversionview_jax.causal.circuits.nodes import Grid, Node
+from inversionview_jax.causal.circuits.result import Circuit, CircuitNode
 from inversionview_jax.causal.circuits.stages import Stages
 from inversionview_jax.causal.estimates import Estimate, share
 from inversionview_jax.devices import parallel

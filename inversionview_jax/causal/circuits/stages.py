@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from inversionview_jax.causal.circuits import contents as what
-from inversionview_jax.causal.circuits.circuit import preimage_file
 from inversionview_jax.causal.circuits.contents import Contents
+from inversionview_jax.causal.circuits.result import preimage_file
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import path_of, write_whole
 from inversionview_jax.preimage import Preimage

@@ -191,17 +191,17 @@ def _reading(readers: service.Service, view: View, encoded: service.Input) -> No
   with left:
     map_slot, features_slot = st.empty(), st.container()
   with right:
+    preimage: Preimage | None = None
     try:
-      preimage = _preimage(readers, view)
+      drawn = preimage = _preimage(readers, view)
     except _Stopped as stopped:
-      preimage = None
       _was_stopped(stopped)
     else:
-      pane("reading", panels.reading(view, preimage), _on_click, [panels.slider_data(preimage, view)])
+      pane("reading", panels.reading(view, drawn), _on_click, [panels.slider_data(drawn, view)])
       with st.container(horizontal=True):
         pinned = view.here in view.pins
         st.button("Pinned" if pinned else "Pin", on_click=_on_click, args=("pin",), disabled=pinned)
-        _downloads([preimage], view)
+        _downloads([drawn], view)
   with map_slot:
     known = functools.partial(_known, readers, view)
     pane("sites", panels.site_map(view, _site_names(readers, view), known), _on_click)

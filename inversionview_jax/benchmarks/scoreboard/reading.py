@@ -4,6 +4,7 @@ Shapes: N inputs with the position, Q queries, M members, V variables, D width o
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +46,7 @@ def read_exactly(
     np.concatenate([np.full(len(rows), c.column) for c, rows in zip(components, chosen, strict=True)]),
   )
   distances = exact.distances(answers.target, answers.task, sites, stacked, answers.index).distance
-  inside: np.ndarray = np.asarray(distances <= np.float32(epsilon))
+  inside: Any = distances <= np.float32(epsilon)
   start, out = 0, []
   for component, rows in zip(components, chosen, strict=True):
     members = inside[start : start + len(rows)][:, answers.having(component.symbol)]

@@ -50,7 +50,7 @@ def read_exactly(
   start, out = 0, []
   for component, rows in zip(components, chosen, strict=True):
     members = inside[start : start + len(rows)][:, answers.having(component.symbol)]
-    zero = ~answers.activations(component).any(axis=1)
+    zero: Any = ~answers.activations(component).any(axis=1)
     members[zero[rows]] = zero
     members[np.arange(len(rows)), rows] = True  # whatever the rounding of another batch
     start += len(rows)

@@ -229,7 +229,7 @@ def test_the_command_writes_the_circuit_and_its_pictures(small_target, save_smal
   ("arguments", "message"),
   [
     (["--task", "addition", "--answer", "B7"], "unknown .*'B7'"),
-    (["--task", "addition", "--faithfulness", "1.5"], "faithfulness = 1.5"),
+    (["--task", "addition", "--faithfulness", "1.5"], "faithfulness 1.5 must be a number above 0"),
     (["--task", "addition", "--pairs", "8", "--test-pairs", "8", "--budget", "100"], "budget = 100 runs"),
     (["--task", "counting", "--answer", "A1"], "cannot predict 'A1' of counting"),
     ([], "--task is missing"),

@@ -29,6 +29,7 @@ def test_shared_flags_have_one_help_text():
     "--out",  # of `report`: a file
     "--particles",  # of `plan`: per device
     "--method",  # of `scoreboard`: one of two
+    "--pairs",  # to search with, or of each kind
     "--budget",  # of `circuit`: runs of a search, without Monte Carlo
   }
   texts: dict[str, set[str]] = {}

@@ -2,7 +2,7 @@
 
     inversionview study --config ioi:smollm2 --workdir W      # also :gemma3, :gpt2, :gpt2_xl
 
-measures all heads, reads those that matter at S1+1, S2 and END, and names their roles; results for two models are in configs/language_models.md.
+measures all heads, reads those that matter at S1+1, S2 and END, and names their roles; see configs/language_models.md.
 
 The paper's reader has 157 sites (x0.pre, 144 heads, 12 MLPs), at every position:
 

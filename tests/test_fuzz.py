@@ -157,7 +157,8 @@ def folder(tmp_path_factory):
       "show.explorer.service.Service.preload", "reading.reader.Reader.preimages", "reading.reader.Reader.preimage",
       "reading.source.Source.preimage", "causal.experiments.collect_pairs", "causal.verification.verify",
       "causal.head_importance.head_shares", "measures.readings.read", "measures.evaluation.evaluate", "measures.held_out.held_out_requests",
-      "measures.held_out.queries_of", "causal.experiments.run", "causal.logit_experiments.run",
+      "measures.held_out.queries_of", "causal.experiments.run", "causal.logit_experiments.run", "show.explorer.server.serve",
+      "benchmarks.scoreboard.scoreboard", "causal.circuits.find.circuit",
     ):  # fmt: skip
       patch.setattr(f"inversionview_jax.{name}", raising)
     yield place

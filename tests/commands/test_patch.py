@@ -64,7 +64,7 @@ def test_ablation_of_plus(inversionview, tmp_path):
   [
     (patch(f"{ADDITION}:A9"), "unknown experiment 'A9'"),
     (patch(CONFIGS / "addition.py")[:5], "has no experiments"),
-    (patch("missing.py"), "no config file missing.py"),
+    (patch("missing.py"), "no config file 'missing.py'"),
     (patch(f"{ADDITION}:plus", "--config.piars=3"), "piars"),
     (patch(f"{ADDITION}:plus", "--target", "counting"), "tokenizer"),
     (patch(f"{ADDITION}:plus", "--target", "nowhere"), "nowhere"),

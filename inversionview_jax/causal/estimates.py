@@ -41,6 +41,13 @@ class Estimate:
     return cls(float(data["mean"]), math.nan if data["se"] is None else float(data["se"]), int(data["n"]))
 
 
+def read_estimate(data: Mapping) -> Estimate:
+  """An estimate that is there, from what `to_data` made."""
+  found = Estimate.from_data(data)
+  assert found is not None
+  return found
+
+
 def estimate(values: np.ndarray) -> Estimate:
   """float[N] -> its mean with standard error."""
   values = np.asarray(values, np.float64)

@@ -188,7 +188,7 @@ class Answers:
     ]
 
   def candidates(self, symbol: int) -> tuple[str, ...]:
-    """What a component at this symbol can be said to write: every expression at every symbol, but constants and doubles.
+    """What a component at this symbol can write: every expression at every symbol, but constants and doubles.
 
     Of variables that split the inputs with this symbol alike it is one, the symbol's own where there is one.
     """

@@ -19,7 +19,7 @@ from inversionview_jax.benchmarks.scoreboard.runs import Change, Ran
 from inversionview_jax.measures.rates import auc
 from inversionview_jax.targets import Target
 
-# Share of the change of the output from which a node or an edge is said to belong to the circuit. Compiled programs have no small effects, only rare
+# Share of the change of the output from which a node or an edge counts as part of the circuit. Compiled programs have no small effects, only rare
 # ones (a bracket that decides one text in a hundred), above 1e-7 of rounding.
 THRESHOLD = 1e-3
 _ROUNDING = 1e-5  # of an activation's change: smaller ones are what float32 leaves

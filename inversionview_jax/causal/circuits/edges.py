@@ -98,8 +98,7 @@ def _names(grid: Grid, path: _Path) -> tuple[str, str]:
 def possible_paths(grid: Grid, nodes: Sequence[Node]) -> list[_Path]:
   """All paths that the architecture has: from earlier parts, at the same position but for keys and values."""
   heads = grid.config.n_heads
-  differ = [((grid.group == g) & (grid.clean != grid.corrupted)).any() for g in range(len(grid.labels))]
-  senders = [_Sender(None, g) for g, differs in enumerate(differ) if differs]
+  senders = [_Sender(None, group) for group in grid.differing]
   senders += [_Sender(node, node.group) for node in nodes]
   read = set(np.unique(grid.group[np.arange(len(grid)), grid.read_at]).tolist())
   every = []

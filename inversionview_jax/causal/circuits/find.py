@@ -6,7 +6,6 @@ Shapes: V nodes, N pairs.
 """
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +22,7 @@ from inversionview_jax.causal.circuits.edges import Edge, find_edges
 from inversionview_jax.causal.circuits.nodes import Grid, Node
 from inversionview_jax.causal.circuits.result import Circuit, CircuitNode
 from inversionview_jax.causal.circuits.stages import Stages
-from inversionview_jax.causal.estimates import Estimate, share
+from inversionview_jax.causal.estimates import estimate, read_estimate, share
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.targets import Target
@@ -129,10 +128,10 @@ def circuit(
   task = tasks.get(task) if isinstance(task, str) else task or target.resolve_task()
   if target.tokenizer is None and task is not None:
     target = dataclasses.replace(target, tokenizer=task.tokenizer)
-  asked = Settings(
+  given = Settings(
     answer, faithfulness, most, pairs, test_pairs, budget, queries, inputs, random_sets, monte_carlo, seed
   )
-  settings = asked.filled(target)
+  settings = given.filled(target)
   finder = _Finder.of(target, task, settings, contrast, out, mesh, progress)
   return finder.run()
 
@@ -210,11 +209,11 @@ class _Finder:
     curve, size = self._curve(order)
     chosen = order[:size]
     effects = {
-      name: _read_estimate(value)
+      name: read_estimate(value)
       for name, value in self._step("effects", lambda: self._effects(attribution, chosen)).items()
     }
     edges = [
-      Edge(source, target, way, _read_estimate(effect))
+      Edge(source, target, way, read_estimate(effect))
       for source, target, way, effect in self._step("edges", lambda: self._edges(chosen))
     ]
     contents = self._contents(chosen)
@@ -240,7 +239,6 @@ class _Finder:
 
     seen = _read_curve(self._step("sizes", lambda: measured(self.seen, 0)))
     size = seen.smallest(self.settings.faithfulness, self.settings.most)
-    sizes = sorted({*sizes, size})
     return _read_curve(self._step("curve", lambda: measured(self.unseen, self.settings.random_sets or 0))), size
 
   def _effects(self, attribution: dict[str, float], chosen: tuple[Node, ...]) -> dict[str, dict]:
@@ -267,7 +265,7 @@ class _Finder:
     task, settings = self.task, self.settings
     if task is None or not settings.queries:
       return {}
-    kept = self.stages.load_contents(task)
+    kept = self.stages.load_contents()
     if kept is not None:
       return kept
     assert settings.inputs is not None
@@ -311,7 +309,6 @@ class _Finder:
     config, grid = self.target.config, self.unseen.grid
     size = len(nodes)
     at = next(p for p in curve.points if p.size == size)
-    differ = [bool(((grid.group == g) & (grid.clean != grid.corrupted)).any()) for g in range(len(grid.labels))]
     text = self.target.require_tokenizer().text
     cut = [row[: last + 1] for row, last in ((x[0], grid.read_at[0]) for x in (grid.clean, grid.corrupted))]
     architecture = {"n_layers": config.n_layers, "n_heads": config.n_heads, "d_model": config.d_model}
@@ -323,12 +320,12 @@ class _Finder:
       example=(text(cut[0]), text(cut[1])),
       pairs=len(grid),
       positions=grid.labels,
-      clean=_estimate(curve.clean),
-      corrupted=_estimate(curve.corrupted),
+      clean=estimate(curve.clean),
+      corrupted=estimate(curve.corrupted),
       size=size,
       faithfulness=at.faithfulness,
       nodes=nodes,
-      inputs=tuple(label for label, differs in zip(grid.labels, differ, strict=True) if differs),
+      inputs=tuple(grid.labels[group] for group in grid.differing),
       edges=tuple(edges),
       curve=curve.points,
       cpr=curve.area(),
@@ -354,17 +351,6 @@ def _drawn(task: Task, settings: Settings, split: str, count: int | None):
 
 def _part(pairs: TextPairs, rows: slice) -> TextPairs:
   return TextPairs(**{field.name: getattr(pairs, field.name)[rows] for field in dataclasses.fields(pairs)})
-
-
-def _estimate(values: np.ndarray) -> Estimate:
-  n = len(values)
-  return Estimate(float(values.mean()), float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan, n)
-
-
-def _read_estimate(data) -> Estimate:
-  found = Estimate.from_data(data)
-  assert found is not None
-  return found
 
 
 def _read_curve(data) -> search.Curve:

@@ -111,6 +111,11 @@ class Grid:
     """Every node by its name."""
     return {node.name: node for node in self.nodes}
 
+  @functools.cached_property
+  def differing(self) -> tuple[int, ...]:
+    """The groups at whose positions some pair has different tokens."""
+    return tuple(np.unique(self.group[(self.clean != self.corrupted) & (self.group >= 0)]).tolist())
+
   def named(self, name: str) -> Node:
     """The node of a name such as "a0.3@="; raises `InversionViewError` for one that is not there."""
     if name not in self.by_name:

@@ -14,7 +14,7 @@ from inversionview_jax.causal.circuits import contents as what
 from inversionview_jax.causal.circuits.contents import Carried
 from inversionview_jax.causal.circuits.edges import Edge
 from inversionview_jax.causal.circuits.search import Point, point_from_data, point_to_data
-from inversionview_jax.causal.estimates import Estimate
+from inversionview_jax.causal.estimates import Estimate, read_estimate
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import write_whole
 from inversionview_jax.preimage import Preimage
@@ -220,26 +220,20 @@ def preimage_file(name: str, number: int) -> str:
   return f"preimages/{safe}.{number}.json"
 
 
-def _estimate(data: Mapping) -> Estimate:
-  found = Estimate.from_data(data)
-  assert found is not None
-  return found
-
-
 def _read(cls: type[Circuit], data: Mapping) -> Circuit:
   plain = ("target", "task", "answer", "pairs", "size", "cpr", "cmd", "random_cpr", "random_cmd", "settings")
   return cls(
     **{name: data[name] for name in (*plain, "target_runs", "architecture")},
     example=(data["example"]["clean"], data["example"]["corrupted"]),
     positions=tuple(data["positions"]),
-    clean=_estimate(data["logit_difference"]["clean"]),
-    corrupted=_estimate(data["logit_difference"]["corrupted"]),
-    faithfulness=_estimate(data["faithfulness"]),
+    clean=read_estimate(data["logit_difference"]["clean"]),
+    corrupted=read_estimate(data["logit_difference"]["corrupted"]),
+    faithfulness=read_estimate(data["faithfulness"]),
     nodes=tuple(map(CircuitNode.from_dict, data["nodes"])),
     inputs=tuple(one["position"] for one in data["inputs"]),
-    edges=tuple(Edge(e["source"], e["target"], e["through"], _estimate(e["effect"])) for e in data["edges"]),
+    edges=tuple(Edge(e["source"], e["target"], e["through"], read_estimate(e["effect"])) for e in data["edges"]),
     curve=tuple(map(point_from_data, data["curve"])),
-    effects={name: _estimate(one) for name, one in data["effects"].items()},
+    effects={name: read_estimate(one) for name, one in data["effects"].items()},
     order=tuple(data["order"]),
   )
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from inversionview_jax.causal.circuits.ablation import Ablation
 from inversionview_jax.causal.circuits.nodes import Node
-from inversionview_jax.causal.estimates import Estimate, share
+from inversionview_jax.causal.estimates import Estimate, read_estimate, share
 from inversionview_jax.errors import InversionViewError
 
 FEW = 400  # nodes whose removals are all measured
@@ -121,9 +121,7 @@ def point_to_data(point: Point) -> dict:
 
 def point_from_data(data: Mapping) -> Point:
   """A point as `point_to_data` wrote it."""
-  faithfulness = Estimate.from_data(data["faithfulness"])
-  assert faithfulness is not None
-  return Point(data["size"], faithfulness, Estimate.from_data(data["random"]), data["node"])
+  return Point(data["size"], read_estimate(data["faithfulness"]), Estimate.from_data(data["random"]), data["node"])
 
 
 @dataclasses.dataclass(frozen=True)

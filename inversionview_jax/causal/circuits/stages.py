@@ -13,7 +13,6 @@ from inversionview_jax.causal.circuits.result import preimage_file
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import path_of, write_whole
 from inversionview_jax.preimage import Preimage
-from inversionview_jax.tasks.base import Task
 
 _CONTENTS = "contents"
 
@@ -79,9 +78,8 @@ class Stages:
       }
     self.save(_CONTENTS, data)
 
-  def load_contents(self, task: Task) -> dict[str, Contents] | None:
+  def load_contents(self) -> dict[str, Contents] | None:
     """What nodes carry, where it was kept whole."""
-    del task
     data = self.load(_CONTENTS)
     if data is None or self.folder is None:
       return None

@@ -11,7 +11,6 @@ from inversionview_jax.files import path_of, write_whole
 
 if TYPE_CHECKING:
   from inversionview_jax.causal.circuits import Circuit
-  from inversionview_jax.tasks.base import Task
 
 _DESCRIPTION = """\
 Find the smallest circuit of an answer: which heads and MLPs at which positions keep it while everything else is resample-ablated, what each of
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     raise InversionViewError(f"--out {args.out} is a file: give a folder")
   if not args.task and not (args.target and args.contrast):
     raise InversionViewError("--task is missing: name the task, or give --target and --contrast with pairs of your own")
-  found, task = _find(args, out)
+  found = _find(args, out)
   write(found, out)
   terminal.print_text(str(found))
   _print_edges(found)
@@ -94,11 +93,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     f"\nCPR {found.cpr:.3f} (area under the faithfulness curve{random}), CMD {found.cmd:.3f}; {found.target_runs:,} runs of the target\n"
     f"{out / 'circuit.html'} shows it"
   )
-  del task
   return 0
 
 
-def _find(args: argparse.Namespace, out: pathlib.Path) -> "tuple[Circuit, Task | None]":
+def _find(args: argparse.Namespace, out: pathlib.Path) -> "Circuit":
   from inversionview_jax.causal.circuits import circuit
   from inversionview_jax.targets import load_target, task_and_target
   from inversionview_jax.tasks import pairs_file
@@ -130,22 +128,15 @@ def _find(args: argparse.Namespace, out: pathlib.Path) -> "tuple[Circuit, Task |
       out=out,
       progress=bars,
     )
-  return found, task
+  return found
 
 
 def write(found: "Circuit", out: pathlib.Path) -> None:
-  """Writes circuit.json, mib.json, the preimages, and the pictures made of them."""
-  from inversionview_jax.causal.circuits.result import preimage_file
+  """Writes circuit.json, mib.json and the pictures, beside the preimages, which the search has kept there."""
   from inversionview_jax.show.circuit_picture import circuit_page, circuit_svg
 
   out.mkdir(parents=True, exist_ok=True)
-  preimages = {}
-  for name, own in found.preimages.items():
-    preimages[name] = [json.loads(preimage.to_json()) for preimage in own]
-    for i, preimage in enumerate(own):
-      path = out / preimage_file(name, i)
-      path.parent.mkdir(parents=True, exist_ok=True)
-      preimage.to_json(path)
+  preimages = {name: [json.loads(preimage.to_json()) for preimage in own] for name, own in found.preimages.items()}
   data = found.to_dict()
   write_whole(out / "mib.json", json.dumps(found.to_mib(), allow_nan=False) + "\n")
   write_whole(out / "circuit.svg", circuit_svg(data))

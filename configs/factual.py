@@ -47,8 +47,9 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.inputs.sources = ("bundled",)
   config.study = ConfigDict(
     {
-      "heads": 16,  # that write most at END
-      "by_effect": 8,  # with the largest direct effect on the answer, besides
+      "heads": 12,  # that write most at END
+      "by_effect": 6,  # with the largest direct effect on the answer, besides
+      "by_patching": 10,  # of all layers, from whose patching most is expected, besides
       "first_layer": -1,  # of them; -1: the upper half
       "known": 96,  # facts that the model knows
       "tried": 700,  # prompts that are tried for them

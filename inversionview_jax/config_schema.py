@@ -183,6 +183,7 @@ STUDY: dict[str, dict[str, Key]] = {
       **_STUDY,
       "heads": config_keys.whole(1, 10_000, "that write most at END"),
       "by_effect": config_keys.whole(0, 10_000, "with the largest direct effect, besides"),
+      "by_patching": config_keys.whole(0, 10_000, "from whose patching most is expected, besides"),
       "first_layer": config_keys.whole(-1, 1_000, "of the heads; -1: the upper half"),
       "threshold": config_keys.number(0, 1, "on a head's share of the residual update"),
       "known": config_keys.whole(1, 1_000_000, "facts that the model knows, at most"),

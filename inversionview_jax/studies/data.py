@@ -40,14 +40,19 @@ def result(
   }
 
 
-def best(place: Mapping[str, Any]) -> Mapping[str, Any] | None:
-  """The feature of a place's data that its row shows: the first that is named and verified, or named, or the one with the highest rate above its base."""
-  features = place["reading"]["features"]
-  if not features:
+def best(place: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+  """The reading and its feature that the row of a place's data shows; None where nothing could be read.
+
+  The first that is named and verified, of the reading with the largest epsilon; or the first that is named; or, at the task's epsilon, that
+  with the highest rate above its base.
+  """
+  pairs = [(reading, one) for reading in place["readings"] for one in reading["features"]]
+  if not pairs:
     return None
-  named = [one for one in features if one["named"]]
-  verified = [one for one in named if one["feature"] in place["verified"]]
-  above = sorted(features, key=lambda one: one["base"] - one["rate"]["value"])
+  named = [pair for pair in pairs if pair[1]["named"]]
+  verified = [pair for pair in named if pair[1]["feature"] in place["verified"]]
+  coarsest = [pair for pair in pairs if pair[0] is pairs[0][0]]
+  above = sorted(coarsest, key=lambda pair: pair[1]["base"] - pair[1]["rate"]["value"])
   return (verified or named or above)[0]
 
 
@@ -59,6 +64,7 @@ def patch_of(place: Mapping[str, Any], feature: str) -> Mapping[str, Any] | None
 HEADINGS = (
   "site",
   "at",
+  "epsilon",
   "members",
   "feature",
   "rate",
@@ -74,17 +80,18 @@ HEADINGS = (
 
 def row(place: Mapping[str, Any]) -> tuple[str, ...]:
   """A place's row under `HEADINGS`."""
-  one, direct, reading = best(place), place["direct"], place["reading"]
-  patch = None if one is None else patch_of(place, one["feature"])
-  rates = ("-", "-", "-", "-")
-  if one is not None:
+  found, direct = best(place), place["direct"]
+  read, patch = ("-",) * 6, None
+  if found is not None:
+    reading, one = found
+    patch = patch_of(place, one["feature"])
     control = "-" if one["control"] is None else f"{one['control']:.2f}"
     rates = (one["feature"], f"{one['rate']['value']:.2f}", f"{one['base']:.2f}", control)
+    read = (f"{reading['epsilon']:g}", f"{reading['members']:.0f}", *rates)
   return (
     place["site"],
     place["position"],
-    f"{reading['members']:.0f}",
-    *rates,
+    *read,
     "-" if direct is None else _with_error(direct["difference"]),
     "-" if direct is None else f"{direct['rank']:.0f}",
     "-" if patch is None else _with_error(patch["only"]),

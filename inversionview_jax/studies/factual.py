@@ -8,7 +8,7 @@ Shapes: K known facts, L layers, H heads of a layer.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,17 @@ import numpy as np
 from inversionview_jax.causal import head_importance
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.sites import Site
 from inversionview_jax.studies import effects
 from inversionview_jax.studies.effects import Twins
 from inversionview_jax.studies.places import Place, PlaceStudy, Progress, Questions, spread, study
 from inversionview_jax.studies.stages import Stages
 from inversionview_jax.targets import Target
+from inversionview_jax.tasks.contrast import Pairs
 from inversionview_jax.tasks.factual import FEATURES, Factual
 
-VERIFIED = ("answer", "relation")  # features that patching tests
+# Features that patching tests: those with which the answer changes.
+VERIFIED = ("answer", "relation", "kind", "language", "subject")
 _BATCH = 16
 
 
@@ -34,7 +37,9 @@ class Settings:
   Attributes:
     heads: how many of those that write most are studied.
     by_effect: how many of those with the largest direct effect, besides.
-    first_layer: of the heads; -1: the upper half.
+    by_patching: how many of those of all layers from whose patching most is expected (to first order), for another answer and for another
+      relation in turn, besides.
+    first_layer: of the heads of the first two kinds; -1: the upper half.
     threshold: on a head's share of the residual update (paper: 0.02).
     known: facts that the model knows, at most.
     tried: prompts that are tried for them, at most.
@@ -46,8 +51,9 @@ class Settings:
     seed: of everything that is drawn.
   """
 
-  heads: int = 16
-  by_effect: int = 8
+  heads: int = 12
+  by_effect: int = 6
+  by_patching: int = 10
   first_layer: int = -1
   threshold: float = 0.02
   known: int = 96
@@ -97,7 +103,7 @@ def run(
     )
   foils = {name: pairs.only.foil for name, pairs in found.items()}
   chosen = [target.site(name, ("head",)) for name in sites]
-  chosen = chosen or _chosen(target, shares, found["answer"], settings, stages)
+  chosen = chosen or _chosen(target, shares, found, settings, stages)
   values = task.features_of(index)
   asked = Questions(
     queries=index[spread(values["relation"], settings.queries)],
@@ -180,31 +186,49 @@ def _known_facts(
   return found["index"], found["shares"], int(found["tried"])
 
 
-def _chosen(target: Target, shares: np.ndarray, twins: Twins, settings: Settings, stages: Stages):
-  """The heads that write most at END, then those with the largest direct effect that are not among them."""
+def _chosen(target: Target, shares: np.ndarray, twins: Mapping[str, Twins], settings: Settings, stages: Stages):
+  """The heads that write most at END, then those with the largest direct effect, then those whose patching changes the answer most."""
   layers = target.config.n_layers
   first = layers // 2 if settings.first_layer < 0 else settings.first_layer
   ranked = head_importance.ranked(shares, settings.threshold, first)
   sites = [target.site(head.site) for head in ranked]
   chosen, others = sites[: settings.heads], sites[settings.heads :]
   if settings.by_effect and others:
-    values = stages.arrays("direct-others", lambda: effects.direct_values(target, twins.only, twins.only.foil, others))
+    pairs = twins["answer"].only
+    values = stages.arrays("direct-others", lambda: effects.direct_values(target, pairs, pairs.foil, others))
     order = np.argsort(-values["difference"].mean(axis=1), kind="stable")
     chosen = chosen + [others[i] for i in order[: settings.by_effect]]
+  if settings.by_patching:
+    ranks = [_by_patching(target, name, twins[name].only, stages) for name in ("answer", "relation") if name in twins]
+    taken = (site for turn in zip(*ranks, strict=True) for site in turn)
+    chosen = chosen + list(dict.fromkeys(site for site in taken if site not in chosen))[: settings.by_patching]
   return chosen
+
+
+def _by_patching(target: Target, name: str, pairs: Pairs, stages: Stages) -> list[Site]:
+  """All heads, those first of which patching at END takes most of the answer's logit difference, to first order."""
+
+  def make():
+    at = pairs.clean_at[:, None], pairs.corrupted_at[:, None]
+    return {"lost": effects.attributed_effects(target, pairs, pairs.foil, at)[:, :, 0].mean(axis=-1)}
+
+  lost = stages.arrays(f"attributed-{name}", make)["lost"]
+  order = zip(*np.unravel_index(np.argsort(-lost, axis=None, kind="stable"), lost.shape), strict=True)
+  return [target.site(f"a{layer}.{head}") for layer, head in order]
 
 
 def summary(found: FactualStudy) -> dict[str, Any]:
   """What the page and the JSON have besides the heads."""
-  verified = sum(bool({"answer", "relation"} & {*head.verified}) for head in found.heads)
   pool = f"all {found.pool:,} prompts" if found.whole else f"{found.pool:,} random prompts"
-  return {
-    "known": found.known,
-    "tried": found.tried,
-    "pool": found.pool,
-    "whole": found.whole,
-    "summary": [
-      f"{found.known} facts that the model knows, of {found.tried} that were tried; preimages among {pool}; {len(found.heads)} heads at END",
-      f"{verified} heads whose reading names the answer or the relation, and patching agrees",
-    ],
-  }
+  count = sum(bool(head.verified) for head in found.heads)
+  coarse = max((reading.epsilon for head in found.heads for reading in head.readings), default=0.0)
+  at_once = sum(coarse in head.verified.values() for head in found.heads)
+  lines = [
+    f"{found.known} facts that the model knows, of {found.tried} that were tried; preimages among {pool}; {len(found.heads)} heads at END",
+    f"{count} heads have a reading that patching confirms, {at_once} of them at epsilon {coarse:g}",
+  ]
+  for name in VERIFIED:
+    heads = sorted((head for head in found.heads if name in head.verified), key=lambda head: -head.verified[name])
+    if heads:
+      lines.append(f"{name}: " + ", ".join(f"{head.site} ({head.verified[name]:g})" for head in heads))
+  return {"known": found.known, "tried": found.tried, "pool": found.pool, "whole": found.whole, "summary": lines}

@@ -18,7 +18,7 @@ code.st{display:block;white-space:pre-wrap;overflow-wrap:anywhere;padding:.6rem 
 table.st{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
 table.st :is(th,td){padding:.25rem .6rem;text-align:right;border-bottom:1px solid light-dark(#d5dae1,#2a2f37);white-space:nowrap}
 table.st :is(th,td):is(:first-child,:last-child,.l){text-align:left}
-table.st td:last-child{white-space:normal;min-width:14rem}
+nav table.st td:last-child{white-space:normal;min-width:14rem}
 tr.st-yes td:first-child{font-weight:700}
 section.st main{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,27rem),1fr))}
 """
@@ -64,8 +64,9 @@ def _notes(study: Mapping[str, Any]) -> str:
     "feature, mean over queries; base: of all inputs of the pool; control: of the members of other queries · direct effect: contribution to "
     "the logit of the answer less that of another one; rank: of the answer among all tokens by that contribution · patch: what the "
     "activation of an input that differs in the feature only takes from that logit difference; same value: what one of an input with the same "
-    "value of the feature takes · a reading names a feature from a rate of 0.8, up to a base of 0.3 and a control of base + 0.1; patching "
-    "agrees where it takes more than three standard errors, and the same value at most half of it</p>"
+    "value of the feature takes · a reading names a feature from a rate of 0.8, up to a base of 0.3 and a control of base + 0.1; in brackets "
+    "the largest epsilon at which it does; patching agrees where it takes more than three standard errors, and the same value at most half "
+    "of it</p>"
   )
 
 
@@ -88,22 +89,7 @@ def _roles(study: Mapping[str, Any]) -> str:
 def _section(place: Mapping[str, Any], preimages: Sequence[Preimage], options: DisplayOptions) -> str:
   name = _name(place)
   measures = " · ".join(f"{key} {value:.2f}" for key, value in place["measures"].items())
-  reading = place["reading"]
-  head = "".join(
-    f'<th scope="col">{one}</th>' for one in ("feature", "rate", "95 %", "base", "control", "other subjects", "named")
-  )
-  rows = ""
-  for one in reading["features"]:
-    rate = one["rate"]
-    cells = (
-      one["feature"],
-      f"{rate['value']:.2f}",
-      f"{rate['low']:.2f}-{rate['high']:.2f}",
-      f"{one['base']:.2f}",
-      *("-" if one[key] is None else f"{one[key]:.2f}" for key in ("control", "elsewhere")),
-      "yes" if one["named"] else "",
-    )
-    rows += "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+  first = place["readings"][0]
   patches = "".join(
     f"<li>{escape(one['feature'])}: {one['only']['mean']:.3f} of {one['total']['mean']:.3f} "
     f"(n = {one['only']['n']}); same value {one['rest']['mean']:.3f}; {'agrees' if one['agrees'] else 'does not agree'}</li>"
@@ -113,7 +99,35 @@ def _section(place: Mapping[str, Any], preimages: Sequence[Preimage], options: D
   role = f" · {escape(place['role'])}" if place["role"] else ""
   return (
     f'<section class="st" id="{escape(name)}"><h2><code>{escape(name)}</code>{role}</h2><p>{escape(place["verdict"])}</p>'
-    f'<p class="st-dim">{escape(measures)} · {reading["queries"]} queries read, {reading["too_few"]} with too few members</p>'
-    f'<div class="st-scroll"><table class="st"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    f'<p class="st-dim">{escape(measures)} · {first["queries"]} queries read, {first["too_few"]} with too few members</p>'
+    f'<div class="st-scroll">{_rates(place["readings"])}</div>'
     f"<ul>{patches}</ul><main>{shown}</main></section>\n"
   )
+
+
+def _rates(readings: Sequence[Mapping[str, Any]]) -> str:
+  """A table of features: rate and control of each at every epsilon, in bold where the reading names it."""
+  by_name = [{one["feature"]: one for one in reading["features"]} for reading in readings]
+  names = list(dict.fromkeys(name for found in by_name for name in found))
+  epsilons = "".join(
+    f'<th scope="colgroup" colspan="2">ε {reading["epsilon"]:g}, {reading["members"]:.0f} members</th>'
+    for reading in readings
+  )
+  head = f'<tr><th scope="col" rowspan="2">feature</th><th scope="col" rowspan="2">base</th>{epsilons}</tr>'
+  head += "<tr>" + '<th scope="col">rate</th><th scope="col">control</th>' * len(readings) + "</tr>"
+  rows = ""
+  for name in names:
+    base = next(found[name]["base"] for found in by_name if name in found)
+    cells = f"<td>{escape(name)}</td><td>{base:.2f}</td>"
+    for found in by_name:
+      if (one := found.get(name)) is None:
+        cells += "<td>-</td><td>-</td>"
+        continue
+      interval = f"95 %: {one['rate']['low']:.2f} to {one['rate']['high']:.2f}"
+      if one["elsewhere"] is not None:
+        interval += f"; of other subjects {one['elsewhere']:.2f}"
+      rate = f"{one['rate']['value']:.2f}"
+      control = "-" if one["control"] is None else f"{one['control']:.2f}"
+      cells += f'<td title="{interval}">{f"<b>{rate}</b>" if one["named"] else rate}</td><td>{control}</td>'
+    rows += f"<tr>{cells}</tr>"
+  return f'<table class="st"><thead>{head}</thead><tbody>{rows}</tbody></table>'

@@ -21,6 +21,8 @@ from inversionview_jax.tasks import Task
 
 Progress = Callable[[str, int, int], object]
 _PART = 1024  # inputs of the pool whose distances are stored at a time
+# Of the task's epsilon, at which a place is read: what it encodes coarsely, and what more it encodes finely.
+SCALES = (1.0, 0.5, 0.25)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,7 @@ class PlaceStudy:
     site, position: of the place.
     measures: what else is known of it, by name: its share of the residual update, where it attends to.
     role: its part in the circuit, where the task has roles.
-    reading: what its preimages share.
+    readings: what its preimages share, at the task's epsilon and at smaller ones.
     direct: its direct effect; None where it does not write at the answer's position.
     patches: of the features that are verified.
     preimages: of some queries.
@@ -78,29 +80,42 @@ class PlaceStudy:
   position: str
   measures: dict[str, float]
   role: str
-  reading: SiteReading
+  readings: tuple[SiteReading, ...]
   direct: DirectEffect | None
   patches: tuple[PatchEffect, ...]
   preimages: tuple[Preimage, ...]
 
   @property
-  def verified(self) -> list[str]:
-    """The features that the reading names and patching confirms."""
+  def named(self) -> dict[str, float]:
+    """The features that a reading names, with the largest epsilon at which one does."""
+    found: dict[str, float] = {}
+    for reading in self.readings:
+      for name in reading.named:
+        found.setdefault(name, reading.epsilon)
+    return found
+
+  @property
+  def verified(self) -> dict[str, float]:
+    """Of `named`, those that patching confirms."""
     agreeing = {patch.feature for patch in self.patches if patch.agrees}
-    return [name for name in self.reading.named if name in agreeing]
+    return {name: epsilon for name, epsilon in self.named.items() if name in agreeing}
 
   @property
   def verdict(self) -> str:
     """What is claimed, in words."""
-    if not self.reading.queries:
+    if not any(reading.queries for reading in self.readings):
       return "not read: too few members, or it attends to BOS"
-    if not self.reading.named:
+    if not self.named:
       return "names no feature"
-    names = ", ".join(self.reading.named)
+    parts = []
+    for reading in self.readings:
+      if names := [name for name, epsilon in self.named.items() if epsilon == reading.epsilon]:
+        parts.append(f"{', '.join(names)} ({reading.epsilon:g})")
+    claim = f"encodes {'; '.join(parts)}"
     if self.verified:
-      return f"encodes {names}; patching agrees on {', '.join(self.verified)}"
-    tested = {patch.feature for patch in self.patches} & {*self.reading.named}
-    return f"encodes {names}; " + ("patching does not agree" if tested else "not tested by patching")
+      return f"{claim}; patching agrees on {', '.join(self.verified)}"
+    tested = {patch.feature for patch in self.patches} & {*self.named}
+    return f"{claim}; " + ("patching does not agree" if tested else "not tested by patching")
 
   def to_data(self) -> dict[str, Any]:
     """Plain data for JSON, without the preimages."""
@@ -109,7 +124,7 @@ class PlaceStudy:
       "position": self.position,
       "role": self.role,
       "measures": self.measures,
-      "reading": self.reading.to_data(),
+      "readings": [reading.to_data() for reading in self.readings],
       "direct": self.direct and self.direct.to_data(),
       "patches": [patch.to_data() for patch in self.patches],
       "verified": self.verified,
@@ -164,10 +179,11 @@ def study(
   found = []
   for p, place in enumerate(places):
     kept = np.flatnonzero(caught.attention[p, :, 0] < asked.most_bos) if asked.most_bos < 1 else np.arange(count)
-    inside = distance[p, kept] <= np.float32(task.epsilon)
-    reading = read(inside, values, own[kept], asked.features, asked.apart)
+    readings = tuple(
+      read(distance[p, kept], scale * task.epsilon, values, own[kept], asked.features, asked.apart) for scale in SCALES
+    )
     # Queries with many members, all of which are kept.
-    size = inside.sum(axis=1)
+    size = (distance[p, kept] <= np.float32(task.epsilon)).sum(axis=1)
     some = kept[np.argsort(-size * (size <= 200), kind="stable")[:shown]]
     preimages = [
       preimage_of(
@@ -194,7 +210,7 @@ def study(
         place.position,
         own_measures,
         roles[p] if roles else "",
-        reading,
+        readings,
         direct.get(place.name),
         tuple(patches.get(place.name, ())),
         tuple(preimages),

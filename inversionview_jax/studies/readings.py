@@ -55,12 +55,14 @@ class SiteReading:
   """What one site encodes over several queries.
 
   Attributes:
+    epsilon: inside which members lie.
     features: those that are named first, of these the one with the lowest base first; then by rate.
     members: median number of members of a query.
     queries: with enough members.
     too_few: queries with fewer.
   """
 
+  epsilon: float
   features: tuple[FeatureRate, ...]
   members: float
   queries: int
@@ -77,6 +79,7 @@ class SiteReading:
   def to_data(self) -> dict[str, Any]:
     """Plain data for JSON."""
     return {
+      "epsilon": self.epsilon,
       "named": self.named,
       "members": self.members,
       "queries": self.queries,
@@ -86,7 +89,8 @@ class SiteReading:
 
 
 def read(
-  inside: np.ndarray,
+  distance: np.ndarray,
+  epsilon: float,
   values: Mapping[str, np.ndarray],
   queries: np.ndarray,
   names: Sequence[str],
@@ -95,13 +99,14 @@ def read(
   """The rates of features among the members of queries.
 
   Args:
-    inside: bool[Q, N], whether each input lies inside epsilon of each query.
+    distance: float32[Q, N], of each input from each query.
+    epsilon: up to which an input is a member.
     values: feature -> int[N], of the pool's inputs; -1: none.
     queries: int64[Q], which of the inputs each query is; it is no member of its own preimage. -1: none of them.
     names: features, keys of `values`.
     apart: the feature in which members must differ from the query to count for `elsewhere`; "": not measured.
   """
-  inside = np.array(inside, bool)
+  inside = distance <= np.float32(epsilon)
   own = np.flatnonzero(queries >= 0)
   inside[own, queries[own]] = False
   members = inside.sum(axis=1)
@@ -109,7 +114,7 @@ def read(
   rates = [_rate(name, inside[used], values, queries[used], apart) for name in names]
   known = sorted((rate for rate in rates if rate is not None), key=_order)
   median = float(np.median(members[used])) if len(used) else 0.0
-  return SiteReading(tuple(known), median, len(used), len(members) - len(used))
+  return SiteReading(epsilon, tuple(known), median, len(used), len(members) - len(used))
 
 
 def _order(feature: FeatureRate) -> tuple:

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 TEXTS = [f"{r['prompt']} {r['answer']}." for r in fact_wordings.composed()]
 FACTS = (
-  "--config.study.heads=2", "--config.study.by_effect=1", "--config.study.tried=64", "--config.study.known=48", "--config.study.pairs=4",
+  "--config.study.heads=2", "--config.study.by_effect=1", "--config.study.by_patching=1",
+  "--config.study.tried=64", "--config.study.known=48", "--config.study.pairs=4",
   "--config.study.queries=6", "--config.study.pool=300", "--config.study.only_known=False", "--config.study.first_layer=0",
 )  # fmt: skip
 NAMES = (
@@ -49,10 +50,13 @@ def test_facts_are_studied_and_an_interrupted_study_goes_on(folder, tmp_path, ca
   code, output = run(capsys, *argv)
   assert code == 0, output
   study, page = read(tmp_path / "W"), (tmp_path / "W" / "report.html").read_text()
-  assert len(study["places"]) == 3 and study["pool"] == 300 and not study["whole"]
+  assert len(study["places"]) == 4 and study["pool"] == 300 and not study["whole"]
   for place in study["places"]:
     assert place["site"] in output and f'id="{place["site"]}@END"' in page and "direct" in place
-    assert {patch["feature"] for patch in place["patches"]} == {"answer", "relation"}
+    assert {patch["feature"] for patch in place["patches"]} == {"answer", "relation", "kind", "language", "subject"}
+    assert [reading["epsilon"] for reading in place["readings"]] == [0.25, 0.125, 0.0625]
+    members = [reading["members"] for reading in place["readings"] if reading["queries"] == 6]
+    assert members == sorted(members, reverse=True)
   saved = sorted((tmp_path / "W" / "preimages").iterdir())
   assert saved and Preimage.from_json(saved[0]).method == "rejection"
   steps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "W" / "steps").iterdir()}
@@ -72,7 +76,7 @@ def test_a_single_head_has_the_figures_that_it_has_among_others(folder, tmp_path
   every = read(tmp_path / "all")["places"]
   run(capsys, *common, "--workdir", tmp_path / "one", "--head", every[1]["site"])
   (one,) = read(tmp_path / "one")["places"]
-  assert one["reading"] == every[1]["reading"] and one["site"] == every[1]["site"]
+  assert one["readings"] == every[1]["readings"] and one["site"] == every[1]["site"]
   for mine, among in zip(one["patches"], every[1]["patches"], strict=True):
     assert mine["only"]["mean"] == pytest.approx(among["only"]["mean"], abs=1e-5)
 

@@ -113,6 +113,9 @@ def markdown(study: Mapping[str, Any]) -> str:
       [(one["role"], one["heads"] or "none", one["published"]) for one in roles],
     )
     lines.append("")
+  if nodes := study.get("circuit"):
+    rows = [(one["node"], one["effect"], one["role"], one["reading"]) for one in nodes]
+    lines += [*_markdown_table(("node of the circuit", "its ablation takes", "role", "reading"), rows), ""]
   lines += _markdown_table(HEADINGS, [row(place) for place in study["places"]])
   return "\n".join(lines) + "\n"
 

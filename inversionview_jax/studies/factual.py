@@ -85,7 +85,12 @@ class FactualStudy:
 
 
 def run(
-  target: Target, task: Factual, settings: Settings, stages: Stages, progress: Progress, sites: Sequence[str] = ()
+  target: Target,
+  task: Factual,
+  settings: Settings,
+  stages: Stages,
+  progress: Progress,
+  sites: Sequence[str] = (),
 ) -> FactualStudy:
   """Studies the heads that write most, or those of `sites`.
 

@@ -115,9 +115,15 @@ class IOIStudy:
 
 
 def run(
-  target: Target, task: IOI, settings: Settings, stages: Stages, progress: Progress, sites: Sequence[str] = ()
+  target: Target,
+  task: IOI,
+  settings: Settings,
+  stages: Stages,
+  progress: Progress,
+  sites: Sequence[str] = (),
+  besides: Sequence[tuple[str, str]] = (),
 ) -> IOIStudy:
-  """Measures all heads and reads those that matter, or those of `sites` at all three positions."""
+  """Measures all heads and reads those that matter, or those of `sites` at all three positions; and sites at positions `besides`."""
   target.require_logits()
   index = np.random.default_rng(settings.seed).permutation(task.num_inputs)
   prompts, queries = index[: settings.prompts], index[settings.prompts :][: settings.queries]
@@ -142,6 +148,7 @@ def run(
     for h, site in enumerate(every)
   ]
   places = _chosen(target, heads, settings, sites)
+  places = list(dict.fromkeys([*places, *(Place(target.site(name), position) for name, position in besides)]))
   found = {name: Twins.of(task, name, prompts, settings.pairs, settings.seed) for name in VERIFIED}
   twins = {name: pairs for name, pairs in found.items() if pairs is not None}
   asked = Questions(

@@ -25,13 +25,16 @@ section.st main{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minm
 SHOWN = 24  # samples of each preimage
 
 
-def to_page(study: Mapping[str, Any], preimages: Mapping[str, Sequence[Preimage]], title: str) -> str:
+def to_page(
+  study: Mapping[str, Any], preimages: Mapping[str, Sequence[Preimage]], title: str, picture: str = ""
+) -> str:
   """A self-contained page.
 
   Args:
     study: what `data.result` returned.
     preimages: "SITE@POSITION" -> preimages of that place.
     title: of the page.
+    picture: SVG of the study's circuit, where it has one.
   """
   target = study["target"]
   name = target.get("name") or target.get("target") or ""
@@ -44,7 +47,7 @@ def to_page(study: Mapping[str, Any], preimages: Mapping[str, Sequence[Preimage]
   table = f'<nav class="st-scroll"><table class="st"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{_notes(study)}</nav>\n'
   options = DisplayOptions(SHOWN, notes=False, compact=True)
   sections = "".join(_section(place, preimages.get(_name(place), ()), options) for place in study["places"])
-  return document(title, header + _roles(study) + table + sections, _STYLE)
+  return document(title, header + _roles(study) + _circuit(study, picture) + table + sections, _STYLE)
 
 
 def _name(place: Mapping[str, Any]) -> str:
@@ -74,16 +77,24 @@ def _roles(study: Mapping[str, Any]) -> str:
   """The table of roles, where the study has one."""
   if not (roles := study.get("roles")):
     return ""
-  head = "".join(
-    f'<th scope="col">{name}</th>'
-    for name in ("role", "heads here", "GPT-2 small (Wang et al., 2022)", "how they are told")
+  rows = [(one["role"], one["heads"] or "none", one["published"], one["evidence"]) for one in roles]
+  return _table(("role", "heads here", "GPT-2 small (Wang et al., 2022)", "by what a head has it"), rows)
+
+
+def _circuit(study: Mapping[str, Any], picture: str) -> str:
+  """The circuit's picture and its nodes, where the study has one."""
+  if not (nodes := study.get("circuit")):
+    return ""
+  rows = [(one["node"], one["effect"], one["role"], one["reading"]) for one in nodes]
+  return f'<nav class="st-scroll">{picture}</nav>\n' + _table(
+    ("node of the circuit", "its ablation takes", "role", "reading"), rows
   )
-  rows = "".join(
-    f'<tr><td>{escape(one["role"])}</td><td class="l">{escape(one["heads"] or "none")}</td><td class="l">{escape(one["published"])}</td>'
-    f"<td>{escape(one['evidence'])}</td></tr>"
-    for one in roles
-  )
-  return f'<nav class="st-scroll"><table class="st"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></nav>\n'
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  head = "".join(f'<th scope="col">{escape(name)}</th>' for name in headings)
+  body = "".join("<tr>" + "".join(f'<td class="l">{escape(cell)}</td>' for cell in row) + "</tr>" for row in rows)
+  return f'<nav class="st-scroll"><table class="st"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></nav>\n'
 
 
 def _section(place: Mapping[str, Any], preimages: Sequence[Preimage], options: DisplayOptions) -> str:

@@ -2,6 +2,7 @@
 
 import json
 
+import circuit_examples
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -81,18 +82,32 @@ def test_a_single_head_has_the_figures_that_it_has_among_others(folder, tmp_path
     assert mine["only"]["mean"] == pytest.approx(among["only"]["mean"], abs=1e-5)
 
 
-def test_names_are_studied_with_the_roles_of_heads(folder, tmp_path, capsys):
+def test_names_are_studied_with_the_roles_of_heads_beside_a_circuit(folder, tmp_path, capsys):
+  nodes = [
+    circuit_examples.node("a1.0", "END", 0.4, 1),
+    circuit_examples.node("a1.1", "S1+1", 0.3, 2),
+    circuit_examples.node("m0", "S2", 1.0, 3),
+  ]
+  circuit = circuit_examples.around(nodes, [], task="ioi", target=task_and_target("ioi", folder)[1].name)
+  (tmp_path / "circuit.json").write_text(json.dumps(circuit))
   argv = ("--config", "configs/ioi.py:smollm2", "--target", folder, "--workdir", tmp_path / "W", *NAMES)
-  code, output = run(capsys, *argv)
+  code, output = run(capsys, *argv, "--circuit", tmp_path)
   assert code == 0, output
-  study = read(tmp_path / "W")
+  study, page = read(tmp_path / "W"), (tmp_path / "W" / "report.html").read_text()
   assert len(study["heads"]) == 4 and {row["role"] for row in study["roles"]} >= {"name mover", "induction"}
-  assert [place["position"] for place in study["places"]] == ["END"] * 3 + ["S2", "S1+1"]
+  chosen = [place["position"] for place in study["places"]][:5]
+  assert chosen == ["END"] * 3 + ["S2", "S1+1"]
+  assert {("a1.0", "END"), ("a1.1", "S1+1")} <= {(place["site"], place["position"]) for place in study["places"]}
+  assert [row["node"] for row in study["circuit"]] == ["a1.0@END", "a1.1@S1+1", "m0@S2"]
+  assert [row["reading"] == "not read here" for row in study["circuit"]] == [False, False, True]
   sizes = [abs(head["direct"]["mean"]) for head in study["heads"]]
   assert sizes == sorted(sizes, reverse=True)
-  assert "9.9, 9.6, 10.0" in (tmp_path / "W" / "report.html").read_text()
+  assert "9.9, 9.6, 10.0" in page and "<svg" in page
   table = (tmp_path / "W" / "table.md").read_text()
-  assert "inversionview study --config configs/ioi.py:smollm2" in table and table.count("| END |") == 3
+  assert "inversionview study --config configs/ioi.py:smollm2" in table and "| a1.1@S1+1 | 30 % ± 1 |" in table
+  (tmp_path / "circuit.json").write_text(json.dumps(circuit | {"target": "another"}))
+  code, output = run(capsys, *argv, "--circuit", tmp_path)
+  assert code == 2 and "a circuit of the task 'ioi' in another" in output
 
 
 def test_distances_of_the_pool_are_those_of_a_run(folder):
@@ -119,6 +134,7 @@ def test_distances_of_the_pool_are_those_of_a_run(folder):
   [
     (("--config.study.heads=0",), "study.heads = 0"),
     (("--head", "a9.9"), "a9.9"),
+    (("--circuit", "C"), "of the IOI study"),
     (("--config.study.only_known=True", "--config.study.tried=8"), "predicts none"),
   ],
 )

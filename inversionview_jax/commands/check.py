@@ -122,6 +122,7 @@ def _of_activation(args: argparse.Namespace) -> _Outcome | None:
   if not claim:
     return None
   source.note_decoder(args, drawn_from)
+  source.note_other_text(drawn_from.task, args.text)
   names = ("epsilon", "metric", "match", "controls", "others", "seed")
   how: dict[str, Any] = {name: value for name in names if (value := getattr(args, name)) is not None}
   with bar_of("preimages") as progress:

@@ -55,6 +55,16 @@ def _row(task: Task, tokens: Sequence[int]) -> np.ndarray:
   return row
 
 
+def _is_input(task: Task, query: Query) -> bool:
+  """Whether a query's whole text is an input of the task; True where the task cannot say."""
+  row = _row(task, [i for i in query.tokens if i not in (task.tokenizer.eos_id, task.tokenizer.pad_id)])
+  end = int((row[0] != task.tokenizer.pad_id).sum())
+  row[0, end : end + 1] = task.tokenizer.eos_id
+  if task.has_log_prior:
+    return bool(np.isfinite(task.log_prior(row))[0])
+  return not task.enumerable or bool(task.index(row)[0] >= 0)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Claim:
   """A claim about one query: the value that inputs must have, or 1 of a condition; None where the query has none."""
@@ -163,7 +173,11 @@ def _verdict(
   if stated.condition and not stated.own:
     return "refuted", "it is false for the query itself"
   if not distinct:
-    return "not testable", f"no input inside epsilon was found{f' ({preimage.problem})' if preimage.problem else ''}"
+    other = "" if _is_input(stated.task, preimage.query) else "; the text itself is no input of the task"
+    return (
+      "not testable",
+      f"no input inside epsilon was found{f' ({preimage.problem})' if preimage.problem else ''}{other}",
+    )
   if not spread and random == 1:
     return "not testable", "it is about something in which the task's inputs do not differ"
   if distinct == 1 and rate[0] == 1:

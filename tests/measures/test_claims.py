@@ -1,6 +1,7 @@
 """Claims about an activation: their language, and their verdicts against preimages whose truth is known."""
 
 import functools
+import importlib.util
 import json
 import math
 import pathlib
@@ -13,6 +14,7 @@ import pytest
 from language_model_server import TASK, preimage_of, sum_preimages
 
 import inversionview_jax as iv
+from inversionview_jax import tasks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.measures import claims, properties
 from inversionview_jax.measures.claim_check import HOLDS
@@ -124,13 +126,23 @@ def test_few_different_members_confirm_nothing(preimage):
   copies = [s for s in preimage.samples if s.inside][:1] * 1000
   alone = check_preimage(_replaced(preimage, samples=tuple(copies)), "F1 + S1")
   assert (alone.verdict, alone.distinct, alone.drawn) == ("not testable", 1, 1000)
-  assert check_preimage(_replaced(preimage, samples=()), "F1").why.startswith("no input inside epsilon")
+  none = check_preimage(_replaced(preimage, samples=()), "F1").why
+  assert none.startswith("no input inside epsilon") and "itself" not in none
 
 
 def _replaced(preimage, **changes):
   import dataclasses
 
   return dataclasses.replace(preimage, **changes)
+
+
+def test_a_text_that_the_task_does_not_have_is_said_to_be_none(preimage):
+  """Nothing needs to lie inside epsilon of its activation, however long one samples."""
+  other = "615+861=1477"
+  tokens = tuple(int(i) for i in TASK.tokenizer.encode_batch([other], length=TASK.length, eos=True)[0])
+  query = _replaced(preimage.query, text=other, tokens=tokens)
+  result = check_preimage(_replaced(preimage, query=query, samples=()), "F1")
+  assert result.verdict == "not testable" and result.why.endswith("the text itself is no input of the task")
 
 
 def test_particles_that_have_not_converged_refute_and_do_not_confirm():
@@ -224,8 +236,22 @@ def test_claims_about_a_compiled_program_are_judged_rightly():
   assert len(results) == 5 and not misjudged(results)
 
 
+def test_texts_of_the_last_set_are_inputs_of_their_tasks():
+  """Of a text that the task does not have, nothing may lie inside epsilon: no verdict on it says how claims are judged."""
+  rows = [row for row in TABLE if row["set"] == "fifth"]
+  known = {name: tasks.get(name) for name in ("addition", "counting")}
+  if importlib.util.find_spec("tracr"):
+    known |= {row["target"]: tasks.get(row["target"]) for row in rows if row["target"].startswith("tracr:")}
+  checked = [row for row in rows if row["target"] in known]
+  assert len(checked) >= 13
+  for row in checked:
+    task = known[row["target"]]
+    tokens = task.tokenizer.encode_batch([row["text"]], length=task.length, eos=True)
+    assert np.isfinite(task.log_prior(tokens)).all(), row["text"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["first", "second", "third", "fourth"])
+@pytest.mark.parametrize("which", ["first", "second", "third", "fourth", "fifth"])
 def test_of_right_and_of_wrong_claims_one_in_twenty_may_be_misjudged(which):
   pytest.importorskip("tracr", reason="pip install '.[tracr]'")
   with compilation.quick(False):  # as users have it: a hundred thousand runs of the target for each activation

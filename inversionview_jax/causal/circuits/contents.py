@@ -1,10 +1,11 @@
 """What each node of a circuit carries: the features that its epsilon-preimages share over many queries, each tested causally.
 
 Preimages are drawn by rejection from one set of random inputs for all nodes and queries; of activations that encode too much for that, some are
-read by Monte Carlo on request. How many could not be read is part of the result.
+read by Monte Carlo on request. How many could not be read, and that they encode more than so many inputs can show, is part of the result.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,12 +19,13 @@ from inversionview_jax.measures.held_out import held_out_requests
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.reading.rejection import FEWEST, preimages_of_random_inputs
 from inversionview_jax.reading.requests import Request
-from inversionview_jax.reading.source import Source
+from inversionview_jax.reading.source import Source, monte_carlo_by_default
 from inversionview_jax.targets import Target
 from inversionview_jax.tasks.base import Task
 
 _PROPERTIES = 8  # of a node that are kept
 _KEPT = 2  # preimages of a node that are kept
+_OF_LANGUAGE = {"particles": 128, "budget": 8_000}  # Monte Carlo on a language model, whose runs are dear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +106,8 @@ def contents_of(
     seed: of what is drawn.
     progress: called with the nodes that are done, and all of them.
   """
-  source = Source.of(target, "monte_carlo", task=task) if monte_carlo else None
+  how: dict[str, Any] = {} if monte_carlo_by_default(task) else _OF_LANGUAGE
+  source = Source.of(target, "monte_carlo", task=task, **how) if monte_carlo else None
   requests: dict[str, list[Request]] = {}
   for node in nodes:
     if node.position != REST:
@@ -123,9 +126,8 @@ def contents_of(
 
 
 def _contents(preimages: Sequence[Preimage], task: Task) -> Contents:
-  usable = [p for p in preimages if p.inside and (p.converged or p.method == "monte_carlo")]
-  lacking = len(preimages) - len(usable)
-  problem = f"{lacking} of {len(preimages)} activations have fewer than {FEWEST} of the random inputs inside epsilon"
+  usable = [p for p in preimages if p.inside and p.converged]
+  problem = _problem(preimages)
   if not usable:
     return Contents((), None, 0, tuple(preimages[:_KEPT]), problem)
   features = bool(task.features(task.tokens(task.split("test")[:1])))
@@ -138,7 +140,22 @@ def _contents(preimages: Sequence[Preimage], task: Task) -> Contents:
     Carried(row.feature, row.rate.value, row.base, None if row.control is None else row.control.value, row.verdict)
     for row in kept
   )
-  return Contents(carried, read.bits(), len(usable), tuple(usable[:_KEPT]), problem if lacking else "")
+  return Contents(carried, read.bits(), len(usable), tuple(usable[:_KEPT]), problem)
+
+
+def _problem(preimages: Sequence[Preimage]) -> str:
+  """How many activations could not be read, and why; "" where all were."""
+  count, parts = len(preimages), []
+  few = [p for p in preimages if p.method == "rejection" and not p.converged]
+  if few:
+    inputs = few[0].target_runs or 1
+    parts.append(
+      f"{len(few)} of {count} activations have fewer than {FEWEST} of {inputs:,} random inputs inside epsilon "
+      f"(more than {math.log2(inputs / FEWEST):.1f} bits)"
+    )
+  if stuck := sum(p.method == "monte_carlo" and not p.converged for p in preimages):
+    parts.append(f"Monte Carlo did not converge for {stuck} of {count}")
+  return "; ".join(parts)
 
 
 def _implied(row: FeatureConsistency, rows: Sequence[FeatureConsistency]) -> bool:

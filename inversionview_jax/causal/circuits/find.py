@@ -33,6 +33,7 @@ _LARGE = 10_000_000  # parameters from which on a run of the target is dear
 _LEADERS = {False: 200, True: 60}  # nodes whose effects are measured where there are too many, besides the circuit's
 _TESTED = {False: 3, True: 1}  # features of a node that are tested causally
 _EDGES = {False: 600, True: 100}  # edges into nodes that are measured, of a small and of a large target
+_OF_READING = ("queries", "inputs", "monte_carlo")  # settings on which nothing but what nodes carry depends
 
 Progress = Callable[[str, int, int], object]
 
@@ -146,6 +147,7 @@ class _Finder:
   seen: Ablation  # the pairs of the search
   unseen: Ablation
   stages: Stages
+  readings: Stages  # apart, so that a circuit can be read again with more inputs
   progress: Progress
 
   @classmethod
@@ -167,7 +169,8 @@ class _Finder:
     unseen = seen.on(grids[1].like(grids[0]))
     made_with = dataclasses.asdict(settings) | {"target": target.describe(), "task": "" if task is None else task.name}
     made_with |= {"pairs_digest": [grid.digest() for grid in grids]}
-    return cls(target, task, settings, seen, unseen, Stages.of(out, made_with), progress)
+    searched = {name: value for name, value in made_with.items() if name not in _OF_READING}
+    return cls(target, task, settings, seen, unseen, Stages.of(out, searched), Stages.of(out, made_with), progress)
 
   @property
   def large(self) -> bool:
@@ -265,7 +268,7 @@ class _Finder:
     task, settings = self.task, self.settings
     if task is None or not settings.queries:
       return {}
-    kept = self.stages.load_contents()
+    kept = self.readings.load_contents()
     if kept is not None:
       return kept
     assert settings.inputs is not None
@@ -284,7 +287,7 @@ class _Finder:
       how: dict[str, Any] = {"features": _TESTED[self.large], "pairs": len(self.unseen.grid), "seed": settings.seed}
       found[name] = tested(self.target, task, by_name[name], one, predict=settings.answer or None, **how)
       self.progress("causal tests", number + 1, len(found))
-    self.stages.save_contents(found)
+    self.readings.save_contents(found)
     return found
 
   def _node(self, node: Node, number: int, effects, attribution, contents) -> CircuitNode:

@@ -207,6 +207,10 @@ def test_a_search_goes_on_where_it_was_interrupted(found, small_target, meshes, 
   monkeypatch.setattr(Ablation, "attribution", never)
   again = circuit(small_target, TASK, out=out, mesh=meshes(1), **how)
   assert again.to_dict() == one.to_dict()
+  # With more inputs only what the nodes carry is read again.
+  more = circuit(small_target, TASK, out=out, mesh=meshes(1), **how | {"inputs": 3000})
+  assert more.curve == one.curve and [n.name for n in more.nodes] == [n.name for n in one.nodes]
+  assert {p.target_runs for own in more.preimages.values() for p in own} == {3000}
   with pytest.raises(AssertionError, match="measured again"):
     circuit(small_target, TASK, out=out, mesh=meshes(1), **how | {"seed": 1})
 

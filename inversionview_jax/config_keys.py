@@ -119,6 +119,19 @@ def are_ids(name: str, value: Any) -> tuple:
   return values.sequence(name, value, functools.partial(values.whole, low=0, high=2**31 - 1), 2**24)
 
 
+def are_phases(name: str, value: Any) -> tuple:
+  """Settings of runs one after the other: dicts of dotted keys."""
+  return values.sequence(name, value, _is_phase, 1_000)
+
+
+def _is_phase(name: str, value: Any) -> Mapping:
+  if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+    raise InversionViewError(
+      f"{name} = {values.brief(value)} must be a dict of settings, such as {{'optimizer.lr': 0.003}}"
+    )
+  return value
+
+
 def are_queries(name: str, value: Any) -> tuple:
   """(reader, text, site, position) each, at least one."""
   queries = values.sequence(name, value, _is_query, 1_000_000)

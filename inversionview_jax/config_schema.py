@@ -68,6 +68,11 @@ TRAINING = {
         0, MOST_STEPS, "steps in a row, not finite, that are left out before the run ends"
       ),
       "profile": config_keys.text('"100:110" writes an XLA trace of these steps'),
+      "phases": Key(
+        config_keys.are_phases,
+        "tuple of dicts",
+        "settings of runs one after the other, each from the model of the one before",
+      ),
       "about": config_keys.text("what kind of run it is, printed first"),
       "log": config_keys.choice(("tensorboard", "wandb"), "wandb: to Weights & Biases as well (extra `wandb`)"),
     }

@@ -191,7 +191,11 @@ def summary(path: str, config: "ConfigDict", saved: object, only: Callable[[str]
     saved: the file that has all settings.
     only: which keys are shown.
   """
-  different = {key: values for key, values in changed(path, config).items() if only(key) and key != "about"}
+  different = {
+    key: values
+    for key, values in changed(path, config).items()
+    if only(key) and key.split(".")[-1] not in ("about", "phases")
+  }
   rows = [(key, str(value), str(default)) for key, (value, default) in different.items()]
   widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:2]] if rows else []
   lines = [f"  {key:{widths[0]}}  {value:{widths[1]}}  (default {default})" for key, value, default in rows]

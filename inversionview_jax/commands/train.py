@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from inversionview_jax import config_schema
-from inversionview_jax.commands import configs, flags
+from inversionview_jax.commands import configs, flags, phases
 from inversionview_jax.commands.configs import load_config
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import output_folder, path_of
@@ -65,24 +65,27 @@ def run_train_target(args: argparse.Namespace, overrides: list[str]) -> int:
   settings = _target_settings(args, config)
   workdir = path_of(args.workdir)
   _join(hosts, args)
-  task, folder = tasks.get(config.task), workdir / "target"
+  task = tasks.get(config.task)
   mesh = parallel.mesh_of(settings)
-  loop.refuse_workdir(settings, folder, mesh)
+  runs = phases.of(settings, workdir, "target", "start.target", overrides, "target.")
+  for run in runs:
+    loop.refuse_workdir(run.config, run.folder, mesh)
+    model_shapes.transformer_config(task, run.config)  # refuses what does not fit, before the data are made
   hosts.refuse_in_use(workdir, loop.IN_USE)
-  model_shapes.transformer_config(task, settings)  # refuses what does not fit, before the data are made
   rows, held_out = _rows(task, config)
   parallel.use_compilation_cache()
-  objective = target_objective.TargetObjective(task, settings, held_out, mesh)
   _print_kind(args, config)
-  with output_folder(workdir), hosts.exclusive(workdir, loop.IN_USE):
-    if not args.quiet:
-      print_text(configs.summary(args.config, config, folder / "config.json", is_of_target))
-    metrics = loop.train(objective, rows, settings, folder, mesh)
-  print_text(f"accuracy of whole answers, {metrics['held_out']:,.0f} held-out inputs: {metrics['accuracy']:.5f}")
-  for name, value in metrics.items():
-    if name.startswith("accuracy_"):
-      print_text(f"{name}: {value:.5f}")
-  print_text(f"target: {folder}")
+  for run in phases.to_do(runs):
+    objective = target_objective.TargetObjective(task, run.config, held_out, mesh)
+    with output_folder(workdir), hosts.exclusive(workdir, loop.IN_USE):
+      if not args.quiet:
+        print_text(configs.summary(args.config, config, run.folder / "config.json", is_of_target))
+      metrics = loop.train(objective, rows, run.config, run.folder, mesh)
+    print_text(f"accuracy of whole answers, {metrics['held_out']:,.0f} held-out inputs: {metrics['accuracy']:.5f}")
+    for name, value in metrics.items():
+      if name.startswith("accuracy_"):
+        print_text(f"{name}: {value:.5f}")
+  print_text(f"target: {runs[-1].folder}")
   return 0
 
 
@@ -92,28 +95,34 @@ def run_train(args: argparse.Namespace, overrides: list[str]) -> int:
   from inversionview_jax.training import decoder_objective, loop
 
   config = load_config(args.config, overrides)
-  _check(args, config)
   workdir = path_of(args.workdir)
+  runs = phases.of(config, workdir, "decoder", "init_from", overrides)
+  for run in runs:
+    _check(args, run.config)
   _join(hosts, args)
   mesh = parallel.mesh_of(config)
-  loop.refuse_workdir(config, workdir / "decoder", mesh)
+  for run in runs:
+    loop.refuse_workdir(run.config, run.folder, mesh)
   hosts.refuse_in_use(workdir, loop.IN_USE)
   choice = _Target(args, config, workdir, mesh)
-  decoder_objective.shape_of(config, choice.task, choice.target)  # refuses what does not fit, before the data are made
+  decoder_objective.shape_of(
+    runs[0].config, choice.task, choice.target
+  )  # refuses what does not fit, before the data are made
   rows, held_out = _rows(choice.task, config)
-  objective = decoder_objective.DecoderObjective(choice.task, config, choice.target, rows, held_out, mesh)
-  hosts.all_true(True)  # every host has checked before one writes
   _print_kind(args, config)
-  with output_folder(workdir), hosts.exclusive(workdir, loop.IN_USE):
-    choice.store()
-    if not args.quiet:
-      print_text(configs.summary(args.config, config, workdir / "decoder" / "config.json", _is_of_reader(config)))
-    print_text(f"target: {choice.source}")
-    metrics = loop.train(objective, rows, config, workdir / "decoder", mesh)
-  print_text(f"in-epsilon rate, mean over sites: {metrics['rate']:.3f}; lowest: {metrics['rate_lowest']:.3f}")
-  for name, value in metrics.items():
-    if name.startswith("rate/"):
-      print_text(f"  {name.removeprefix('rate/'):8} {value:.3f}")
+  for run in phases.to_do(runs):
+    objective = decoder_objective.DecoderObjective(choice.task, run.config, choice.target, rows, held_out, mesh)
+    hosts.all_true(True)  # every host has checked before one writes
+    with output_folder(workdir), hosts.exclusive(workdir, loop.IN_USE):
+      choice.store()
+      if not args.quiet:
+        print_text(configs.summary(args.config, config, run.folder / "config.json", _is_of_reader(config)))
+      print_text(f"target: {choice.source}")
+      metrics = loop.train(objective, rows, run.config, run.folder, mesh)
+    print_text(f"in-epsilon rate, mean over sites: {metrics['rate']:.3f}; lowest: {metrics['rate_lowest']:.3f}")
+    for name, value in metrics.items():
+      if name.startswith("rate/"):
+        print_text(f"  {name.removeprefix('rate/'):8} {value:.3f}")
   print_text(f"reader: {workdir}")
   return 0
 
@@ -265,12 +274,12 @@ class _Target:
 
     if not hosts.all_true(not hosts.is_writer() or self._stored() == self._before):
       raise InversionViewError(f"another run has changed {self._own} meanwhile: run the same command again")
-    if not hosts.is_writer():
-      return
-    if self._language:
-      write_reference(self._own, self.source, self.target)
-    elif not self._before[1]:
-      task_and_target(self._config.task, self.source, convention="raw", **self._loading)[1].save(self._own)
+    if hosts.is_writer():
+      if self._language:
+        write_reference(self._own, self.source, self.target)
+      elif not self._before[1]:
+        task_and_target(self._config.task, self.source, convention="raw", **self._loading)[1].save(self._own)
+      self._before = self._stored()
 
 
 def _rows(task, config):

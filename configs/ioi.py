@@ -31,13 +31,14 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.study = ConfigDict(
     {
       "prompts": 32,  # on which all heads are measured
+      "names": 12,  # of which the prompts of preimages have two
       "pairs": 12,  # of patching
       "end_direct": 8,  # heads at END with the largest direct effect
       "end_patched": 4,  # with the largest effect of patching to first order, besides
       "s2_patched": 6,  # heads at S2
       "s1_attending": 4,  # heads at S1+1 that attend most to S1
       "queries": 12,  # whose preimages are found
-      "pool": 1024,  # inputs among which they are sought
+      "pool": 2048,  # inputs among which they are sought
       "shown": 2,  # preimages of each place on the page
       "seed": 0,
     }

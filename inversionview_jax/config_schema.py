@@ -201,6 +201,7 @@ STUDY: dict[str, dict[str, Key]] = {
     {
       **_STUDY,
       "prompts": config_keys.whole(2, 100_000, "on which all heads are measured"),
+      "names": config_keys.whole(0, 10_000, "of which the prompts of preimages have two; 0: all"),
       "end_direct": config_keys.whole(1, 10_000, "heads at END with the largest direct effect"),
       "end_patched": config_keys.whole(0, 10_000, "heads at END with the largest effect of patching, besides"),
       "s2_patched": config_keys.whole(0, 10_000, "heads at S2 with the largest effect of patching"),

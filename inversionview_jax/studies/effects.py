@@ -18,7 +18,8 @@ from inversionview_jax.causal.patching import Readout
 from inversionview_jax.devices import parallel
 from inversionview_jax.sites import Site
 from inversionview_jax.targets import Edit, Target
-from inversionview_jax.targets.edits import CAPTURABLE
+from inversionview_jax.targets.edits import CAPTURABLE, resolve_edits
+from inversionview_jax.targets.inputs import resolve_inputs
 from inversionview_jax.tasks import Task
 from inversionview_jax.tasks.contrast import Pairs
 
@@ -56,7 +57,7 @@ class Twins:
 
 @dataclasses.dataclass(frozen=True)
 class PatchEffect:
-  """The effect of one head's patch on the logit of the answer less that of the partner's answer.
+  """The effect of one head's patch on the logit of a token that belongs to the feature less that of the partner's.
 
   Attributes:
     feature: in which the partner differs.
@@ -74,8 +75,9 @@ class PatchEffect:
 
   @property
   def agrees(self) -> bool:
-    """Whether the patch takes something, by three standard errors, and that from the input with the same value at most half as much."""
-    return bool(self.only.mean > 3 * self.only.se and self.only.mean > 0 and abs(self.rest.mean) <= self.only.mean / 2)
+    """Whether the patch takes or adds something, by three standard errors, and that from the input with the same value at most half as much."""
+    only = abs(self.only.mean)
+    return bool(self.only.se is not None and only > 3 * self.only.se and only > 0 and abs(self.rest.mean) <= only / 2)
 
   def to_data(self) -> dict[str, Any]:
     """Plain data for JSON."""
@@ -89,17 +91,17 @@ def patched_once(
   pairs: Pairs,
   sites: Sequence[Site],
   at: tuple[np.ndarray, np.ndarray],
-  foil: np.ndarray,
+  compared: tuple[np.ndarray, np.ndarray],
   batch: int = 16,
 ) -> dict[str, np.ndarray]:
-  """The logit of the answer less that of the foil, with each site patched by itself.
+  """The logit of one token less that of another, with each site patched by itself.
 
   Args:
     target: that is patched.
-    pairs: the inputs, whose answers are those of the clean ones.
+    pairs: the inputs.
     sites: S of them, of one kind, at most `TOGETHER`.
     at: int32[N] each, the patched position of the clean and of the corrupted inputs.
-    foil: int32[N].
+    compared: int32[N] each, the two tokens, such as the answer and the partner's.
     batch: pairs of a program; the result does not depend on it.
 
   Returns:
@@ -108,7 +110,7 @@ def patched_once(
   full = list(sites) + [sites[0]] * (TOGETHER - len(sites))  # one program serves all parts
   width = int(max(pairs.clean_at.max(), pairs.corrupted_at.max())) + 1
   addresses = [Address(site.short, site, *at) for site in full]
-  readout = Readout(*(x[:, None] for x in (pairs.clean_at, pairs.corrupted_at, pairs.answer, foil)))
+  readout = Readout(*(x[:, None] for x in (pairs.clean_at, pairs.corrupted_at, *compared)))
   measured = patching.measure(
     target,
     pairs.clean[:, :width],
@@ -129,20 +131,20 @@ def patched_differences(
   twins: Twins,
   sites: Sequence[Site],
   at: tuple[np.ndarray, np.ndarray, np.ndarray],
-  foil: np.ndarray,
+  compared: tuple[np.ndarray, np.ndarray],
 ) -> dict[str, np.ndarray]:
-  """The logit of the answer less that of the foil, with each site patched by itself from both partners.
+  """The logit of one token less that of another, with each site patched by itself from both partners.
 
   Args:
-    target, sites, foil: as for `patched_once`.
+    target, sites, compared: as for `patched_once`.
     twins: the inputs.
     at: int32[N] each, the patched position of the clean inputs, of `only` and of `rest`.
 
   Returns:
     "clean" and "corrupted" float[N] (the run of `only`), "only" and "rest" float[S, N].
   """
-  only = patched_once(target, twins.only, sites, (at[0], at[1]), foil)
-  rest = patched_once(target, twins.rest, sites, (at[0], at[2]), foil)
+  only = patched_once(target, twins.only, sites, (at[0], at[1]), compared)
+  rest = patched_once(target, twins.rest, sites, (at[0], at[2]), compared)
   return {"clean": only["clean"], "corrupted": only["corrupted"], "only": only["patched"], "rest": rest["patched"]}
 
 
@@ -218,17 +220,23 @@ def attributed_effects(
   layers = range(target.config.n_layers)
   sites = [target.site(f"z{layer}", CAPTURABLE) for layer in layers]
 
-  @jax.jit
-  def program(clean, corrupted, clean_at, corrupted_at, answer_at, answer, foil):
-    index = jnp.arange(len(clean))
+  @parallel.jit
+  def program(params, clean, corrupted, clean_at, corrupted_at, answer_at, answer, foil):
+    # As an argument, because a closed-over model would be a constant of the program, which XLA copies and folds.
+    model, index = dataclasses.replace(target, params=params), jnp.arange(len(clean))
 
     def vectors(tokens, positions):
-      out = target.captured(tokens, sites)
+      out = model.captured(tokens, sites)
       return [out[site][index[:, None], positions].astype(jnp.float32) for site in sites]  # [B, P, H, K] each
 
     def difference(added):
       edits = [Edit(site, clean_at, value, mode="add") for site, value in zip(sites, added, strict=True)]
-      logits = target.run(clean, edits=edits).logits[index, answer_at]
+      inputs = resolve_inputs(model, clean)
+      resolved = resolve_edits(model, edits, inputs)
+      # At the answer only: logits of all positions of a vocabulary of 262,144 are 200 MB, and their gradients as many.
+      logits = model.module.apply(
+        {"params": params}, inputs.tokens, edits=resolved, logits_at=answer_at[:, None], exact=True
+      ).logits[:, 0]
       return jnp.sum(logits[index, answer] - logits[index, foil])
 
     own = vectors(clean, clean_at)
@@ -238,7 +246,7 @@ def attributed_effects(
     return jnp.stack(lost, axis=1)
 
   def one(rows):
-    return program(*rows)
+    return program(target.params, *rows)
 
   rows = (
     pairs.clean[:, :width],

@@ -106,7 +106,7 @@ def run(
       f"of {len(index)} facts that the target knows none has a partner of the same relation and wording with another answer, and one with the "
       "same answer in another wording: raise study.known and study.tried, or add sources of facts"
     )
-  foils = {name: pairs.only.foil for name, pairs in found.items()}
+  compared = {name: (pairs.only.answer, pairs.only.foil) for name, pairs in found.items()}
   chosen = [target.site(name, ("head",)) for name in sites]
   chosen = chosen or _chosen(target, shares, found, settings, stages)
   values = task.features_of(index)
@@ -116,8 +116,9 @@ def run(
     features=FEATURES,
     apart="subject",
     twins=found,
-    foils=foils,
+    compared=compared,
     direct="answer",
+    foil=found["answer"].only.foil,
     most_bos=1.0 if task.bos_attention is None else task.bos_attention,
   )
   measures = [_share(shares, site, settings.threshold) for site in chosen]

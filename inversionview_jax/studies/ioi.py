@@ -46,6 +46,7 @@ class Settings:
 
   Attributes:
     prompts: on which direct effects and attention of all heads are measured.
+    names: of which the prompts of preimages have two; 0: all. With a hundred names two prompts in ten thousand share both.
     pairs: of patching, at most.
     end_direct, end_patched: heads at END with the largest direct effect, and with the largest effect of patching besides.
     s2_patched: heads at S2 with the largest effect of patching.
@@ -57,13 +58,14 @@ class Settings:
   """
 
   prompts: int = 32
+  names: int = 12
   pairs: int = 12
   end_direct: int = 8
   end_patched: int = 4
   s2_patched: int = 6
   s1_attending: int = 4
   queries: int = 12
-  pool: int = 1024
+  pool: int = 2048
   shown: int = 2
   seed: int = 0
 
@@ -105,6 +107,7 @@ class IOIStudy:
     right: share of the prompts in which IO has a larger logit than S.
     difference: mean logit of IO less that of S.
     pool: inputs among which preimages were sought.
+    names: that these have.
   """
 
   heads: tuple[Head, ...]
@@ -112,6 +115,7 @@ class IOIStudy:
   right: float
   difference: float
   pool: int
+  names: int
 
 
 def run(
@@ -126,8 +130,8 @@ def run(
   """Measures all heads and reads those that matter, or those of `sites` at all three positions; and sites at positions `besides`."""
   target.require_logits()
   index = np.random.default_rng(settings.seed).permutation(task.num_inputs)
-  prompts, queries = index[: settings.prompts], index[settings.prompts :][: settings.queries]
-  some = np.sort(index[settings.prompts + settings.queries :][: settings.pool])
+  prompts, rest = index[: settings.prompts], _of_few_names(task, index[settings.prompts :], settings.names)
+  queries, some = rest[: settings.queries], np.sort(rest[settings.queries :][: settings.pool])
   names = [f"a{layer}.{head}" for layer in range(target.config.n_layers) for head in range(target.config.n_heads)]
   every = [target.site(name) for name in names]
   pairs = task.contrast(prompts, settings.seed, kind="S2")
@@ -157,8 +161,9 @@ def run(
     features=FEATURES,
     apart="template",
     twins=twins,
-    foils={name: _subjects(task, pairs.only) for name, pairs in twins.items()},
+    compared={name: _compared(task, name, pairs.only) for name, pairs in twins.items()},
     direct="IO",
+    foil=_subjects(task, twins["IO"].only.clean),
   )
   by_name = {head.site: head for head in heads}
   measures = [_measures(by_name[place.site.short], place.position) for place in places]
@@ -178,8 +183,21 @@ def run(
   order = sorted(heads, key=lambda head: -abs(head.direct.mean))
   difference = taken["clean"]
   return IOIStudy(
-    tuple(order), tuple(studied), float((difference > 0).mean()), float(difference.mean()), len(asked.index)
+    tuple(order),
+    tuple(studied),
+    float((difference > 0).mean()),
+    float(difference.mean()),
+    len(asked.index),
+    min(settings.names or len(task.names), len(task.names)),
   )
+
+
+def _of_few_names(task: IOI, index: np.ndarray, count: int) -> np.ndarray:
+  """Of inputs int64[N], those with two of the first so many names: a narrower prior, in which a name has more than a handful of prompts."""
+  if not 0 < count < len(task.names):
+    return index
+  features = task.features(task.tokens(index))
+  return index[(features["IO"] < count) & (features["S"] < count)]
 
 
 def role_of(head: Head, position: str) -> str:
@@ -204,9 +222,18 @@ def _measures(head: Head, position: str) -> dict[str, float]:
   return seen | patched
 
 
-def _subjects(task: IOI, pairs: Pairs) -> np.ndarray:
-  """int32[M]: the token of S of the clean prompts, with which IO is compared."""
-  return pairs.clean[np.arange(len(pairs)), task.positions(pairs.clean, "S2")]
+def _subjects(task: IOI, rows: np.ndarray) -> np.ndarray:
+  """int32[M]: the token of S."""
+  return rows[np.arange(len(rows)), task.positions(rows, "S2")]
+
+
+def _compared(task: IOI, feature: str, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+  """The tokens whose logits tell whether a feature was patched: the old name and the new one; of "order", which has none, IO and S."""
+  if feature == "IO":
+    return pairs.answer, pairs.foil
+  if feature == "S":
+    return _subjects(task, pairs.clean), _subjects(task, pairs.corrupted)
+  return pairs.answer, _subjects(task, pairs.clean)
 
 
 def _attention(target: Target, task: IOI, sites: Sequence[Site], index: np.ndarray) -> dict[str, np.ndarray]:
@@ -242,7 +269,9 @@ def _attributed(target: Target, task: IOI, pairs: Pairs) -> dict[str, np.ndarray
   )
   lost = effects.attributed_effects(target, pairs, pairs.foil, (clean_at, corrupted_at))
   site = [target.site("a0.0")]
-  clean = effects.patched_once(target, pairs, site, (pairs.clean_at, pairs.corrupted_at), pairs.foil)["clean"]
+  clean = effects.patched_once(target, pairs, site, (pairs.clean_at, pairs.corrupted_at), (pairs.answer, pairs.foil))[
+    "clean"
+  ]
   return {"lost": lost, "clean": clean}
 
 
@@ -277,7 +306,7 @@ def summary(found: IOIStudy) -> dict[str, Any]:
     "roles": roles_table(found),
     "summary": [
       f"logit of IO above that of S in {100 * found.right:.0f} % of the prompts, by {found.difference:.2f} on average; preimages among "
-      f"{found.pool:,} random prompts",
+      f"{found.pool:,} random prompts of {found.names} names",
       f"the five largest direct effects: {', '.join(five)}; verified readings: {', '.join(read) or 'none'}",
     ],
   }

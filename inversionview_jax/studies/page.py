@@ -67,9 +67,9 @@ def _notes(study: Mapping[str, Any]) -> str:
     "feature, mean over queries; base: of all inputs of the pool; control: of the members of other queries · direct effect: contribution to "
     "the logit of the answer less that of another one; rank: of the answer among all tokens by that contribution · patch: what the "
     "activation of an input that differs in the feature only takes from that logit difference; same value: what one of an input with the same "
-    "value of the feature takes · a reading names a feature from a rate of 0.8, up to a base of 0.3 and a control of base + 0.1; in brackets "
-    "the largest epsilon at which it does; patching agrees where it takes more than three standard errors, and the same value at most half "
-    "of it</p>"
+    "value of the feature takes · a reading names a feature from a rate of 0.8 and 0.7 of what chance leaves, up to a control of base + 0.1; "
+    "in brackets the largest epsilon at which it does; patching agrees where it changes more than three standard errors, and the same value "
+    "at most half of it</p>"
   )
 
 

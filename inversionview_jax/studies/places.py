@@ -47,8 +47,9 @@ class Questions:
     features: names, of which readings consist.
     apart: the feature in which members must differ for a rate of its own; "": none.
     twins: of each feature that is verified.
-    foils: feature -> int32[M], the token that the answer is compared with.
+    compared: feature -> int32[M] each, the two tokens whose logits are compared when it is patched.
     direct: the feature whose pairs direct effects are measured on.
+    foil: int32[M], the token with which the answer is compared there.
     most_bos: heads are read at queries where they attend to BOS less than this; 1: at all.
   """
 
@@ -57,8 +58,9 @@ class Questions:
   features: tuple[str, ...]
   apart: str
   twins: Mapping[str, Twins]
-  foils: Mapping[str, np.ndarray]
+  compared: Mapping[str, tuple[np.ndarray, np.ndarray]]
   direct: str
+  foil: np.ndarray
   most_bos: float = 1.0
 
 
@@ -268,7 +270,7 @@ def _patches(
     def make(twins=twins, label=label, sites=sites, name=name):
       pairs = (twins.only.clean, twins.only.corrupted, twins.rest.corrupted)
       at = tuple(task.positions(rows, label) for rows in pairs)
-      return effects.patched_differences(target, twins, sites, at, asked.foils[name])
+      return effects.patched_differences(target, twins, sites, at, asked.compared[name])
 
     differences = stages.arrays(f"patch-{name}-{label}-{number:02d}", make)
     for s, site in enumerate(sites):
@@ -283,6 +285,6 @@ def _direct(target, places, asked: Questions, stages: Stages, progress: Progress
     return {}
   progress("direct effects", 0, 1)
   sites = [place.site for place in writers]
-  pairs, foil = asked.twins[asked.direct].only, asked.foils[asked.direct]
-  values = stages.arrays("direct", lambda: effects.direct_values(target, pairs, foil, sites))
+  pairs = asked.twins[asked.direct].only
+  values = stages.arrays("direct", lambda: effects.direct_values(target, pairs, asked.foil, sites))
   return {place.name: effects.direct_effect(values, number) for number, place in enumerate(writers)}

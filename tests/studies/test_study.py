@@ -26,6 +26,7 @@ FACTS = (
 NAMES = (
   "--config.study.prompts=8", "--config.study.pairs=2", "--config.study.end_direct=2", "--config.study.end_patched=1",
   "--config.study.s2_patched=1", "--config.study.s1_attending=1", "--config.study.queries=4", "--config.study.pool=128",
+  "--config.study.names=5",
 )  # fmt: skip
 
 

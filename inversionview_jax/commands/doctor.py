@@ -160,7 +160,7 @@ def _devices() -> dict[str, Any]:
     found: dict[str, Any] = {
       "backend": jax.default_backend(),
       "kinds": kinds,
-      "asked": os.environ.get("JAX_PLATFORMS", ""),
+      "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", ""),
     }
     from inversionview_jax.devices import cpu, parallel
 

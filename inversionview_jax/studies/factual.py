@@ -110,7 +110,7 @@ def run(
   chosen = [target.site(name, ("head",)) for name in sites]
   chosen = chosen or _chosen(target, shares, found, settings, stages)
   values = task.features_of(index)
-  asked = Questions(
+  questions = Questions(
     queries=index[spread(values["relation"], settings.queries)],
     index=_pool(task.num_inputs, settings),
     features=FEATURES,
@@ -127,14 +127,14 @@ def run(
     target,
     task,
     places,
-    asked,
+    questions,
     stages,
     progress,
     measures=measures,
     shown=settings.shown,
     seed=settings.seed,
   )
-  return FactualStudy(tuple(heads), len(index), tried, len(asked.index), len(asked.index) == task.num_inputs)
+  return FactualStudy(tuple(heads), len(index), tried, len(questions.index), len(questions.index) == task.num_inputs)
 
 
 def _share(shares: np.ndarray, site, threshold: float) -> dict[str, float]:

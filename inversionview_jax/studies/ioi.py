@@ -155,7 +155,7 @@ def run(
   places = list(dict.fromkeys([*places, *(Place(target.site(name), position) for name, position in besides)]))
   found = {name: Twins.of(task, name, prompts, settings.pairs, settings.seed) for name in VERIFIED}
   twins = {name: pairs for name, pairs in found.items() if pairs is not None}
-  asked = Questions(
+  questions = Questions(
     queries=queries,
     index=np.concatenate([some, queries]),
     features=FEATURES,
@@ -172,7 +172,7 @@ def run(
     target,
     task,
     places,
-    asked,
+    questions,
     stages,
     progress,
     measures=measures,
@@ -187,7 +187,7 @@ def run(
     tuple(studied),
     float((difference > 0).mean()),
     float(difference.mean()),
-    len(asked.index),
+    len(questions.index),
     min(settings.names or len(task.names), len(task.names)),
   )
 

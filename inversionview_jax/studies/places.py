@@ -39,7 +39,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Questions:
-  """What is asked of every place.
+  """What is questions of every place.
 
   Attributes:
     queries: int64[Q], inputs of the task.
@@ -147,7 +147,7 @@ def study(
   target: Target,
   task: Task,
   places: Sequence[Place],
-  asked: Questions,
+  questions: Questions,
   stages: Stages,
   progress: Progress,
   *,
@@ -161,28 +161,31 @@ def study(
   Args:
     target, task: what is read.
     places: P of them, heads.
-    asked: of all of them.
+    questions: that are put to all of them.
     stages: where steps are stored.
     progress: called with the step, how much of it is done and of how much.
     measures, roles: of each place.
     shown: preimages that are kept of each place.
     seed: of the choice of samples that are kept.
   """
-  rows, count = task.tokens(asked.queries), len(asked.queries)
+  rows, count = task.tokens(questions.queries), len(questions.queries)
   at = {name: task.positions(rows, name) for name in dict.fromkeys(p.position for p in places)}
   caught = _captured(target, places, rows, at)
-  tokens = task.tokens(asked.index)
+  tokens = task.tokens(questions.index)
   distance, position = _distances(target, task, places, caught.activation, tokens, stages, progress)
   values = task.features(tokens)
-  place_of = {int(index): number for number, index in enumerate(asked.index)}
-  own = np.array([place_of.get(int(query), -1) for query in asked.queries])
-  patches = _patches(target, task, places, asked, stages, progress)
-  direct = _direct(target, places, asked, stages, progress)
+  place_of = {int(index): number for number, index in enumerate(questions.index)}
+  own = np.array([place_of.get(int(query), -1) for query in questions.queries])
+  patches = _patches(target, task, places, questions, stages, progress)
+  direct = _direct(target, places, questions, stages, progress)
   found = []
   for p, place in enumerate(places):
-    kept = np.flatnonzero(caught.attention[p, :, 0] < asked.most_bos) if asked.most_bos < 1 else np.arange(count)
+    kept = (
+      np.flatnonzero(caught.attention[p, :, 0] < questions.most_bos) if questions.most_bos < 1 else np.arange(count)
+    )
     readings = tuple(
-      read(distance[p, kept], scale * task.epsilon, values, own[kept], asked.features, asked.apart) for scale in SCALES
+      read(distance[p, kept], scale * task.epsilon, values, own[kept], questions.features, questions.apart)
+      for scale in SCALES
     )
     # Queries with many members, all of which are kept.
     size = (distance[p, kept] <= np.float32(task.epsilon)).sum(axis=1)
@@ -253,24 +256,24 @@ def _distances(target, task, places, activations, tokens, stages: Stages, progre
 
 
 def _patches(
-  target, task, places, asked: Questions, stages: Stages, progress: Progress
+  target, task, places, questions: Questions, stages: Stages, progress: Progress
 ) -> dict[str, list[PatchEffect]]:
   """The patch effects of each place, by its name."""
   found: dict[str, list[PatchEffect]] = {}
   work = [
     (name, label, [p.site for p in places if p.position == label][start : start + TOGETHER], start // TOGETHER)
-    for name in asked.twins
+    for name in questions.twins
     for label in dict.fromkeys(p.position for p in places)
     for start in range(0, sum(p.position == label for p in places), TOGETHER)
   ]
   for done, (name, label, sites, number) in enumerate(work):
     progress("patching", done, len(work))
-    twins = asked.twins[name]
+    twins = questions.twins[name]
 
     def make(twins=twins, label=label, sites=sites, name=name):
       pairs = (twins.only.clean, twins.only.corrupted, twins.rest.corrupted)
       at = tuple(task.positions(rows, label) for rows in pairs)
-      return effects.patched_differences(target, twins, sites, at, asked.compared[name])
+      return effects.patched_differences(target, twins, sites, at, questions.compared[name])
 
     differences = stages.arrays(f"patch-{name}-{label}-{number:02d}", make)
     for s, site in enumerate(sites):
@@ -278,13 +281,13 @@ def _patches(
   return found
 
 
-def _direct(target, places, asked: Questions, stages: Stages, progress: Progress) -> dict[str, DirectEffect]:
+def _direct(target, places, questions: Questions, stages: Stages, progress: Progress) -> dict[str, DirectEffect]:
   """The direct effect of each place at END, by its name."""
   writers = [place for place in places if place.position == "END"]
-  if asked.direct not in asked.twins or not writers:
+  if questions.direct not in questions.twins or not writers:
     return {}
   progress("direct effects", 0, 1)
   sites = [place.site for place in writers]
-  pairs = asked.twins[asked.direct].only
-  values = stages.arrays("direct", lambda: effects.direct_values(target, pairs, asked.foil, sites))
+  pairs = questions.twins[questions.direct].only
+  values = stages.arrays("direct", lambda: effects.direct_values(target, pairs, questions.foil, sites))
   return {place.name: effects.direct_effect(values, number) for number, place in enumerate(writers)}

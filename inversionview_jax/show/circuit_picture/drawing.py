@@ -123,9 +123,9 @@ def _input(name: str, box: Box, position: str, sizes: Sizes) -> str:
 
 def _bar(box: Box, text: str, name: str, title: str = "") -> str:
   """A rounded box with one line of text."""
-  told = f"<title>{escape(title)}</title>" if title else ""
+  tip = f"<title>{escape(title)}</title>" if title else ""
   return (
-    f'<g class="{name}">{told}<rect class="cp-card" x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="{box.height / 2:.0f}"/>'
+    f'<g class="{name}">{tip}<rect class="cp-card" x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="{box.height / 2:.0f}"/>'
     f'<text class="cp-small" x="{box.x + box.width / 2:.1f}" y="{box.y + box.height / 2 + 4:.1f}" text-anchor="middle">{escape(text)}</text></g>'
   )
 

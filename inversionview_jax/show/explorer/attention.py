@@ -10,7 +10,7 @@ from inversionview_jax.show.explorer.panels import card, pick, position_of
 from inversionview_jax.show.explorer.state import View
 
 _THUMBNAILS = 16  # attention patterns shown at once; where there are more heads, those of one layer are shown
-_MOST_KEYS = 6  # of a row that is told in words
+_MOST_KEYS = 6  # of a row that is put in words
 
 
 def attention(view: View, encoded: Input) -> str:

@@ -41,6 +41,20 @@ def test_quiet_and_pipes_are_clean(screen, capsys, monkeypatch):
   assert capsys.readouterr() == ("", "")  # no terminal here
 
 
+def test_the_bars_of_a_circuit_are_hidden_too(screen):
+  from inversionview_jax.commands import circuit
+
+  shown = []
+  for hidden in (False, True):
+    progress.hide(hidden)
+    before = len(screen.getvalue())
+    with circuit._Bars() as bars:
+      bars("nodes", 7, 0)
+      bars("edges", 1, 4)
+    shown.append(screen.getvalue()[before:])
+  assert "nodes, 7 runs of the target" in shown[0] and "25%" in shown[0] and shown[1] == ""
+
+
 def test_the_flag_hides_bars_of_its_own_command_only(monkeypatch):
   seen = []
   from inversionview_jax.commands import plan

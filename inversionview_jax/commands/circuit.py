@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from inversionview_jax import terminal
+from inversionview_jax import progress, terminal
 from inversionview_jax.commands import flags
 from inversionview_jax.files import path_of, write_whole
 
@@ -44,6 +44,12 @@ def add_parser(commands: Any) -> None:
     help="that the circuit must reach, from 0 to 1 (default: 0.95)",
   )
   parser.add_argument("--nodes", type=flags.count("count"), help="the most nodes (default: as many as it takes)")
+  parser.add_argument(
+    "--objective",
+    type=flags.given,
+    default="faithfulness",
+    help="what the search keeps: faithfulness (what brings the answer about) or cmd (nearness to the whole model; default: faithfulness)",
+  )
   parser.add_argument(
     "--contrast",
     metavar="FILE",
@@ -123,6 +129,7 @@ def _find(args: argparse.Namespace, out: pathlib.Path) -> "Circuit":
       queries=args.queries,
       inputs=args.inputs,
       monte_carlo=args.monte_carlo,
+      objective=args.objective,
       contrast=contrast,
       seed=args.seed,
       out=out,
@@ -153,14 +160,10 @@ def _print_edges(found: "Circuit") -> None:
 
 
 class _Bars:
-  """A line for each step on a terminal: how many runs it took so far, or how much of it is done."""
+  """A bar for each step on a terminal, unless --quiet is given: how much of it is done, or how many runs it took so far."""
 
   def __enter__(self) -> "_Bars":
-    from rich import progress
-
-    console = terminal.console(stderr=True)
-    columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TextColumn("{task.fields[runs]}"), progress.TimeElapsedColumn())  # fmt: skip
-    self._shown = progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    self._shown = progress.bars()
     self._tasks: dict[str, Any] = {}
     self._shown.__enter__()
     return self
@@ -170,6 +173,6 @@ class _Bars:
 
   def __call__(self, step: str, done: int, total: int) -> None:
     if step not in self._tasks:
-      self._tasks[step] = self._shown.add_task(step, total=total or None, runs="")
-    runs = "" if total else f"{done:,} runs of the target"
-    self._shown.update(self._tasks[step], completed=done if total else None, total=total or None, runs=runs)
+      self._tasks[step] = self._shown.add_task(step, total=total or None)
+    words = step if total else f"{step}, {done:,} runs of the target"
+    self._shown.update(self._tasks[step], description=words, completed=done if total else None, total=total or None)

@@ -87,7 +87,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   print_text(f"the explorer is at {url} (Ctrl-C ends it)", flush=True)
   try:
     names_of_host = server.host_names(args.address, args.host)
-    server.serve(args.address, port, names_of_host, url, browser=not args.no_browser, ready=readers.preload)
+    loading = f"loading {next(iter(readers.names))} …"
+    server.serve(args.address, port, names_of_host, url, not args.no_browser, readers.preload, loading)
   except KeyboardInterrupt:
     pass
   return 0

@@ -80,7 +80,8 @@ def preimage(
       `prior`.
     seed: the particles are a function of it.
     progress: called with (target runs so far, budget), from (0, budget) to (budget, budget). An exception that it raises ends the sampling.
-      Its attribute `level`, if it has one, is called with each `Level` and its number, from 1.
+      Its attribute `level`, if it has one, is called with each `Level` and its number, from 1; its attribute `preview` at the start and after each
+      level with a function that makes the preimage so far, of particles that do not lie inside epsilon yet.
 
   Returns:
     All particles, and the nearest proposals that lie outside epsilon. A second query of the same target, task and number of particles
@@ -190,6 +191,28 @@ def sample(
     compared, [r.site for r in requests], [r.metric for r in requests], [r.compared_position for r in requests]
   )
   begin = None if start is None else np.asarray(start(query))
+
+  def answer(population: Population) -> Preimage:
+    return answers.preimage_of(
+      queries[0],
+      _samples(population, first.epsilon, task),
+      first,
+      seed=seed,
+      reader=reader or target.name,
+      task=task.name,
+      convention=target.convention,
+      method=method or ("monte_carlo" if begin is None else "decoder+monte_carlo"),
+      others=tuple(queries[1:]),
+      directions="" if directions is None else directions.name,
+      target_runs=population.target_runs + (0 if begin is None else len(begin)),
+      bits=population.bits,
+      bits_error=population.bits_error,
+      converged=population.converged,
+      problem=population.problem,
+      levels=tuple(map(dataclasses.asdict, population.levels)),
+    )
+
+  preview = getattr(progress, "preview", None)
   population = sampler.run(
     query,
     first.epsilon,
@@ -198,27 +221,11 @@ def sample(
     budget=budget,
     progress=None if progress is None else _LevelProgress(progress, particles, budget),
     basis=None if directions is None else directions.basis,
+    watch=None if preview is None else lambda so_far: preview(lambda: answer(so_far)),
   )
   if progress is not None:
     progress(budget, budget)
-  return answers.preimage_of(
-    queries[0],
-    _samples(population, first.epsilon, task),
-    first,
-    seed=seed,
-    reader=reader or target.name,
-    task=task.name,
-    convention=target.convention,
-    method=method or ("monte_carlo" if begin is None else "decoder+monte_carlo"),
-    others=tuple(queries[1:]),
-    directions="" if directions is None else directions.name,
-    target_runs=population.target_runs + (0 if begin is None else len(begin)),
-    bits=population.bits,
-    bits_error=population.bits_error,
-    converged=population.converged,
-    problem=population.problem,
-    levels=tuple(map(dataclasses.asdict, population.levels)),
-  )
+  return answer(population)
 
 
 def _captured(
@@ -296,7 +303,8 @@ def _sampler(
 
 def _samples(population: Population, epsilon: float, task: Task) -> list[Sample]:
   """The particles and the rejected proposals beyond their threshold: where epsilon was not reached, some proposals lie below it."""
-  beyond = population.rejected_distance > np.float32(population.levels[-1].epsilon)
+  threshold = population.levels[-1].epsilon if population.levels else np.inf
+  beyond = population.rejected_distance > np.float32(threshold)
   parts = (
     (population.tokens, population.rejected_tokens[beyond]),
     (population.distance, population.rejected_distance[beyond]),

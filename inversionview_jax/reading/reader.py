@@ -43,7 +43,6 @@ class Reader(ShowsTable):
     fingerprint: of the decoder as it was saved; "" for one that was not.
     sites: S sites, in the order of `config.sites`.
     sampler: decoder and target, compiled together.
-    bos_activations: float32[S, D], z0 of every site.
   """
 
   def __init__(
@@ -63,7 +62,11 @@ class Reader(ShowsTable):
       self.variables = parallel.put(self.variables, sharding.shardings(self.variables, mesh))
     self.sites = tuple(target.site(site) for site in config.sites)
     self.sampler = sampler.Sampler(config, target.module, task, mesh)
-    self.bos_activations = sampler.bos_activations(target.module, target.params, self.sites, task.tokenizer.bos_id)
+
+  @functools.cached_property
+  def bos_activations(self) -> jax.Array:
+    """float32[S, D], z0 of every site; Monte Carlo does without."""
+    return sampler.bos_activations(self.target.module, self.target.params, self.sites, self.task.tokenizer.bos_id)
 
   def preimage(
     self,

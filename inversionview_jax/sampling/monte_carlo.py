@@ -84,6 +84,7 @@ class MonteCarlo:
     budget: int = 200_000,
     progress: Callable[[Level], object] | None = None,
     basis: np.ndarray | None = None,
+    watch: Callable[[Population], object] | None = None,
   ) -> Population:
     """Samples the preimage of one activation, or of several together.
 
@@ -96,12 +97,17 @@ class MonteCarlo:
       budget: target runs after which sampling ends, converged or not; at least one sweep is done.
       progress: called after each level.
       basis: float32[P, D], orthonormal rows; activations are projected on them, and those of the query are float32[R, P].
+      watch: called with the particles at the start, which have no levels, and after each level; they have not converged.
     """
     run = _Run(self, query, np.float32(epsilon), seed, start, budget, basis)
+    if watch is not None:
+      watch(run.population())
     while not run.done:
       level = run.next_level()
       if progress is not None:
         progress(level)
+      if watch is not None and not run.done:
+        watch(run.population())
     run.take_inside()
     return run.population()
 

@@ -491,6 +491,60 @@ def test_particles_are_drawn_anew_for_another_epsilon(shared):
   assert shared.reading(view, first).from_prior
 
 
+def test_particles_are_seen_on_their_way(shared):
+  view = View("small (target)", TEXT, "a0.1", "=", 0.3, particles=256, budget=20_000, seed=5)
+  made: list = []
+
+  def progress(done, total):
+    pass
+
+  progress.preview = made.append
+  final = shared.preimage(view, progress=progress)
+  seen = [make() for make in made]
+  assert len(seen) == len(final.levels) and [len(p.levels) for p in seen] == list(range(len(seen)))
+  assert seen[0].target_runs == 256 == len(seen[0].particles)  # drawn from the prior, and nothing else yet
+  assert not any(p.converged for p in seen) and {p.query for p in seen} == {final.query}
+  halves = [sorted(s.distance for s in p.particles)[128] for p in seen]
+  assert halves == sorted(halves, reverse=True) and halves[0] > halves[-1]
+  shown = panels.so_far(view, seen[0])
+  assert "256 particles are inside" in shown and "data-pick" not in shown
+  assert shown.count('<td class="iv-d"') <= view.shown and "ex-preview" in shown
+
+
+def test_a_page_follows_what_another_one_draws(shared):
+  view = View("small (target)", TEXT, "a0.1", "=", 0.3, particles=256, budget=20_000, seed=6)
+  drawing, followed = threading.Event(), threading.Event()
+  seen: list = []
+
+  def slow(done, total):
+    if done and not followed.is_set():
+      drawing.set()
+      assert followed.wait(60)
+
+  def follower(done, total):
+    seen.append((done, total))
+    followed.set()
+
+  follower.level = lambda number, level: seen.append(level)
+  follower.preview = seen.append
+  first = threading.Thread(target=shared.preimage, args=(view,), kwargs={"progress": slow})
+  first.start()
+  assert drawing.wait(60)
+  other = dataclasses.replace(view, seed=7)
+
+  def left(done, total):
+    assert (done, total) == (0, 1)  # of something else
+    raise InversionViewError("left")
+
+  with pytest.raises(InversionViewError, match="left"):
+    shared.preimage(other, progress=left)
+  found = shared.preimage(view, progress=follower)
+  first.join(60)
+  level, make, (done, total) = seen[:3]
+  assert level.epsilon > 0.299 and make().query == found.query and 256 <= done < total == 20_000
+  assert shared.known(view) == found
+
+
 def test_monte_carlo_from_the_prior_is_the_default_and_a_sketch_has_the_same_particles(shared):
   view = View("small", TEXT, "a0.1", "=", particles=512)
   assert shared.source("small").method == "monte_carlo" == shared.methods("small")[0]
@@ -555,7 +609,7 @@ def test_a_drawing_that_was_stopped_waits_until_it_is_asked_for(page, drawn):
   app = page()
   before = len(drawn)
   view = dataclasses.replace(app.session_state.view, seed=77)
-  app.session_state.stopped = str(hash((view, None)))
+  app.session_state.stopped = str(hash(view))
   checked(app.number_input(key="control seed").set_value(77).run())
   assert "reading" not in panes(app) and "sites" in panes(app) and len(drawn) == before
   checked(next(b for b in app.button if b.label == "Draw").click().run())
@@ -727,6 +781,41 @@ def test_only_the_page_itself_is_answered(headers, passes):
     sent.clear()
     asyncio.run(guard({"type": kind, "headers": encoded}, None, send))
     assert sent[0] == ("answered" if passes else refused)
+
+
+def test_the_page_has_a_heading_before_its_script_has_loaded():
+  streamlit = pytest.importorskip("streamlit")
+  page = (pathlib.Path(streamlit.__file__).parent / "static" / "index.html").read_bytes()
+  parts = [page[:100], page[100:]]
+  sent: list = []
+
+  async def streamlit_app(scope, receive, send):
+    assert not {name for name, _ in scope["headers"]} & {b"accept-encoding", b"if-none-match"}
+    headers = [(b"content-type", b"text/html"), (b"content-length", str(len(page)).encode()), (b"etag", b"1")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    for part in parts:
+      await send({"type": "http.response.body", "body": part, "more_body": part is parts[0]})
+
+  async def send(message):
+    sent.append(message)
+
+  headers = [(b"host", b"localhost"), (b"accept-encoding", b"gzip"), (b"if-none-match", b"1")]
+  app = server.FirstSight(streamlit_app, "loading <addition> …")
+  asyncio.run(app({"type": "http", "path": "/", "headers": headers}, None, send))
+  start, body = sent
+  shown = body["body"].decode()
+  assert dict(start["headers"]) == {b"content-type": b"text/html", b"content-length": str(len(body["body"])).encode()}
+  assert re.search(
+    r'<div id="root">.*<h1>What does this activation encode\?</h1>.*loading &lt;addition&gt; …', shown, re.DOTALL
+  )
+  assert shown.endswith(page.decode().split('<div id="root"></div>')[1]) and not body.get("more_body")
+  sent.clear()
+
+  async def other(scope, receive, send):
+    await send({"type": "http.response.start", "status": 404, "headers": scope["headers"]})
+
+  asyncio.run(server.FirstSight(other, "")({"type": "http", "path": "/static/x.js", "headers": headers}, None, send))
+  assert sent == [{"type": "http.response.start", "status": 404, "headers": headers}]  # as it was
 
 
 def test_the_names_of_a_page_are_those_that_it_was_started_for():

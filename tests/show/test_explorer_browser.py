@@ -3,24 +3,22 @@
 Needs Chromium and the playwright package (it downloads no browser of its own here); skipped where one of them is missing.
 """
 
-import os
+import json
 import pathlib
 import re
-import shutil
-import subprocess
 import sys
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 
+import circuit_examples as examples
 import pytest
 
-from inversionview_jax.commands import explore
 from inversionview_jax.preimage import Preimage
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+sys.path.insert(0, str(ROOT / "launch"))  # as for a script in that folder
+
+import pages
+
 TEXT = "615+861=1476"
 
 pytestmark = pytest.mark.slow  # a server and a browser: half a minute on two idle cores
@@ -40,43 +38,30 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.fixture(scope="module")
-def server(save_small, tmp_path_factory):
-  """(address, log file of the server) of a page of a small reader."""
+def browser():
   pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'inversionview_jax[explore]'")
   pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
-  if CHROMIUM is None:
+  if pages.CHROMIUM is None:
     pytest.skip("no Chromium on this machine")
-  folder = tmp_path_factory.mktemp("browser")
-  save_small(folder / "small")
-  port = explore._port("127.0.0.1", None)
-  log = folder / "log"
-  environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-  argv = [sys.executable, "-c", _AUDITED, "explore", "--reader", "small", "--port", str(port), "--no-browser"]
-  with open(log, "w") as out:
-    process = subprocess.Popen(argv, cwd=folder, env=environment, stdout=out, stderr=out)
-  try:
-    base = f"http://127.0.0.1:{port}"
-    for _ in range(600):
-      try:
-        urllib.request.urlopen(base + "/_stcore/health")
-        break
-      except (urllib.error.URLError, OSError):
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.5)
-    yield base, log
-  finally:
-    process.terminate()
-    process.wait(60)
+  with pages.chromium() as browser:
+    yield browser
 
 
 @pytest.fixture(scope="module")
-def browser(server):
-  from playwright.sync_api import sync_playwright
-
-  with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-    yield browser
-    browser.close()
+def server(browser, save_small, tmp_path_factory):
+  """(address, log file of the server) of a page of a small reader, with a circuit of it."""
+  folder = tmp_path_factory.mktemp("browser")
+  save_small(folder / "small")
+  table = examples.addition() | {"target": "small"}
+  table["nodes"][0]["queries"][0]["file"] = "one.json"
+  (folder / "c").mkdir()
+  (folder / "c" / "circuit.json").write_text(json.dumps(table))
+  (folder / "c" / "one.json").write_text(json.dumps(examples.preimage()))
+  log = folder / "log"
+  environment = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+  argv = ("--reader", "small", "--circuit", "c")
+  with pages.served(argv, log, ("-c", _AUDITED), folder, environment) as (base, _):
+    yield base.rstrip("/"), log
 
 
 @pytest.fixture
@@ -85,16 +70,12 @@ def open_page(server, browser):
   contexts = []
 
   def opened(query="", width=1280, scheme="light", wait=".iv-samples"):
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    context.set_default_timeout(300_000)
-    contexts.append(context)
-    page = context.new_page()
+    page = pages.new_page(browser, width, 900 if width > 600 else 844, scheme == "dark")
+    contexts.append(page.context)
     page.requests = []
     page.on("request", lambda request: page.requests.append(request.url))
-    start = (
-      f"?{urllib.parse.urlencode({'text': TEXT, 'site': 'a0.1', 'position': '=', 'samples': 256, 'method': 'decoder'})}"
-    )
-    page.goto(server[0] + "/" + start + query)
+    start = {"reader": "small", "text": TEXT, "site": "a0.1", "position": "=", "samples": 256, "method": "decoder"}
+    page.goto(f"{server[0]}/?{urllib.parse.urlencode(start)}{query}")
     page.wait_for_selector(wait)
     return page
 
@@ -182,12 +163,92 @@ def test_a_reading_can_be_saved_as_data_and_as_a_page(open_page):
   assert saved["Page"].count('<td class="iv-d"') <= 7
 
 
-@pytest.mark.parametrize("query", ["", "&panel=sites", "&panel=attention"])
-def test_a_phone_need_not_scroll_sideways(open_page, query):
-  page = open_page(query, width=390, wait=".iv-samples, .ex-small ol, .ex-thumb")
-  assert page.evaluate("document.documentElement.scrollWidth") <= 390
-  for box in page.locator(".inversionview").evaluate_all("all => all.map(e => e.getBoundingClientRect().right)"):
-    assert box <= 390
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize(
+  ("query", "wait"),
+  [
+    ("", ".iv-samples"),
+    ("&method=monte_carlo&particles=256&epsilon=0.7", ".iv-features"),
+    ("&panel=sites", ".ex-small ol"),
+    ("&panel=positions&method=monte_carlo&particles=256&epsilon=0.7", ".ex-small ol"),
+    ("&panel=attention", ".ex-thumb"),
+    ("&panel=pinned&pin=small|a0.0|=|1%2B2=3&pin=small|a0.1|=|615%2B861=1476", ".ex-pin"),
+    ("&panel=circuit", ".cp-wide svg, .cp-narrow svg"),
+    ("&panel=circuit&node=a0.0@=", ".cp-detail"),
+    ("&site=nowhere", "[role=alert]"),
+  ],
+  ids=["reading", "particles", "sites", "positions", "attention", "pinned", "circuit", "node", "error"],
+)
+def test_a_page_has_no_errors_no_sideways_scroll_and_text_that_can_be_read(open_page, query, wait, width, scheme):
+  page = open_page(query, width, scheme, wait)
+  pages.wait_for_all(page)
+  assert page.errors == []
+  assert page.evaluate(pages.SIDEWAYS) <= 0
+  contrasts = page.evaluate(pages.CONTRASTS)
+  assert len(contrasts) > 20 and [c for c in contrasts if c[0] < pages.LEAST_CONTRAST] == []
+
+
+def test_text_that_can_hardly_be_read_is_found(browser):
+  page = pages.new_page(browser)
+  page.set_content(
+    "<body style='background:#fff'><p style='color:#777'>grey</p><div style='opacity:.5'><p style='color:#000'>half</p></div>"
+    "<div style='background:linear-gradient(#fff,#333)'><b style='color:#000'>gradient</b></div><p>plain</p></body>"
+  )
+  found = {text: contrast for contrast, text, _ in page.evaluate(pages.CONTRASTS)}
+  assert found["grey"] == pytest.approx(4.48, abs=0.01) and found["half"] == pytest.approx(3.95, abs=0.03)
+  assert found["gradient"] == pytest.approx(1.66, abs=0.03) and found["plain"] == pytest.approx(21)
+  page.context.close()
+
+
+def test_monte_carlo_shows_levels_and_particles_on_their_way_and_can_be_stopped(open_page):
+  page = open_page("&method=monte_carlo&particles=4096&budget=1000000&epsilon=0.0001&seed=3", wait=".ex-preview")
+  page.get_by_text(re.compile(r"level \d+, ε = [\d.e-]+ · [\d,]+ of at most 1,000,000 target runs")).wait_for()
+  assert page.locator(".ex-preview tbody tr").count() > 10
+  page.get_by_role("button", name="Stop", exact=True).click()
+  page.get_by_text("Drawing was stopped.").wait_for()
+  assert page.locator(".ex-preview").count() == 0 and page.get_by_role("progressbar").count() == 0
+  page.get_by_role("button", name="Draw", exact=True).click()
+  page.wait_for_selector(".ex-preview")
+  page.get_by_role("button", name="Stop", exact=True).click()
+  page.get_by_text("Drawing was stopped.").wait_for()
+
+
+def test_the_keyboard_reaches_everything(open_page):
+  page = open_page()
+  reached: list[str] = []
+  name = """(() => { let e = document.activeElement; while (e.shadowRoot?.activeElement) e = e.shadowRoot.activeElement;
+    return e.getAttribute("aria-label") || e.labels?.[0]?.textContent || e.textContent || ""; })()"""
+  page.get_by_label("Input").focus()
+  for _ in range(70):
+    page.keyboard.press("Tab")
+    reached.append(page.evaluate(name).strip())
+  for part in (
+    "Random",
+    "position 6, S2",
+    "All sites",
+    "a0.0, the output of head 0",
+    "epsilon, the threshold",
+    "Pin",
+    "JSON",
+  ):
+    assert any(text.startswith(part) for text in reached), (part, reached)
+
+
+def test_a_circuit_is_walked_through_with_the_keyboard(open_page):
+  page = open_page("&panel=circuit", wait=".cp-wide svg")
+  node = page.locator('.cp-wide [data-pick="node=a0.0%40%3D"]')
+  node.focus()
+  page.keyboard.press("Enter")
+  settled(page, "node=a0.0")
+  page.locator(".cp-detail h2", has_text="a0.0 at =").wait_for()
+  assert page.locator(".cp-detail .iv-samples").count() == 1  # the preimage that lies beside the circuit
+  draw = page.get_by_role("button", name="draw its preimage")
+  draw.focus()
+  page.keyboard.press("Enter")
+  settled(page, "site=a0.0")
+  page.locator("h2", has_text="a0.0 at =").wait_for()
+  assert page.errors == []
 
 
 def test_dark_and_light_follow_the_system(open_page):

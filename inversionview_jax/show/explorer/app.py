@@ -1,12 +1,10 @@
 """The page that Streamlit runs from top to bottom at every click; its state is a `View`, kept in the session and in the address."""
 
-import contextlib
 import dataclasses
 import functools
-import math
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
@@ -17,7 +15,8 @@ from inversionview_jax.preimage import Preimage
 from inversionview_jax.preimage.render import DisplayOptions, to_page
 from inversionview_jax.show.explorer import attention, circuits, panels, pins, service
 from inversionview_jax.show.explorer.controls import control, set_view, sidebar
-from inversionview_jax.show.explorer.pane import pane
+from inversionview_jax.show.explorer.drawing import Stopped, drawing, was_stopped
+from inversionview_jax.show.explorer.pane import PREVIEW_STYLE, pane
 from inversionview_jax.show.explorer.state import PANELS, View
 
 _NO_MEMBERS = (
@@ -43,7 +42,7 @@ _STYLE = """<style>
 def main() -> None:
   """The whole page."""
   st.set_page_config("InversionView", page_icon=str(pathlib.Path(__file__).parent / "icon.svg"), layout="wide")
-  st.html(_STYLE)
+  st.html(_STYLE + PREVIEW_STYLE)
   st.title("What does this activation encode?", anchor=False)  # at once, before JAX is imported and a reader loaded
   readers = service.current()
   _from_address(readers)
@@ -128,59 +127,18 @@ def _input(readers: service.Service, view: View) -> None:
     shows[view.panel](readers, view, encoded)
   except InversionViewError as error:
     _alert(str(error))
-  except _Stopped as stopped:
-    _was_stopped(stopped)
+  except Stopped as stopped:
+    was_stopped(stopped)
 
 
-class _Stopped(Exception):
-  """The user stopped this drawing."""
-
-
-def _was_stopped(stopped: _Stopped) -> None:
-  """In place of what was not drawn: a button that draws it after all."""
-  st.caption("Drawing was stopped.")
-  st.button("Draw", on_click=lambda: st.session_state.pop("stopped", None), key=f"again {stopped}")
-
-
-def _preimage(readers: service.Service, view: View, samples: int | None = None) -> Preimage:
-  """The preimage of the view, with a progress bar and a button that stops it while it is drawn."""
-  if (preimage := readers.known(view, samples)) is not None:
+def _preimage(readers: service.Service, view: View, shows: bool = False) -> Preimage:
+  """The preimage of the view, with a progress bar and a button that stops it while it is drawn; `shows` its particles as they are by then, too."""
+  if (preimage := readers.known(view)) is not None:
     return preimage
-  with _drawing(str(hash((view, samples))), readers.method(view, samples)) as progress:
-    return readers.preimage(view, samples, progress)
-
-
-@contextlib.contextmanager
-def _drawing(name: str, method: str) -> Iterator["_Progress"]:
-  """A progress bar, and a button that stops the drawing of this name until it is asked for again."""
-  if st.session_state.get("stopped") == name:
-    raise _Stopped(name)
-  slot = st.empty()
-  with slot.container(horizontal=True, vertical_alignment="center"):
-    progress = _Progress(method)
-    st.button("Stop", key=f"stop {name}", on_click=lambda: st.session_state.update(stopped=name))
-  try:
-    yield progress
-  finally:
-    slot.empty()
-
-
-class _Progress:
-  """A bar that follows the drawing of a preimage; Streamlit ends the drawing there when the view was changed meanwhile, or Stop was pressed."""
-
-  def __init__(self, method: str):
-    self._unit = "candidates" if method == "decoder" else "target runs"
-    self._levels = ""
-    self.bar = st.progress(0.0, f"drawing {self._unit if method == 'decoder' else 'particles'}")
-
-  def __call__(self, done: int, total: int) -> None:
-    of = f"{done:,} of {'at most ' if self._levels else ''}{total:,} {self._unit}"
-    self.bar.progress(min(done / max(total, 1), 1.0), f"{self._levels}{of}")
-
-  def level(self, number: int, level: Any) -> None:
-    """Notes the threshold of a level of Monte Carlo, counted from 1, for the text of the bar."""
-    threshold = "any distance" if math.isinf(level.epsilon) else f"ε = {level.epsilon:.3g}"
-    self._levels = f"level {number}, {threshold} · "
+  with drawing(str(hash(view)), readers.method(view)) as progress:
+    if shows:
+      progress.shows(view)
+    return readers.preimage(view, None, progress)
 
 
 def _reading(readers: service.Service, view: View, encoded: service.Input) -> None:
@@ -193,9 +151,9 @@ def _reading(readers: service.Service, view: View, encoded: service.Input) -> No
   with right:
     preimage: Preimage | None = None
     try:
-      drawn = preimage = _preimage(readers, view)
-    except _Stopped as stopped:
-      _was_stopped(stopped)
+      drawn = preimage = _preimage(readers, view, shows=True)
+    except Stopped as stopped:
+      was_stopped(stopped)
     else:
       pane("reading", panels.reading(view, drawn), _on_click, [panels.slider_data(drawn, view)])
       with st.container(horizontal=True):
@@ -302,7 +260,7 @@ def _grid(readers: service.Service, view: View, parts: Sequence[tuple[str, dict[
   views, samples = [dataclasses.replace(view, **changes) for _, changes in parts], readers.sketch(view)
   preimages = [readers.known(v, samples) for v in views]
   if None in preimages:
-    with _drawing(str(hash((view, view.panel))), readers.method(view, samples)) as progress:
+    with drawing(str(hash((view, view.panel))), readers.method(view, samples)) as progress:
       for k, v in enumerate(views):
         if preimages[k] is None:
           preimages[k] = readers.preimage(v, samples)

@@ -194,6 +194,10 @@ color:var(--fg);font-size:.9rem}
 """
 
 
+# Of fragments that stand on the page itself and not in a pane, whose rules end at its border.
+PREVIEW_STYLE = f"<style>{STYLE}{_PANEL_STYLE}</style>"
+
+
 @functools.cache
 def _component() -> Callable[..., Any]:
   import streamlit as st

@@ -4,6 +4,8 @@ Elements that can be clicked carry `data-pick`, a query string that `View.after_
 does not come from this module is escaped.
 """
 
+import dataclasses
+import math
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -163,6 +165,17 @@ def reading(view: View, p: Preimage, slider: bool = True) -> str:
   return card(body_of(view, p, head, slider=slider), "", data=f' data-reading="0"{drawn_at(p)}')
 
 
+def so_far(view: View, p: Preimage) -> str:
+  """The particles on their way to epsilon, while they are drawn: nothing in it can be clicked."""
+  inside = formatting.totals(p.inside)
+  nearest = tuple(sorted(p.particles, key=lambda sample: sample.distance)[: view.shown])
+  near = min((s.distance for s in nearest), default=math.inf)
+  head = f'<h2>{title_of(p)}</h2><p class="ex-in"><code>{escape(p.query.text)}</code></p>'
+  text = f"{inside} of {formatting.totals(p.particles)} particles are inside ε = {p.epsilon:g} so far, the nearest at {near:.3g}"
+  table = fragments.samples(dataclasses.replace(p, samples=nearest), DisplayOptions(view.shown, view.colors, False))
+  return card(f'{head}<p class="ex-figure">{text}</p>{plots.histogram(p)}{table}', "", "ex-preview")
+
+
 def encoded_features(
   view: View, reading: "ActivationReading", information: "Information | None", about: Mapping[str, str] = {}
 ) -> str:
@@ -186,8 +199,8 @@ def not_measured(message: str) -> str:
 
 def words(names: Iterable[str], about: Mapping[str, str]) -> str:
   """What the task says of some names, which touch and keyboard reach as well as the pointer; "" where it says nothing."""
-  said = [f"<b>{escape(name)}</b> {escape(about[name])}" for name in dict.fromkeys(names) if about.get(name)]
-  return f'<p class="ex-words">{" · ".join(said)}</p>' if said else ""
+  words = [f"<b>{escape(name)}</b> {escape(about[name])}" for name in dict.fromkeys(names) if about.get(name)]
+  return f'<p class="ex-words">{" · ".join(words)}</p>' if words else ""
 
 
 def carried(reading: "ActivationReading | None", about: Mapping[str, str], most: int = 2) -> str:

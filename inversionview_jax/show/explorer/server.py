@@ -4,9 +4,11 @@ A page on the web can send requests to this machine: from the reader's browser u
 pointed at this machine (DNS rebinding). Both are refused here, before Streamlit sees them.
 """
 
+import html
 import ipaddress
 import pathlib
 import socket
+import sys
 import threading
 import urllib.parse
 import webbrowser
@@ -14,7 +16,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mutabl
 from typing import Any
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_SWITCH = 5e-4  # seconds; Python's own is ten times as long
 _EVERYWHERE = ("0.0.0.0", "::")
+
+# In the colors and at the place of the page's own heading (`app.py`).
+_FIRST_SIGHT = """<style>body{margin:0;background:light-dark(#fff,#0d0f12);color-scheme:light dark}
+.first-sight{padding:2.2rem clamp(.8rem,3vw,2.5rem);font:1rem/1.6 "Source Sans",sans-serif;color:light-dark(#31333f,#fafafa)}
+.first-sight h1{font-size:1.5rem;font-weight:650;margin:0}.first-sight p{color:light-dark(#5d6775,#97a1af)}</style>
+<main class="first-sight"><h1>What does this activation encode?</h1><p role="status">LOADING</p></main>"""
 
 Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
@@ -74,6 +83,50 @@ class SameOrigin:
     return host in self._names or (self._any_address and _is_address(host))
 
 
+class FirstSight:
+  """An ASGI application in front of another: its page shows a heading at once, which disappears when the page's own script has loaded.
+
+  Args:
+    app: the application behind it.
+    loading: what the page loads first, for a line below the heading.
+  """
+
+  def __init__(self, app: App, loading: str):
+    self._app, self._loading = app, loading
+
+  async def __call__(self, scope: Message, receive: Callable, send: Callable) -> None:
+    if scope["type"] != "http" or scope["path"] != "/":
+      await self._app(scope, receive, send)
+      return
+    start: Message = {}
+    body = bytearray()
+
+    async def collect(message: Message) -> None:
+      if message["type"] == "http.response.start":
+        start.update(message)
+        return
+      body.extend(message.get("body", b""))
+      if not message.get("more_body", False):
+        page = with_first_sight(bytes(body), self._loading)
+        lengths = [
+          (name, value) for name, value in start["headers"] if name.lower() not in (b"content-length", b"etag")
+        ]
+        await send({**start, "headers": [*lengths, (b"content-length", str(len(page)).encode())]})
+        await send({"type": "http.response.body", "body": page})
+
+    # Uncompressed, and whole: not "unchanged since".
+    skipped = (b"accept-encoding", b"if-none-match", b"if-modified-since", b"range")
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() not in skipped]
+    await self._app({**scope, "headers": headers}, receive, collect)
+
+
+def with_first_sight(page: bytes, loading: str) -> bytes:
+  """Streamlit's page with a heading in the element that its script fills; unchanged where there is no such element."""
+  shown = _FIRST_SIGHT.replace("LOADING", html.escape(loading)).encode()
+  page = page.replace(b"<title>Streamlit</title>", b"<title>InversionView</title>")
+  return page.replace(b'<div id="root"></div>', b'<div id="root">' + shown + b"</div>")
+
+
 def _host(header: str) -> str | None:
   """The host name in a header "name:port"; None for anything else."""
   try:
@@ -127,7 +180,13 @@ def settings(address: str, port: int) -> dict[str, Any]:
 
 
 def serve(
-  address: str, port: int, names: frozenset[str], url: str, browser: bool, ready: Callable[[], object] | None = None
+  address: str,
+  port: int,
+  names: frozenset[str],
+  url: str,
+  browser: bool,
+  ready: Callable[[], object] | None = None,
+  loading: str = "",
 ) -> None:
   """Runs the page until it is interrupted.
 
@@ -137,6 +196,7 @@ def serve(
     url: of the page.
     browser: whether it is opened in a browser.
     ready: called once the server answers: what takes long and is needed soon, but not for the first sight of the page.
+    loading: what that is, for the first sight of the page.
   """
   import streamlit as st
   from starlette.middleware import Middleware
@@ -144,9 +204,14 @@ def serve(
   ignore_folder_settings()
   disable_ip_lookup()
   guard = Middleware(SameOrigin, names=names, any_address=address in _EVERYWHERE)
+  first = Middleware(FirstSight, loading=loading)
   app = st.App(
-    pathlib.Path(__file__).parent / "app.py", middleware=[guard], lifespan=_started(url if browser else "", ready)
+    pathlib.Path(__file__).parent / "app.py",
+    middleware=[guard, first],
+    lifespan=_started(url if browser else "", ready),
   )
+  # The page's many small files are sent while another thread imports JAX: each time it waits for that thread, for so long at most.
+  sys.setswitchinterval(_SWITCH)
   app.run(config=settings(address, port))
 
 

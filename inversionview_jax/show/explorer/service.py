@@ -1,6 +1,7 @@
 """Readers and targets, and the preimages that were drawn from them, kept between the clicks of all sessions of one page."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -9,7 +10,7 @@ import pathlib
 import random
 import tempfile
 import threading
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.files import write_whole
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.preimage.methods import SETTINGS
+from inversionview_jax.show.explorer.following import Followed
 from inversionview_jax.show.explorer.inputs import Input, encode
 from inversionview_jax.show.explorer.state import View
 from inversionview_jax.tasks import Task
@@ -31,6 +33,7 @@ if TYPE_CHECKING:  # JAX takes seconds to import, and tests of the settings do w
   from inversionview_jax.show.explorer.circuits import OpenedCircuit
 
 _CACHE_SIZE = 200  # preimages, of 2 MB each
+_FOLLOWED_EVERY = 0.2  # seconds after which a page shows how far the drawing of another thread is
 _SKETCH = 256  # candidates of each panel where many sites or positions are shown; also particles of a language model
 # The most telling reading of a task's readers, with which a page opens. Other tasks open with an input of their test split.
 _FIRST_QUERIES: dict[str, dict[str, Any]] = {
@@ -86,6 +89,7 @@ class Service:
     self._readings: collections.OrderedDict[tuple, ActivationReading] = collections.OrderedDict()
     self._lock = threading.Lock()  # of the caches
     self._work = threading.RLock()  # one computation at a time: two at once would take longer each
+    self._drawing: tuple[tuple, Followed] | None = None  # what is drawn just now, by its key
     self._texts: tempfile.TemporaryDirectory | None = None  # of own texts
 
   def source(self, name: str) -> "Source":
@@ -257,14 +261,21 @@ class Service:
   def input(self, name: str, text: str) -> "Input":
     """A text's tokens, positions and attention; raises `InversionViewError` for one that the task cannot encode."""
     key = (name, text)
+    while (encoded := self._known_input(key)) is None:
+      if self._work.acquire(timeout=_FOLLOWED_EVERY):  # another thread may encode the same, and then draw from it
+        try:
+          encoded = self._known_input(key) or encode(self.source(name), text)
+          self._keep(self._inputs, key, encoded)
+        finally:
+          self._work.release()
+        break
+    return encoded
+
+  def _known_input(self, key: tuple[str, str]) -> "Input | None":
     with self._lock:
       if key in self._inputs:
         self._inputs.move_to_end(key)
-        return self._inputs[key]
-    with self._work:
-      encoded = encode(self.source(name), text)
-    self._keep(self._inputs, key, encoded)
-    return encoded
+      return self._inputs.get(key)
 
   def preimage(
     self, view: View, samples: int | None = None, progress: Callable[[int, int], object] | None = None
@@ -276,7 +287,8 @@ class Service:
     Args:
       view: the query and the settings.
       samples: candidates or particles; None for the view's number.
-      progress: called with (done, all of it) while they are drawn; its attribute `level`, if it has one, with each level of Monte Carlo.
+      progress: called with (done, all of it) while they are drawn; its attributes `level` and `preview`, if it has them, as those of
+        `reading.monte_carlo.preimage`.
     """
     key = self._key(view, samples)
     preimage = self._get(key)
@@ -286,12 +298,33 @@ class Service:
       source = self.source_of(view, samples)
       epsilon = None if source.method == "decoder" else view.epsilon
       request = Request(view.text, view.site, view.position, epsilon, view.metric or None, view.match)
-      with self._work:
+      with self._turn(key, progress):
         preimage = self._get(key)  # another session may have drawn it meanwhile
         if preimage is None:
-          preimage = source.preimage(request, seed=view.seed, progress=progress or (lambda done, total: None))
-      self._keep(self._drawn, key, preimage)
+          followed = Followed(progress)
+          self._drawing = key, followed
+          try:
+            preimage = source.preimage(request, seed=view.seed, progress=followed)
+          finally:
+            self._drawing = None
+          self._keep(self._drawn, key, preimage)
     return self._at(view, preimage)
+
+  @contextlib.contextmanager
+  def _turn(self, key: tuple, progress: Callable[[int, int], object] | None) -> Iterator[None]:
+    """The right to compute. Meanwhile `progress` follows what another thread draws, if that is the same, and is called with (0, 1) if not: a page that
+    is left or stopped ends there."""
+    while not self._work.acquire(timeout=_FOLLOWED_EVERY):
+      drawing = self._drawing
+      if progress is not None:
+        if drawing is not None and drawing[0] == key:
+          drawing[1].report(progress)
+        else:
+          progress(0, 1)
+    try:
+      yield
+    finally:
+      self._work.release()
 
   def known(self, view: View, samples: int | None = None) -> Preimage | None:
     """What `preimage` returns, if it has been drawn before."""

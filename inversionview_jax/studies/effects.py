@@ -23,7 +23,7 @@ from inversionview_jax.targets.inputs import resolve_inputs
 from inversionview_jax.tasks import Task
 from inversionview_jax.tasks.contrast import Pairs
 
-TOGETHER = 8  # heads of one program, one after the other; the clean and the corrupted run are shared
+TOGETHER = 4  # heads of one program, one after the other; the clean and the corrupted run are shared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +92,7 @@ def patched_once(
   sites: Sequence[Site],
   at: tuple[np.ndarray, np.ndarray],
   compared: tuple[np.ndarray, np.ndarray],
+  width: int,
   batch: int = 16,
 ) -> dict[str, np.ndarray]:
   """The logit of one token less that of another, with each site patched by itself.
@@ -102,27 +103,28 @@ def patched_once(
     sites: S of them, of one kind, at most `TOGETHER`.
     at: int32[N] each, the patched position of the clean and of the corrupted inputs.
     compared: int32[N] each, the two tokens, such as the answer and the partner's.
+    width: tokens of the inputs that are run, up to the last position at which something is read.
     batch: pairs of a program; the result does not depend on it.
 
   Returns:
     "clean" and "corrupted" float[N], "patched" float[S, N].
   """
   full = list(sites) + [sites[0]] * (TOGETHER - len(sites))  # one program serves all parts
-  width = int(max(pairs.clean_at.max(), pairs.corrupted_at.max())) + 1
-  addresses = [Address(site.short, site, *at) for site in full]
-  readout = Readout(*(x[:, None] for x in (pairs.clean_at, pairs.corrupted_at, *compared)))
+  rows = np.arange(-(-len(pairs) // batch) * batch) % len(pairs)  # and all numbers of pairs
+  addresses = [Address(site.short, site, *(x[rows] for x in at)) for site in full]
+  readout = Readout(*(x[rows, None] for x in (pairs.clean_at, pairs.corrupted_at, *compared)))
   measured = patching.measure(
     target,
-    pairs.clean[:, :width],
+    pairs.clean[rows, :width],
     addresses,
     np.eye(len(full), dtype=bool),
     readout,
-    corrupted=pairs.corrupted[:, :width],
+    corrupted=pairs.corrupted[rows, :width],
     batch_size=batch,
   )
   assert measured.corrupted is not None
-  difference = measured.steps["logit_difference"][:, :, 0]  # [1 + S, N]
-  corrupted = measured.corrupted["logit_difference"][:, 0]
+  difference = measured.steps["logit_difference"][:, : len(pairs), 0]  # [1 + S, N]
+  corrupted = measured.corrupted["logit_difference"][: len(pairs), 0]
   return {"clean": difference[0], "corrupted": corrupted, "patched": difference[1 : 1 + len(sites)]}
 
 
@@ -132,19 +134,20 @@ def patched_differences(
   sites: Sequence[Site],
   at: tuple[np.ndarray, np.ndarray, np.ndarray],
   compared: tuple[np.ndarray, np.ndarray],
+  width: int,
 ) -> dict[str, np.ndarray]:
   """The logit of one token less that of another, with each site patched by itself from both partners.
 
   Args:
-    target, sites, compared: as for `patched_once`.
+    target, sites, compared, width: as for `patched_once`.
     twins: the inputs.
     at: int32[N] each, the patched position of the clean inputs, of `only` and of `rest`.
 
   Returns:
     "clean" and "corrupted" float[N] (the run of `only`), "only" and "rest" float[S, N].
   """
-  only = patched_once(target, twins.only, sites, (at[0], at[1]), compared)
-  rest = patched_once(target, twins.rest, sites, (at[0], at[2]), compared)
+  only = patched_once(target, twins.only, sites, (at[0], at[1]), compared, width)
+  rest = patched_once(target, twins.rest, sites, (at[0], at[2]), compared, width)
   return {"clean": only["clean"], "corrupted": only["corrupted"], "only": only["patched"], "rest": rest["patched"]}
 
 

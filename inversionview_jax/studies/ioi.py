@@ -268,10 +268,9 @@ def _attributed(target: Target, task: IOI, pairs: Pairs) -> dict[str, np.ndarray
     np.stack([task.positions(rows, name) for name in _TAKEN], axis=1) for rows in (pairs.clean, pairs.corrupted)
   )
   lost = effects.attributed_effects(target, pairs, pairs.foil, (clean_at, corrupted_at))
-  site = [target.site("a0.0")]
-  clean = effects.patched_once(target, pairs, site, (pairs.clean_at, pairs.corrupted_at), (pairs.answer, pairs.foil))[
-    "clean"
-  ]
+  site, width = [target.site("a0.0")], int(max(pairs.clean_at.max(), pairs.corrupted_at.max())) + 1
+  at, compared = (pairs.clean_at, pairs.corrupted_at), (pairs.answer, pairs.foil)
+  clean = effects.patched_once(target, pairs, site, at, compared, width)["clean"]
   return {"lost": lost, "clean": clean}
 
 

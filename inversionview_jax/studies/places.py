@@ -168,7 +168,7 @@ def study(
     shown: preimages that are kept of each place.
     seed: of the choice of samples that are kept.
   """
-  rows, count = task.tokens(questions.queries), len(questions.queries)
+  rows = task.tokens(questions.queries)
   at = {name: task.positions(rows, name) for name in dict.fromkeys(p.position for p in places)}
   caught = _captured(target, places, rows, at)
   tokens = task.tokens(questions.index)
@@ -176,17 +176,25 @@ def study(
   values = task.features(tokens)
   place_of = {int(index): number for number, index in enumerate(questions.index)}
   own = np.array([place_of.get(int(query), -1) for query in questions.queries])
-  patches = _patches(target, task, places, questions, stages, progress)
-  direct = _direct(target, places, questions, stages, progress)
-  found = []
-  for p, place in enumerate(places):
-    kept = (
-      np.flatnonzero(caught.attention[p, :, 0] < questions.most_bos) if questions.most_bos < 1 else np.arange(count)
-    )
-    readings = tuple(
+  read_at = [
+    np.flatnonzero((caught.attention[p, :, 0] < questions.most_bos) | (questions.most_bos >= 1))
+    for p in range(len(places))
+  ]
+  readings = [
+    tuple(
       read(distance[p, kept], scale * task.epsilon, values, own[kept], questions.features, questions.apart)
       for scale in SCALES
     )
+    for p, kept in enumerate(read_at)
+  ]
+  named = {
+    place.name: {name for one in reading for name in one.named} for place, reading in zip(places, readings, strict=True)
+  }
+  patches = _patches(target, task, places, named, questions, stages, progress)
+  direct = _direct(target, places, questions, stages, progress)
+  found = []
+  for p, place in enumerate(places):
+    kept = read_at[p]
     # Queries with many members, all of which are kept.
     size = (distance[p, kept] <= np.float32(task.epsilon)).sum(axis=1)
     some = kept[np.argsort(-size * (size <= 200), kind="stable")[:shown]]
@@ -215,7 +223,7 @@ def study(
         place.position,
         own_measures,
         roles[p] if roles else "",
-        readings,
+        readings[p],
         direct.get(place.name),
         tuple(patches.get(place.name, ())),
         tuple(preimages),
@@ -256,26 +264,33 @@ def _distances(target, task, places, activations, tokens, stages: Stages, progre
 
 
 def _patches(
-  target, task, places, questions: Questions, stages: Stages, progress: Progress
+  target, task, places, named: Mapping[str, set[str]], questions: Questions, stages: Stages, progress: Progress
 ) -> dict[str, list[PatchEffect]]:
-  """The patch effects of each place, by its name."""
+  """The patch effects of each place, by its name: of the features that its readings name."""
   found: dict[str, list[PatchEffect]] = {}
-  work = [
-    (name, label, [p.site for p in places if p.position == label][start : start + TOGETHER], start // TOGETHER)
-    for name in questions.twins
-    for label in dict.fromkeys(p.position for p in places)
-    for start in range(0, sum(p.position == label for p in places), TOGETHER)
+  work = []
+  for name in questions.twins:
+    for label in dict.fromkeys(p.position for p in places):
+      sites = [p.site for p in places if p.position == label and name in named[p.name]]
+      work += [(name, label, sites[start : start + TOGETHER]) for start in range(0, len(sites), TOGETHER)]
+  # All pairs in one shape, for which one program is compiled.
+  ends = [
+    at.max()
+    for twins in questions.twins.values()
+    for pairs in (twins.only, twins.rest)
+    for at in (pairs.clean_at, pairs.corrupted_at)
   ]
-  for done, (name, label, sites, number) in enumerate(work):
+  width = int(max(ends)) + 1
+  for done, (name, label, sites) in enumerate(work):
     progress("patching", done, len(work))
     twins = questions.twins[name]
 
     def make(twins=twins, label=label, sites=sites, name=name):
       pairs = (twins.only.clean, twins.only.corrupted, twins.rest.corrupted)
       at = tuple(task.positions(rows, label) for rows in pairs)
-      return effects.patched_differences(target, twins, sites, at, questions.compared[name])
+      return effects.patched_differences(target, twins, sites, at, questions.compared[name], width)
 
-    differences = stages.arrays(f"patch-{name}-{label}-{number:02d}", make)
+    differences = stages.arrays(f"patch-{name}-{label}-{'-'.join(site.short for site in sites)}", make)
     for s, site in enumerate(sites):
       found.setdefault(Place(site, label).name, []).append(effects.patch_effect(name, differences, s))
   return found

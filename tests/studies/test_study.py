@@ -55,18 +55,25 @@ def test_facts_are_studied_and_an_interrupted_study_goes_on(folder, tmp_path, ca
   assert len(study["places"]) == 4 and study["pool"] == 300 and not study["whole"]
   for place in study["places"]:
     assert place["site"] in output and f'id="{place["site"]}@END"' in page and "direct" in place
-    assert {patch["feature"] for patch in place["patches"]} == {"answer", "relation", "kind", "language", "subject"}
+    named = {feature for reading in place["readings"] for feature in reading["named"]}
+    assert {patch["feature"] for patch in place["patches"]} == named & {
+      "answer",
+      "relation",
+      "kind",
+      "language",
+      "subject",
+    }
     assert [reading["epsilon"] for reading in place["readings"]] == [0.25, 0.125, 0.0625]
     members = [reading["members"] for reading in place["readings"] if reading["queries"] == 6]
     assert members == sorted(members, reverse=True)
   saved = sorted((tmp_path / "W" / "preimages").iterdir())
   assert saved and Preimage.from_json(saved[0]).method == "rejection"
   steps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "W" / "steps").iterdir()}
-  (tmp_path / "W" / "steps" / "patch-relation-END-00.npz").unlink()  # as if the run had ended there
+  (tmp_path / "W" / "steps" / "attributed-relation.npz").unlink()  # as if the run had ended there
   code, _ = run(capsys, *argv)
   again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "W" / "steps").iterdir()}
   changed = {name for name, time in again.items() if time != steps[name]}
-  assert code == 0 and changed == {"key.json", "patch-relation-END-00.npz"}
+  assert code == 0 and changed == {"key.json", "attributed-relation.npz"}
   assert read(tmp_path / "W")["places"] == study["places"]
   code, output = run(capsys, *argv, "--config.study.pairs=3")
   assert code == 2 and "study differ" in output

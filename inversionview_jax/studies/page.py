@@ -17,12 +17,15 @@ code.st{display:block;white-space:pre-wrap;overflow-wrap:anywhere;padding:.6rem 
 .st-scroll{overflow-x:auto}
 table.st{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
 table.st :is(th,td){padding:.25rem .6rem;text-align:right;border-bottom:1px solid light-dark(#d5dae1,#2a2f37);white-space:nowrap}
-table.st :is(th,td):is(:first-child,:last-child,.l){text-align:left}
-nav table.st td:last-child{white-space:normal;min-width:14rem}
+table.st :is(th,td):is(:first-child,.l),table.st-places :is(th,td):last-child{text-align:left}
+table.st td.l,table.st-places td:last-child{white-space:normal;min-width:14rem}
 tr.st-yes td:first-child{font-weight:700}
+section.st summary{cursor:pointer;margin:.4rem 0}
+@media(max-width:700px){table.st-places :is(th,td):nth-child(n+3):nth-child(-n+12){display:none}}
+@media print{section.st details:not([open])>summary{display:none}}
 section.st main{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,27rem),1fr))}
 """
-SHOWN = 24  # samples of each preimage
+SHOWN = 12  # samples of each preimage
 
 
 def to_page(
@@ -44,7 +47,7 @@ def to_page(
   header += f'<p class="st-dim">Made by</p><code class="st">{escape(study["command"])}</code></header>\n'
   rows = "".join(_row(place) for place in study["places"])
   head = "".join(f'<th scope="col">{escape(one)}</th>' for one in data.HEADINGS)
-  table = f'<nav class="st-scroll"><table class="st"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{_notes(study)}</nav>\n'
+  table = f'<nav class="st-scroll"><table class="st st-places"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{_notes(study)}</nav>\n'
   options = DisplayOptions(SHOWN, notes=False, compact=True)
   sections = "".join(_section(place, preimages.get(_name(place), ()), options) for place in study["places"])
   return document(title, header + _roles(study) + _circuit(study, picture) + table + sections, _STYLE)
@@ -107,12 +110,14 @@ def _section(place: Mapping[str, Any], preimages: Sequence[Preimage], options: D
     for one in place["patches"]
   )
   shown = "".join(fragments.section(p, options) for p in preimages)
+  folded = f"<summary>samples of {len(preimages)} preimages</summary>"
+  samples = f"<details>{folded}<main>{shown}</main></details>" if preimages else ""
   role = f" · {escape(place['role'])}" if place["role"] else ""
   return (
     f'<section class="st" id="{escape(name)}"><h2><code>{escape(name)}</code>{role}</h2><p>{escape(place["verdict"])}</p>'
     f'<p class="st-dim">{escape(measures)} · {first["queries"]} queries read, {first["too_few"]} with too few members</p>'
     f'<div class="st-scroll">{_rates(place["readings"])}</div>'
-    f"<ul>{patches}</ul><main>{shown}</main></section>\n"
+    f"<ul>{patches}</ul>{samples}</section>\n"
   )
 
 

@@ -17,6 +17,7 @@ from inversionview_jax.measures.rates import Rate
 # A reading names a feature from this rate, where so much of what chance leaves is agreed on, (rate - base) / (1 - base), which holds for every
 # such rate with a base up to 0.3; and where the control rises no further above the base.
 RATE, BEYOND_CHANCE, CONTROL = 0.8, 0.7, 0.1
+QUERIES = 5  # with enough members, from which on a reading names anything
 FEWEST = 5  # members, besides the query's own input; a query with fewer is left out
 
 
@@ -45,7 +46,9 @@ class FeatureRate:
     """Whether a reading names the feature."""
     control = self.base if self.control is None else self.control
     beyond = (self.rate.value - self.base) / max(1 - self.base, 1e-9)
-    return self.rate.value >= RATE and beyond >= BEYOND_CHANCE and control <= self.base + CONTROL
+    return (
+      self.queries >= QUERIES and self.rate.value >= RATE and beyond >= BEYOND_CHANCE and control <= self.base + CONTROL
+    )
 
   def to_data(self) -> dict[str, Any]:
     """Plain data for JSON."""

@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 
 from inversionview_jax.errors import InversionViewError
+from inversionview_jax.studies import readings
 from inversionview_jax.studies.readings import read
 from inversionview_jax.studies.stages import Stages
+
+
+@pytest.fixture
+def few_queries(monkeypatch):
+  """Two queries are enough to name a feature."""
+  monkeypatch.setattr(readings, "QUERIES", 2)
 
 
 def made(color, number, subject=None):
@@ -15,7 +22,7 @@ def made(color, number, subject=None):
   return np.where(color[None] == color[queries, None], 0.1, 0.9).astype(np.float32), values, queries
 
 
-def test_a_feature_that_members_share_is_named_and_others_are_not():
+def test_a_feature_that_members_share_is_named_and_others_are_not(few_queries):
   color, number = np.arange(64) % 4, np.arange(64) // 4 % 2
   distance, values, queries = made(color, number)
   reading = read(distance, 0.2, values, queries, ("number", "color"), apart="subject")
@@ -26,7 +33,15 @@ def test_a_feature_that_members_share_is_named_and_others_are_not():
   assert reading.members == 15 and reading.too_few == 0
 
 
-def test_a_feature_with_a_high_base_or_control_is_not_named():
+def test_a_feature_is_not_named_by_fewer_queries_than_it_takes(monkeypatch):
+  color = np.arange(64) % 4
+  distance, values, queries = made(color, color)
+  assert read(distance, 0.2, values, queries, ("color",)).named == []
+  monkeypatch.setattr(readings, "QUERIES", 2)
+  assert read(distance, 0.2, values, queries, ("color",)).named == ["color"]
+
+
+def test_a_feature_with_a_high_base_or_control_is_not_named(few_queries):
   color = np.zeros(64, int)
   distance, values, queries = made(color, np.arange(64) % 2)
   assert read(distance, 0.2, values, queries, ("color",)).named == []  # all inputs have it
@@ -46,7 +61,7 @@ def test_what_is_measured_apart_from_the_subject_leaves_members_of_the_same_subj
   assert read(distance[:1], 0.2, values, queries[:1], ("color",), apart="subject")["color"].elsewhere is None
 
 
-def test_a_smaller_epsilon_has_fewer_members_and_may_name_more():
+def test_a_smaller_epsilon_has_fewer_members_and_may_name_more(few_queries):
   color, number = np.arange(64) % 4, np.arange(64) // 4 % 2
   distance, values, queries = made(color, number)
   distance += np.where(number[None] == number[queries, None], 0, 0.15).astype(np.float32)

@@ -24,7 +24,7 @@ from inversionview_jax.causal.circuits.result import Circuit, CircuitNode
 from inversionview_jax.causal.circuits.stages import Stages
 from inversionview_jax.causal.estimates import estimate, read_estimate, share
 from inversionview_jax.devices import parallel
-from inversionview_jax.errors import InversionViewError
+from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.targets import Target
 from inversionview_jax.tasks.base import Task
 from inversionview_jax.tasks.pairs_file import TextPairs
@@ -54,6 +54,7 @@ class Settings:
     random_sets: of each size, as a baseline (10, or 3).
     monte_carlo: how many activations of each node are read by Monte Carlo where random inputs do not reach them; seconds to minutes each.
     seed: of all that is drawn.
+    objective: of the search, see `search.OBJECTIVES`.
   """
 
   answer: str = ""
@@ -67,6 +68,7 @@ class Settings:
   random_sets: int | None = None
   monte_carlo: int = 0
   seed: int = 0
+  objective: str = "faithfulness"
 
   def filled(self, target: Target) -> "Settings":
     """With the defaults for this target, checked."""
@@ -77,6 +79,8 @@ class Settings:
     made = dataclasses.replace(self, **given)  # type: ignore[arg-type]
     if not 0 < made.faithfulness <= 1:
       raise InversionViewError(f"faithfulness = {made.faithfulness} must be above 0 and at most 1")
+    if made.objective not in search.OBJECTIVES:
+      raise one_of("objective", made.objective, search.OBJECTIVES)
     bounds.check(pairs=made.pairs, budget=made.budget, seed=made.seed)
     bounds.whole("inputs", made.inputs, "all_inputs")
     for name, low in (("most", 1), ("test_pairs", 2), ("queries", 0), ("random_sets", 0), ("monte_carlo", 0)):
@@ -105,6 +109,7 @@ def circuit(
   inputs: int | None = None,
   random_sets: int | None = None,
   monte_carlo: int = 0,
+  objective: str = "faithfulness",
   contrast: TextPairs | None = None,
   seed: int = 0,
   out: "str | pathlib.Path | None" = None,
@@ -116,7 +121,7 @@ def circuit(
   Args:
     target: the model.
     task: whose inputs, labels and features; by default the target's. None with `contrast`: positions are indices, and nothing is read.
-    answer, faithfulness, most, pairs, test_pairs, budget, queries, inputs, random_sets, monte_carlo, seed: see `Settings`.
+    answer, faithfulness, most, pairs, test_pairs, budget, queries, inputs, random_sets, monte_carlo, objective, seed: see `Settings`.
     contrast: pairs of texts that take the place of the task's (`tasks.pairs_file.read`); half of them are for the search.
     out: a folder for what is done already, so that an interrupted search goes on; None: nothing is kept.
     mesh: all devices by default.
@@ -130,7 +135,7 @@ def circuit(
   if target.tokenizer is None and task is not None:
     target = dataclasses.replace(target, tokenizer=task.tokenizer)
   given = Settings(
-    answer, faithfulness, most, pairs, test_pairs, budget, queries, inputs, random_sets, monte_carlo, seed
+    answer, faithfulness, most, pairs, test_pairs, budget, queries, inputs, random_sets, monte_carlo, seed, objective
   )
   settings = given.filled(target)
   finder = _Finder.of(target, task, settings, contrast, out, mesh, progress)
@@ -207,7 +212,7 @@ class _Finder:
   def run(self) -> Circuit:
     grid = self.seen.grid
     attribution = dict(self._step("attribution", lambda: self._attribution()))
-    names = self._step("search", lambda: [node.name for node in search.eliminate(self.seen, self._few()).order])
+    names = self._step("search", self._eliminated)
     order = tuple(grid.named(name) for name in names)
     curve, size = self._curve(order)
     chosen = order[:size]
@@ -223,9 +228,9 @@ class _Finder:
     nodes = tuple(self._node(node, n + 1, effects, attribution, contents) for n, node in enumerate(chosen))
     return self._circuit(nodes, order, edges, curve, effects, contents)
 
-  def _few(self) -> int:
-    """Nodes from which on every removal is measured."""
-    return 60 if self.large else search.FEW
+  def _eliminated(self) -> list[str]:
+    few = 60 if self.large else search.FEW  # from which on every removal is measured
+    return [node.name for node in search.eliminate(self.seen, few, objective=self.settings.objective).order]
 
   def _attribution(self) -> list[tuple[str, float]]:
     values, (clean, corrupted) = self.seen.attribution(), self.seen.whole().mean(axis=1)

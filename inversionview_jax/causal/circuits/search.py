@@ -2,14 +2,16 @@
 
 Elimination starts from all nodes and removes those whose removal costs least, one at a time where few are left and in blocks where many are.
 What a removal costs is measured where there are few nodes; where there are many, it is attributed first (integrated gradients from all
-ablated to the present set), a part of the set at a time, until few are left.
+ablated to the present set), a part of the set at a time, until few are left. The cost is a loss of faithfulness, so that what works against the
+answer leaves first and a circuit may do better than the whole model; or, with the objective "cmd", a loss of nearness to the whole model.
 
 Shapes: N pairs, V nodes, S sets.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,8 @@ from inversionview_jax.causal.circuits.nodes import Node
 from inversionview_jax.causal.estimates import Estimate, read_estimate, share
 from inversionview_jax.errors import InversionViewError
 
+# What a search keeps: nodes that bring the answer about, or those with which the circuit behaves as the whole model does.
+OBJECTIVES = ("faithfulness", "cmd")
 FEW = 400  # nodes whose removals are all measured
 _ONE_BY_ONE = 24  # from this size on nodes leave one at a time
 _FREE = 0.001  # of the whole difference: a block whose removal costs no more leaves together
@@ -43,31 +47,35 @@ class Elimination:
     return self.order[:size]
 
 
-def eliminate(ablation: Ablation, few: int = FEW, steps: int = 4) -> Elimination:
+def eliminate(ablation: Ablation, few: int = FEW, steps: int = 4, objective: str = "faithfulness") -> Elimination:
   """Removes all nodes, those that matter least first.
 
   Args:
     ablation: of the pairs on which the search is done.
     few: nodes from which on every removal is measured; above, they are attributed.
     steps: points of the integrated gradients.
+    objective: one of `OBJECTIVES`; "cmd" keeps the logit difference near that of the whole model, as the measure CMD asks.
   """
   kept, left, sizes = list(ablation.grid.nodes), [], [len(ablation.grid.nodes)]
   clean, corrupted = ablation.whole().mean(axis=1)
   total = clean - corrupted
+
+  def lost(value: Any) -> Any:
+    return -value if objective == "faithfulness" else np.abs(clean - value)
+
   while len(kept) > few:
     scores = ablation.attribution(kept, steps)
     position = {node: i for i, node in enumerate(ablation.grid.nodes)}
-    ranked = sorted(kept, key=lambda node: scores[position[node]])
+    each = {node: float(scores[position[node]]) for node in kept}
+    ranked = sorted(kept, key=lambda node: each[node] if objective == "faithfulness" else abs(each[node]))
     part = min(max(1, int(_ATTRIBUTED_PART * len(kept))), len(kept) - few)
     left += ranked[:part]
     kept = ranked[part:]
     sizes.append(len(kept))
-  now = ablation.logit_difference([kept]).mean() if kept else corrupted
+  now = lost(ablation.logit_difference([kept]).mean() if kept else corrupted)
   while kept:
-    without = ablation.logit_difference([_but(kept, node) for node in kept]).mean(axis=1)
-    cost = now - without
-    order = np.argsort(cost, kind="stable")
-    leave, now = _block(ablation, kept, order, cost, now, without, total)
+    without = lost(ablation.logit_difference([_but(kept, node) for node in kept]).mean(axis=1))
+    leave, now = _block(ablation, kept, without, now, total, lost)
     left += [kept[i] for i in leave]
     kept = [node for i, node in enumerate(kept) if i not in set(leave.tolist())]
     sizes.append(len(kept))
@@ -78,9 +86,25 @@ def _but(nodes: Sequence[Node], one: Node) -> list[Node]:
   return [node for node in nodes if node is not one]
 
 
-def _block(ablation, kept, order, cost, now, without, total) -> tuple[np.ndarray, float]:
-  """The indices of the nodes that leave together, cheapest first, and the logit difference without them."""
-  one = order[:1], float(without[order[0]])
+def _block(
+  ablation: Ablation,
+  kept: Sequence[Node],
+  without: np.ndarray,
+  now: float,
+  total: float,
+  lost: Callable[[float], float],
+) -> tuple[np.ndarray, float]:
+  """The indices of the nodes that leave together, cheapest first, and what is lost without them.
+
+  Args:
+    ablation, kept: the set.
+    without: float64[V], what is lost without each of its nodes.
+    now: what is lost with all of them.
+    total: the whole logit difference.
+    lost: of a logit difference.
+  """
+  cost = without - now
+  order = np.argsort(cost, kind="stable")
   if len(kept) > _ONE_BY_ONE:
     free = order[: int((cost[order] <= _FREE * total).sum())]
     part = order[: max(1, int(_PART * len(kept)))]
@@ -88,12 +112,12 @@ def _block(ablation, kept, order, cost, now, without, total) -> tuple[np.ndarray
       while len(block) > 1:
         gone = set(block.tolist())
         rest = [node for i, node in enumerate(kept) if i not in gone]
-        then = float(ablation.logit_difference([rest]).mean())
+        then = lost(float(ablation.logit_difference([rest]).mean()))
         # What nodes cost one by one adds up where they act alone; where together they cost more, fewer leave.
-        if now - then <= max(_FREE * total, 1.5 * float(cost[block].sum())):
+        if then - now <= max(_FREE * total, 1.5 * float(cost[block].sum())):
           return block, then
         block = block[: len(block) // 2]
-  return one
+  return order[:1], float(without[order[0]])
 
 
 @dataclasses.dataclass(frozen=True)

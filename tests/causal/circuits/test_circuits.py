@@ -166,6 +166,16 @@ def test_elimination_keeps_what_keeps_the_answer(ablation):
   assert sorted(attributed.order) == sorted(ablation.grid.nodes)
 
 
+def test_the_objective_cmd_stays_nearer_to_the_whole_model(ablation):
+  """Counted over all sizes; where nothing works against the answer, both come to the same."""
+  sizes = range(1, len(ablation.grid.nodes))
+  distance = {
+    objective: search.curve(ablation, search.eliminate(ablation, objective=objective), sizes, random_sets=0).distance()
+    for objective in search.OBJECTIVES
+  }
+  assert distance["cmd"] < 0.9 * distance["faithfulness"]
+
+
 def test_the_areas_are_those_of_a_curve_with_known_ones():
   points = tuple(
     search.Point(size, Estimate(f, 0.0, 9), Estimate(size / 10, 0.0, 9), "") for size, f in ((0, 0), (5, 1.2), (10, 1))
@@ -235,6 +245,7 @@ def test_the_command_writes_the_circuit_and_its_pictures(small_target, save_smal
     (["--task", "addition", "--answer", "B7"], "unknown .*'B7'"),
     (["--task", "addition", "--faithfulness", "1.5"], "faithfulness 1.5 must be a number above 0"),
     (["--task", "addition", "--pairs", "8", "--test-pairs", "8", "--budget", "100"], "budget = 100 runs"),
+    (["--task", "addition", "--objective", "cpr"], "objective 'cpr'"),
     (["--task", "counting", "--answer", "A1"], "cannot predict 'A1' of counting"),
     ([], "--task is missing"),
   ],

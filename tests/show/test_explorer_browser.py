@@ -275,3 +275,14 @@ def test_what_is_typed_stays_text(open_page):
   box.fill(TEXT)
   box.press("Enter")
   page.wait_for_selector(".iv-samples")
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1440, False), (390, True)])
+@pytest.mark.parametrize("name", ["addition", "counting", "ioi"])
+def test_pages_of_the_readers_open_with_a_reading(browser, name, width, dark, tmp_path):
+  if name == "ioi" and not pathlib.Path(pages.PAGES["smollm2"][1]).expanduser().exists():
+    pytest.skip("SmolLM2 is not here: python launch/fetch_smollm2.py")
+  times, page = pages.measure(browser, pages.PAGES[name], width, dark, tmp_path / "log")
+  page.context.close()
+  assert not times.wrong, times
+  assert times.answers < times.paint < times.samples < times.all

@@ -36,6 +36,7 @@ _STYLE = """<style>
 @media(max-width:40rem){.st-key-reading-columns [data-testid="stHorizontalBlock"]:first-child{flex-direction:column-reverse}
 .stMainBlockContainer h1{display:none}}
 [data-testid="stVerticalBlock"]{gap:.8rem}
+[data-testid="stCaptionContainer"],[data-testid="stCaptionContainer"] *,::placeholder{color:light-dark(#5d6775,#97a1af)!important;opacity:1!important}
 </style>"""
 
 

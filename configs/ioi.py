@@ -31,7 +31,7 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.study = ConfigDict(
     {
       "prompts": 32,  # on which all heads are measured
-      "names": 12,  # of which the prompts of preimages have two
+      "names": 8,  # of which the prompts of preimages have two
       "pairs": 12,  # of patching
       "end_direct": 8,  # heads at END with the largest direct effect
       "end_patched": 4,  # with the largest effect of patching to first order, besides

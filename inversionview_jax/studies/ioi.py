@@ -15,8 +15,7 @@ import numpy as np
 from inversionview_jax.causal.estimates import Estimate, estimate
 from inversionview_jax.devices import parallel
 from inversionview_jax.sites import Site
-from inversionview_jax.studies import effects
-from inversionview_jax.studies.effects import Twins
+from inversionview_jax.studies import effects, ioi_twins
 from inversionview_jax.studies.places import Place, PlaceStudy, Progress, Questions, study
 from inversionview_jax.studies.stages import Stages
 from inversionview_jax.targets import Target
@@ -24,7 +23,6 @@ from inversionview_jax.tasks.contrast import Pairs
 from inversionview_jax.tasks.ioi import FEATURES, IOI
 
 POSITIONS = ("S1+1", "S2", "END")
-VERIFIED = ("IO", "S", "order")
 # Role -> position, where the head attends to from there, what is published of GPT-2 small (Wang et al., 2022).
 ROLES = {
   "name mover": ("END", "IO", "9.9, 9.6, 10.0"),
@@ -58,7 +56,7 @@ class Settings:
   """
 
   prompts: int = 32
-  names: int = 12
+  names: int = 8
   pairs: int = 12
   end_direct: int = 8
   end_patched: int = 4
@@ -153,7 +151,7 @@ def run(
   ]
   places = _chosen(target, heads, settings, sites)
   places = list(dict.fromkeys([*places, *(Place(target.site(name), position) for name, position in besides)]))
-  found = {name: Twins.of(task, name, prompts, settings.pairs, settings.seed) for name in VERIFIED}
+  found = {name: ioi_twins.twins(task, name, prompts, settings.pairs, settings.seed) for name in ioi_twins.VERIFIED}
   twins = {name: pairs for name, pairs in found.items() if pairs is not None}
   questions = Questions(
     queries=queries,
@@ -161,9 +159,9 @@ def run(
     features=FEATURES,
     apart="template",
     twins=twins,
-    compared={name: _compared(task, name, pairs.only) for name, pairs in twins.items()},
+    compared={name: ioi_twins.compared(task, name, pairs.only) for name, pairs in twins.items()},
     direct="IO",
-    foil=_subjects(task, twins["IO"].only.clean),
+    foil=ioi_twins.subjects(task, twins["IO"].only.clean),
   )
   by_name = {head.site: head for head in heads}
   measures = [_measures(by_name[place.site.short], place.position) for place in places]
@@ -220,20 +218,6 @@ def _measures(head: Head, position: str) -> dict[str, float]:
   seen = {f"to {where}": share for where, share in head.attention[position].items() if where not in ("BOS", position)}
   patched = {"S2 exchanged": head.patched[position].mean} if position in head.patched else {}
   return seen | patched
-
-
-def _subjects(task: IOI, rows: np.ndarray) -> np.ndarray:
-  """int32[M]: the token of S."""
-  return rows[np.arange(len(rows)), task.positions(rows, "S2")]
-
-
-def _compared(task: IOI, feature: str, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-  """The tokens whose logits tell whether a feature was patched: the old name and the new one; of "order", which has none, IO and S."""
-  if feature == "IO":
-    return pairs.answer, pairs.foil
-  if feature == "S":
-    return _subjects(task, pairs.clean), _subjects(task, pairs.corrupted)
-  return pairs.answer, _subjects(task, pairs.clean)
 
 
 def _attention(target: Target, task: IOI, sites: Sequence[Site], index: np.ndarray) -> dict[str, np.ndarray]:

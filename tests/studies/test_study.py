@@ -11,7 +11,7 @@ from small_models import gpt2_folder, prompts
 from inversionview_jax import distance
 from inversionview_jax.cli import main
 from inversionview_jax.preimage import Preimage
-from inversionview_jax.studies import effects, pool
+from inversionview_jax.studies import effects, ioi_twins, pool
 from inversionview_jax.targets import Edit, task_and_target
 from inversionview_jax.tasks import fact_wordings
 
@@ -158,6 +158,22 @@ def test_a_config_without_a_study_and_a_model_that_is_not_downloaded(tmp_path, c
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   code, output = run(capsys, "--config", "configs/factual.py:gemma3", "--workdir", tmp_path / "W")
   assert code == 2 and "python launch/fetch_gemma3.py" in output
+
+
+@pytest.mark.parametrize("feature", ioi_twins.VERIFIED)
+def test_partners_of_names_differ_in_what_they_say(folder, feature):
+  task = task_and_target("ioi", folder)[0]
+  twins = ioi_twins.twins(task, feature, np.arange(40), 12, seed=0)
+  clean, only, rest = (task.features(rows) for rows in (twins.only.clean, twins.only.corrupted, twins.rest.corrupted))
+  assert len(twins) >= 8 and {0, 1} <= {*clean["order"].tolist()}
+  assert (clean[feature] != only[feature]).all() and (clean[feature] == rest[feature]).all()
+  for name in ("template", "place", "object"):
+    assert (clean[name] == only[name]).all() and (clean[name] != rest[name]).all()
+  old, new = ioi_twins.compared(task, feature, twins.only)
+  assert (old != new).all() and all((twins.only.clean == old[:, None]).any(axis=1))
+  if feature != "order":
+    assert (twins.only.corrupted == new[:, None]).any(axis=1).all() and (twins.only.clean != new[:, None]).all()
+    assert (twins.rest.corrupted == old[:, None]).any(axis=1).all()
 
 
 def test_attributed_effects_are_the_derivative_of_patching(folder):

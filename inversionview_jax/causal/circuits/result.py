@@ -206,6 +206,8 @@ class Circuit(ShowsTable):
       carried = ", ".join(
         f"{one.property}{'' if one.verdict == 'encodes' else ' (partly)'}" for one in node.carried[:3]
       )
+      if carried and node.problem:
+        carried += f"; {node.queries} of {self.settings.get('queries')} activations read"
       bits = "" if node.bits is None else f"{node.bits[0]:.1f}"
       effect = "" if node.effect is None else plus_minus(node.effect.mean, node.effect.se, 100, " %")
       rows.append((node.name, effect, bits, carried or node.problem or "-"))

@@ -366,7 +366,8 @@ def panes(app) -> dict[str, dict]:
   """What each pane shows, by its key."""
   by_key = {}
   for element in app.get("bidi_component"):
-    by_key[element.proto.id.split("-")[-1]] = json.loads(element.proto.json)
+    shown = json.loads(element.proto.json)
+    by_key[element.proto.id.split("-")[-1]] = shown | {"readings": json.loads(shown["readings"])}
   return by_key
 
 

@@ -5,6 +5,7 @@ when the slider rests it sends the new epsilon, and Python chooses samples for i
 """
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ export default function(component) {
   const root = parentElement.querySelector(".ex-root");
   const state = root.state || (root.state = { html: null, held: false, timer: 0 });
   state.data = data;
+  state.readings = JSON.parse(data.readings);
   state.send = action => setTriggerValue("pick", action);
   state.show = () => {
     if (state.held || state.html === state.data.html) return;
@@ -84,7 +86,7 @@ export default function(component) {
     if (!(epsilon > 0 && isFinite(epsilon))) return;
     state.held = true;  // updates from Python must not replace the slider while it is dragged
     clearTimeout(state.timer);
-    move(root, state.data.readings, epsilon, from);
+    move(root, state.readings, epsilon, from);
   });
   root.addEventListener("change", event => {
     const from = event.target;
@@ -226,4 +228,6 @@ def pane(key: str, html: str, on_click: Callable[[str], None], readings: Sequenc
     if action:
       on_click(str(action))
 
-  _component()(key=key, data={"html": html, "readings": list(readings)}, on_pick_change=on_pick)
+  # As strings: of a list, Streamlit asks pandas whether it is a table, and imports it first.
+  data = {"html": html, "readings": json.dumps(list(readings))}
+  _component()(key=key, data=data, on_pick_change=on_pick)

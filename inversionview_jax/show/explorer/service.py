@@ -11,7 +11,7 @@ import random
 import tempfile
 import threading
 from collections.abc import Callable, Container, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -32,8 +32,9 @@ if TYPE_CHECKING:  # JAX takes seconds to import, and tests of the settings do w
   from inversionview_jax.reading.source import Source
   from inversionview_jax.show.explorer.circuits import OpenedCircuit
 
+_T = TypeVar("_T")
 _CACHE_SIZE = 200  # preimages, of 2 MB each
-_FOLLOWED_EVERY = 0.2  # seconds after which a page shows how far the drawing of another thread is
+_FOLLOWED_EVERY = 0.1  # seconds after which a page shows how far the drawing of another thread is
 _SKETCH = 256  # candidates of each panel where many sites or positions are shown; also particles of a language model
 # The most telling reading of a task's readers, with which a page opens. Other tasks open with an input of their test split.
 _FIRST_QUERIES: dict[str, dict[str, Any]] = {
@@ -100,13 +101,18 @@ class Service:
     """
     if name not in self.names:
       raise one_of("reader", name, self.names)
-    if (
-      name not in self._sources
-    ):  # a loaded one is there at once: a page that was just stopped must not wait for what another thread draws
-      with self._work:
-        if name not in self._sources:
-          self._sources[name] = self._load(name)
-    return self._sources[name]
+    return self._once(lambda: self._sources.get(name), lambda: self._sources.setdefault(name, self._load(name)))
+
+  def _once(self, known: "Callable[[], _T | None]", make: "Callable[[], _T]") -> "_T":
+    """What is known, or is made by one thread at a time. It is there as soon as another thread has made it: a page must not wait until that thread
+    has also drawn from it."""
+    while (found := known()) is None:
+      if self._work.acquire(timeout=_FOLLOWED_EVERY):
+        try:
+          return make() if (found := known()) is None else found
+        finally:
+          self._work.release()
+    return found
 
   def _load(self, name: str) -> "Source":
     from inversionview_jax.reading import load_reader
@@ -261,15 +267,13 @@ class Service:
   def input(self, name: str, text: str) -> "Input":
     """A text's tokens, positions and attention; raises `InversionViewError` for one that the task cannot encode."""
     key = (name, text)
-    while (encoded := self._known_input(key)) is None:
-      if self._work.acquire(timeout=_FOLLOWED_EVERY):  # another thread may encode the same, and then draw from it
-        try:
-          encoded = self._known_input(key) or encode(self.source(name), text)
-          self._keep(self._inputs, key, encoded)
-        finally:
-          self._work.release()
-        break
-    return encoded
+
+    def make() -> Input:
+      encoded = encode(self.source(name), text)
+      self._keep(self._inputs, key, encoded)
+      return encoded
+
+    return self._once(lambda: self._known_input(key), make)
 
   def _known_input(self, key: tuple[str, str]) -> "Input | None":
     with self._lock:

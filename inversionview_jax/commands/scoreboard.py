@@ -19,10 +19,11 @@ writes, and which of them are read on the way to the output.
   inversionview scoreboard --json scoreboard.json
   inversionview scoreboard --programs hist sort "reverse,max_seq_len=4"
   inversionview scoreboard --programs hist,max_seq_len=9 --method monte_carlo --queries 4 --no-circuits
+  inversionview scoreboard --trained addition
 
 Variables: a reader names one of all expressions of the program at all positions, for every head and MLP at every position. Beside preimages, in the
 same run: linear probes (all that they decode, and the best one), the text alone, and the preimages of another component. No decoder is trained
-for these programs. Circuits: scores of nodes by patching from another input, of edges by path patching, against the program's own graph.
+for these programs. Trained models: the parts of the shipped targets that carry one variable, as patching or the architecture shows. Circuits: scores of nodes by patching from another input, of edges by path patching, against the program's own graph.
 benchmarks/README.md explains the columns.
 """
 
@@ -36,6 +37,13 @@ def add_parser(commands: Any) -> None:
     metavar="NAME",
     type=flags.given,
     help="programs of Tracr's library, with settings behind commas, or package.module:NAME (default: the whole library)",
+  )
+  parser.add_argument(
+    "--trained",
+    nargs="+",
+    metavar="NAME",
+    type=flags.given,
+    help="trained targets whose answers are known: addition, counting (default: both, none with --programs)",
   )
   parser.add_argument(
     "--method", type=flags.given, help="exact or monte_carlo (default: exact where there are at most 4,096 inputs)"
@@ -56,10 +64,12 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     check_can_hold(args.json)
   if args.particles is not None and args.method != "monte_carlo":
     raise InversionViewError("--particles has no effect without --method monte_carlo: leave it out, or give that")
-  from inversionview_jax.benchmarks.scoreboard import scoreboard
+  from inversionview_jax.benchmarks.scoreboard import scoreboard, trained
   from inversionview_jax.tasks.programs import LIBRARY
 
-  count = len(args.programs or LIBRARY)
+  programs = [] if args.trained and not args.programs else args.programs
+  shipped = args.trained or (None if programs is not None else list(trained.answers()))
+  count = len(LIBRARY if programs is None else programs) + len(shipped or ())
   how: dict[str, Any] = {} if args.queries is None else {"queries": args.queries}
   with bar("programs", count) as advance:
 
@@ -69,7 +79,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
       advance(1)
 
     board = scoreboard(
-      args.programs,
+      programs,
+      trained_targets=shipped,
       method=args.method,
       particles=args.particles,
       circuit=not args.no_circuits,

@@ -115,6 +115,10 @@ class Answers:
     """bool[N]: the inputs with a symbol at this place."""
     return self.lengths > symbol
 
+  def symbols(self, symbol: int) -> np.ndarray:
+    """int32[N]: the tokens at this place, of the inputs that have it."""
+    return self.tokens[self.having(symbol)][:, symbol + 1]
+
   @functools.cached_property
   def _labels(self) -> tuple[str, ...]:
     return tuple(node.label for node in self.task.program.expressions)

@@ -1,4 +1,5 @@
-"""The scoreboard: what readers name for every component of compiled programs, and the circuits that patching finds, against the programs themselves."""
+"""The scoreboard: what readers name for every component of compiled programs, and the circuits that patching finds, against the programs themselves;
+and what they name for parts of trained models that are known to carry one variable."""
 
 import dataclasses
 import json
@@ -12,8 +13,8 @@ import numpy as np
 from inversionview_jax import bounds
 from inversionview_jax._version import __version__
 from inversionview_jax.benchmarks.scoreboard import answers as known
-from inversionview_jax.benchmarks.scoreboard import circuits, partitions, probes, reading
-from inversionview_jax.benchmarks.scoreboard.answers import Answers, Component
+from inversionview_jax.benchmarks.scoreboard import circuits, naming, partitions, probes, reading, trained
+from inversionview_jax.benchmarks.scoreboard.answers import Answers
 from inversionview_jax.benchmarks.scoreboard.circuits import Found
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.files import write_whole
@@ -85,6 +86,7 @@ class Answer:
     constant: whether the preimages call it constant.
     overlap, bits: of the preimages; see `naming.Named`.
     is_right: whether the preimages name all that it writes, and nothing else.
+    shown_by: how it is known: by the "program", or of a trained model by "patching" or the "architecture".
   """
 
   component: str
@@ -95,19 +97,20 @@ class Answer:
   overlap: float
   bits: float
   is_right: bool
+  shown_by: str = "program"
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgramScore:
-  """The scores of one program.
+  """The scores of one program, or of one trained target.
 
   Attributes:
     program: its name.
     inputs: how many it has.
     method: by which the preimages were found.
-    answers: of every component.
+    answers: of every component; of a trained target, of those that are known.
     variables: reader -> its score.
-    nodes, edges: of patching, against the program's graph; None where circuits were left out.
+    nodes, edges: of patching, against the program's graph; None where circuits were left out, and of a trained target.
     changes: of ranking nodes by how much their activation changes, without patching.
     seconds: that it took.
   """
@@ -167,10 +170,12 @@ class Scoreboard(ShowsTable):
   Attributes:
     programs: each by itself.
     seed: of queries, folds and pairs.
+    trained: trained targets, each by itself; they count in no score over programs.
   """
 
   programs: tuple[ProgramScore, ...]
   seed: int
+  trained: tuple[ProgramScore, ...] = ()
 
   @property
   def variables(self) -> dict[str, Score]:
@@ -204,6 +209,7 @@ class Scoreboard(ShowsTable):
       "variables": {reader: score.to_dict() for reader, score in self.variables.items()},
       **{name: _found(getattr(self, name)) for name in ("nodes", "edges", "changes")},
       "programs": [one.to_dict() for one in self.programs],
+      "trained": [one.to_dict() for one in self.trained],
     }
 
   def to_json(self, path: "str | os.PathLike | None" = None) -> str:
@@ -216,7 +222,7 @@ class Scoreboard(ShowsTable):
   def misses(self) -> list[str]:
     """A line for every component that the preimages name wrongly, and for every node that is missed or found beside the graph."""
     lines = []
-    for one in self.programs:
+    for one in (*self.programs, *self.trained):
       for answer in one.answers:
         if not answer.is_right:
           what = " and ".join(answer.named["preimages"]) or ("constant" if answer.constant else "nothing")
@@ -231,34 +237,34 @@ class Scoreboard(ShowsTable):
 
   def _table(self) -> Table:
     columns = ("program", "inputs", "written", *READERS, "nodes AUROC", "F1", "edges AUROC", "F1", "s")
-    rows = [
-      (
-        one.program,
-        f"{one.inputs:,}",
-        str(one.variables["preimages"].true),
-        *(f"{one.variables[reader].f1:.3f}" for reader in READERS),
-        *_cells(one.nodes),
-        *_cells(one.edges),
-        f"{one.seconds:.0f}",
-      )
-      for one in self.programs
-    ]
-    total = self.variables
-    rows.append(
-      (
-        "all",
-        f"{sum(one.inputs for one in self.programs):,}",
-        str(total["preimages"].true),
-        *(f"{total[reader].f1:.3f}" for reader in READERS),
-        *_cells(self.nodes),
-        *_cells(self.edges),
-        f"{sum(one.seconds for one in self.programs):.0f}",
-      )
-    )
+    rows = [_row(one) for one in self.programs]
+    if self.programs:
+      total = (sum(one.inputs for one in self.programs), sum(one.seconds for one in self.programs))
+      rows.append(_cells_of("all", total[0], self.variables, self.nodes, self.edges, total[1]))
+    rows += [_row(one) for one in self.trained]
     notes = (
       "F1 of the variables named, by each reader, counted over heads and MLPs at every position; circuits by patching"
     )
-    return Table(f"Scoreboard: {len(self.programs)} programs", columns, tuple(rows), notes)
+    if self.trained:
+      notes += "; of trained targets over the parts that are known to carry one variable"
+    return Table(_title(self), columns, tuple(rows), notes)
+
+
+def _title(board: Scoreboard) -> str:
+  counts = [(len(board.programs), "program"), (len(board.trained), "trained target")]
+  return "Scoreboard: " + ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count)
+
+
+def _row(one: ProgramScore) -> tuple[str, ...]:
+  return _cells_of(one.program, one.inputs, one.variables, one.nodes, one.edges, one.seconds)
+
+
+def _cells_of(
+  name: str, inputs: int, variables: dict[str, Score], nodes: Found | None, edges: Found | None, seconds: float
+) -> tuple[str, ...]:
+  each = (f"{variables[reader].f1:.3f}" for reader in READERS)
+  written = str(variables["preimages"].true)
+  return name, f"{inputs:,}", written, *each, *_cells(nodes), *_cells(edges), f"{seconds:.0f}"
 
 
 def _cells(found: Found | None) -> tuple[str, str]:
@@ -270,8 +276,9 @@ def _cells(found: Found | None) -> tuple[str, str]:
 def scoreboard(
   programs: Sequence[str] | None = None,
   *,
+  trained_targets: Sequence[str] | None = None,
   method: str | None = None,
-  queries: int = _QUERIES,
+  queries: int | None = None,
   inputs: int = _INPUTS,
   particles: int | None = None,
   circuit: bool = True,
@@ -282,8 +289,9 @@ def scoreboard(
 
   Args:
     programs: names of programs, such as "hist" or "tracr:sort,max_seq_len=4"; None: all of Tracr's library.
+    trained_targets: shipped targets of which answers are known (`trained.answers`); None: all of them where `programs` is None, else none.
     method: "exact" or "monte_carlo"; None: exact for a program with at most `inputs` inputs.
-    queries: activations of a component, at most, that differ by more than epsilon.
+    queries: activations of a component, at most; None: 24 that differ by more than epsilon, and of a trained part 48, or 6 by Monte Carlo.
     inputs: of which base rates, probes and, if these are all, exact preimages are taken.
     particles: of Monte Carlo.
     circuit: whether to find nodes and edges.
@@ -291,18 +299,22 @@ def scoreboard(
     progress: called with the scores of each program when it is done.
 
   Raises:
-    InversionViewError: an unknown program or method, or numbers out of range.
+    InversionViewError: an unknown program, trained target or method, or numbers out of range.
   """
   if method is not None and method not in METHODS:
     raise one_of("method", method, METHODS)
   if method == "exact" and particles is not None:
     raise InversionViewError("particles has no effect with method 'exact': leave it out, or use monte_carlo")
   bounds.check(queries=queries, inputs=inputs, seed=seed)
+  if trained_targets is None:
+    trained_targets = list(trained.answers()) if programs is None else []
   names = list(LIBRARY) if programs is None else list(programs)
-  if not names:
+  if not names and not trained_targets:
     raise InversionViewError("no programs: name at least one, such as hist")
   for name in names:  # all of them before the first one is compiled
     program_named(known.full_name(name))
+  for name in trained_targets:
+    trained.check(name)
   done = []
   for name in names:
     start = time.monotonic()
@@ -312,7 +324,7 @@ def scoreboard(
       raise InversionViewError(
         f"{one.task.name} has {one.task.num_inputs:,} inputs, more than the {inputs:,} that are enumerated: use monte_carlo"
       )
-    answers, variables = _variables(one, how, queries, particles, seed)
+    answers, variables = _variables(one, how, queries or _QUERIES, particles, seed)
     found: dict[str, Found | None] = dict.fromkeys(("nodes", "edges", "changes"))
     if circuit:
       scores = circuits.find(one, seed)
@@ -324,7 +336,23 @@ def scoreboard(
     seconds = time.monotonic() - start
     done.append(ProgramScore(one.task.name, one.task.num_inputs, how, answers, variables, seconds=seconds, **found))
     progress(done[-1])
-  return Scoreboard(tuple(done), seed)
+  shipped = []
+  for name in trained_targets:
+    shipped.append(_trained(name, queries, seed))
+    progress(shipped[-1])
+  return Scoreboard(tuple(done), seed, tuple(shipped))
+
+
+def _trained(name: str, queries: int | None, seed: int) -> ProgramScore:
+  """The scores of a shipped target, over its parts that are known."""
+  start = time.monotonic()
+  one = trained.TrainedAnswers.of(name, seed)
+  read = trained.read(one, queries, seed)
+  text = reading.read_text(one, one.components, naming.certain)
+  answers, variables = _scored(one, read, text, seed)
+  how = "rejection" if one.task.enumerable else "monte_carlo"
+  seconds = time.monotonic() - start
+  return ProgramScore(name, one.task.num_inputs, how, answers, variables, None, None, None, seconds)
 
 
 def _variables(
@@ -337,12 +365,20 @@ def _variables(
     read = reading.read_exactly(answers, components, **how)
   else:
     read = reading.read_by_sampling(answers, components, **how, particles=particles)
+  return _scored(answers, read, reading.read_text(answers, components), seed)
+
+
+def _scored(
+  answers: "Answers | trained.TrainedAnswers", read: Sequence[naming.Named], text: Sequence[naming.Named], seed: int
+) -> tuple[tuple[Answer, ...], dict[str, Score]]:
+  """The answers by preimages and by the text, with those of the other readers, and the scores of all."""
+  components: Sequence[Any] = answers.components
   decoded = [_probed(answers, component, seed) for component in components]
   named: dict[str, list[tuple]] = {
     "preimages": [one.variables for one in read],
     "probes": [tuple(one) for one in decoded],
     "best probe": [(max(one, key=lambda name: one[name]),) if one else () for one in decoded],
-    "text": [one.variables for one in reading.read_text(answers, components)],
+    "text": [one.variables for one in text],
     "another": [one.variables for one in reading.read_others(components, read, seed)],
   }
   scores = dict.fromkeys(READERS, Score())
@@ -360,10 +396,10 @@ def _variables(
     one = read[number]
     is_right = exact.right == exact.named and exact.covered == exact.true
     about = (answers.expressions(component), written, each, one.constant, one.overlap, one.bits, is_right)
-    rows.append(Answer(str(component), *about))
+    rows.append(Answer(str(component), *about, getattr(component, "shown_by", "program")))
   return tuple(rows), scores
 
 
-def _probed(answers: Answers, component: Component, seed: int) -> dict[str, float]:
+def _probed(answers: Any, component: Any, seed: int) -> dict[str, float]:
   names = answers.candidates(component.symbol)
   return probes.decoded(answers.activations(component), answers.partitions(component.symbol), names, seed)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from inversionview_jax.measures.consistency import ENCODES, certainty_of
+from inversionview_jax.measures.rates import Rate
 
 _CONSTANT = 0.99  # share of the inputs inside epsilon from which an activation counts as constant
 _LEAST = 0.5  # overlap below which the best set is named nothing
@@ -58,6 +59,27 @@ class Named:
   consistency: Mapping[str, float]
 
 
+def _rates(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
+  """float[V] twice: the mean share of members with the query's value, and that of random inputs."""
+  rate = np.array([same.mean(axis=0) for same in evidence.inside]).mean(axis=0)
+  return rate, np.minimum(evidence.random.mean(axis=(0, 1)), 1 - 1e-9)
+
+
+def certain(evidence: Evidence) -> Named:
+  """Every variable that is encoded by itself, as a reading has it: more than half of what random inputs leave open is settled, by the lower end
+  of the interval over queries.
+  """
+  count = len(evidence.bits)
+  bits, share = (float(x.mean()) if count else 0.0 for x in (evidence.bits, 2.0**-evidence.bits))
+  if not count or share >= _CONSTANT or not evidence.names:
+    return Named((), share >= _CONSTANT, share, bits, {})
+  rate, base = _rates(evidence)
+  low = np.array([Rate(one * count, count).low for one in rate])
+  chosen = np.flatnonzero(certainty_of(low, base) > ENCODES).tolist()
+  consistency = {evidence.names[v]: float(rate[v]) for v in chosen}
+  return Named(tuple(consistency), False, overlap(evidence, chosen) if chosen else 0.0, bits, consistency)
+
+
 def name(evidence: Evidence) -> Named:
   """The set of variables whose level sets are the preimages.
 
@@ -65,15 +87,15 @@ def name(evidence: Evidence) -> Named:
   """
   bits = float(evidence.bits.mean())
   share = 2.0**-evidence.bits
-  rates = np.array([same.mean(axis=0) for same in evidence.inside])  # [Q, V]
   if share.mean() >= _CONSTANT or not evidence.names:
     return Named((), True, float(share.mean()), bits, {})
-  rate, base = rates.mean(axis=0), evidence.random.mean(axis=(0, 1))
-  candidates = np.flatnonzero(certainty_of(rate, np.minimum(base, 1 - 1e-9)) > ENCODES)
+  rate, base = _rates(evidence)
+  certainty = certainty_of(rate, base)
+  candidates = np.flatnonzero(certainty > ENCODES)
   if not len(candidates):
     return Named((), False, 0.0, bits, {})
   # What all members agree on, first: of a set that is not quite consistent, growing may not lead there.
-  fixed = candidates[certainty_of(rate[candidates], np.minimum(base, 1 - 1e-9)[candidates]) > _FIXED]
+  fixed = candidates[certainty[candidates] > _FIXED]
   best, score = max((_search(evidence, some.tolist()) for some in (fixed, candidates)), key=lambda found: found[1])
   if score < _LEAST:
     return Named((), False, score, bits, {})

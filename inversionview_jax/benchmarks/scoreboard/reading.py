@@ -3,8 +3,8 @@
 Shapes: N inputs with the position, Q queries, M members, V variables, D width of the residual stream, C components.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +17,19 @@ from inversionview_jax.reading import Request
 from inversionview_jax.reading.source import Source
 from inversionview_jax.sampling import exact
 from inversionview_jax.sampling.candidates import Queries
+
+
+class Known(Protocol):
+  """Inputs with the values of what a component can write: of a program, or of a trained target's task."""
+
+  def candidates(self, symbol: Any) -> tuple[str, ...]:
+    """Names of variables at a position, of which no two split the inputs alike and none is constant."""
+
+  def partitions(self, symbol: Any) -> Mapping[str, np.ndarray]:
+    """Variable -> int32[N], its partition of the inputs that have the position."""
+
+  def symbols(self, symbol: Any) -> np.ndarray:
+    """int32[N]: the tokens there."""
 
 
 def queries(activations: np.ndarray, most: int, epsilon: float, metric: str, seed: int) -> np.ndarray:
@@ -54,21 +67,20 @@ def read_exactly(
     members[zero[rows]] = zero
     members[np.arange(len(rows)), rows] = True  # whatever the rounding of another batch
     start += len(rows)
-    out.append(naming.name(evidence_of(answers, component, rows, members)))
+    out.append(naming.name(evidence_of(answers, component.symbol, rows, members)))
   return out
 
 
-def evidence_of(answers: Answers, component: Component, rows: np.ndarray, members: np.ndarray) -> naming.Evidence:
+def evidence_of(answers: "Known", symbol: Any, rows: np.ndarray, members: np.ndarray) -> naming.Evidence:
   """Evidence from preimages within the inputs themselves.
 
   Args:
     answers: with the inputs.
-    component: whose activations they are of.
+    symbol: the position of the component whose activations they are of.
     rows: int64[Q], the queries, among the N inputs that have the position.
     members: bool[Q, N].
   """
-  names = answers.candidates(component.symbol)
-  parts = answers.partitions(component.symbol)
+  names, parts = answers.candidates(symbol), answers.partitions(symbol)
   table = np.stack([parts[name] for name in names], axis=1) if names else np.zeros((members.shape[1], 0), np.int32)
   random = table[None] == table[rows][:, None]
   inside = [same[member] for same, member in zip(random, members, strict=True)]
@@ -120,22 +132,22 @@ def read_by_sampling(
   return out
 
 
-def read_text(answers: Answers, components: Sequence[Component]) -> list[naming.Named]:
+def read_text(
+  answers: "Known", components: Sequence[Any], name: Callable[[naming.Evidence], naming.Named] = naming.name
+) -> list[naming.Named]:
   """What a reader says who sees the text and no activation: that a component encodes what stands at its position.
 
-  The same naming, of the inputs with the query's symbol there in place of the preimage.
+  The same naming, by `name`, of the inputs with the query's symbol there in place of the preimage.
   """
-  known: dict[int, naming.Named] = {}
-  for symbol in {component.symbol for component in components}:
-    having = answers.having(symbol)
-    symbols = answers.tokens[having][:, symbol + 1]
+  known: dict[Any, naming.Named] = {}
+  for symbol in dict.fromkeys(component.symbol for component in components):
+    symbols = answers.symbols(symbol)
     _, rows = np.unique(symbols, return_index=True)
-    one = next(component for component in components if component.symbol == symbol)
-    known[symbol] = naming.name(evidence_of(answers, one, rows, symbols[None] == symbols[rows][:, None]))
+    known[symbol] = name(evidence_of(answers, symbol, rows, symbols[None] == symbols[rows][:, None]))
   return [known[component.symbol] for component in components]
 
 
-def read_others(components: Sequence[Component], named: Sequence[naming.Named], seed: int = 0) -> list[naming.Named]:
+def read_others(components: Sequence[Any], named: Sequence[naming.Named], seed: int = 0) -> list[naming.Named]:
   """What the reader named for another component at the same position, drawn at random: right by chance only."""
   rng = np.random.default_rng(seed)
   out = []

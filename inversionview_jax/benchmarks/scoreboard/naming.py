@@ -10,6 +10,7 @@ Shapes: Q queries, M members of a preimage, N random inputs, V variables.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class Named:
   consistency: Mapping[str, float]
 
 
-def _rates(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
+def _rates(evidence: Evidence) -> tuple[Any, Any]:
   """float[V] twice: the mean share of members with the query's value, and that of random inputs."""
   rate = np.array([same.mean(axis=0) for same in evidence.inside]).mean(axis=0)
   return rate, np.minimum(evidence.random.mean(axis=(0, 1)), 1 - 1e-9)
@@ -74,7 +75,7 @@ def certain(evidence: Evidence) -> Named:
   if not count or share >= _CONSTANT or not evidence.names:
     return Named((), share >= _CONSTANT, share, bits, {})
   rate, base = _rates(evidence)
-  low = np.array([Rate(one * count, count).low for one in rate])
+  low: Any = np.array([Rate(one * count, count).low for one in rate])
   chosen = np.flatnonzero(certainty_of(low, base) > ENCODES).tolist()
   consistency = {evidence.names[v]: float(rate[v]) for v in chosen}
   return Named(tuple(consistency), False, overlap(evidence, chosen) if chosen else 0.0, bits, consistency)
@@ -90,7 +91,7 @@ def name(evidence: Evidence) -> Named:
   if share.mean() >= _CONSTANT or not evidence.names:
     return Named((), True, float(share.mean()), bits, {})
   rate, base = _rates(evidence)
-  certainty = certainty_of(rate, base)
+  certainty: Any = certainty_of(rate, base)
   candidates = np.flatnonzero(certainty > ENCODES)
   if not len(candidates):
     return Named((), False, 0.0, bits, {})

@@ -43,7 +43,7 @@ background:color-mix(in srgb,light-dark(#3f72cf,#6d9bea) calc(var(--r)*45%),ligh
 main{max-width:150rem;margin:0 auto;grid-template-columns:repeat(auto-fit,minmax(min(100%,36rem),1fr))}
 main>.inversionview{max-width:none;box-sizing:border-box;container-type:inline-size}
 @container(min-width:33rem){.iv-sides{display:grid;grid-template-columns:minmax(0,1fr) minmax(0,1fr);gap:1.6rem;align-items:start}}
-@media(max-width:40rem){main .iv-sides>div+div{max-height:19rem;overflow-y:auto;border-top:1px solid light-dark(#e3e7ec,#2b3038)}}
+@media(max-width:40rem){.rp-index caption{white-space:normal}main .iv-sides>div+div{max-height:19rem;overflow-y:auto;border-top:1px solid light-dark(#e3e7ec,#2b3038)}}
 @media print{.iv-sides>div+div{max-height:none!important}nav{break-after:page}}
 main>.inversionview{scroll-margin-top:1rem}
 main>.inversionview:target{outline:2px solid light-dark(#3f72cf,#6d9bea)}

@@ -18,7 +18,7 @@ code.st{display:block;white-space:pre-wrap;overflow-wrap:anywhere;padding:.6rem 
 table.st{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
 table.st :is(th,td){padding:.25rem .6rem;text-align:right;border-bottom:1px solid light-dark(#d5dae1,#2a2f37);white-space:nowrap}
 table.st :is(th,td):is(:first-child,.l),table.st-places :is(th,td):last-child{text-align:left}
-table.st td.l,table.st-places td:last-child{white-space:normal;min-width:14rem}
+table.st td.l:not(:first-child),table.st-places td:last-child{white-space:normal;min-width:9rem}
 tr.st-yes td:first-child{font-weight:700}
 section.st summary{cursor:pointer;margin:.4rem 0}
 @media(max-width:700px){table.st-places :is(th,td):nth-child(n+3):nth-child(-n+12){display:none}}
@@ -95,7 +95,7 @@ def _circuit(study: Mapping[str, Any], picture: str) -> str:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  head = "".join(f'<th scope="col">{escape(name)}</th>' for name in headings)
+  head = "".join(f'<th scope="col" class="l">{escape(name)}</th>' for name in headings)
   body = "".join("<tr>" + "".join(f'<td class="l">{escape(cell)}</td>' for cell in row) + "</tr>" for row in rows)
   return f'<nav class="st-scroll"><table class="st"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></nav>\n'
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from inversionview_jax import config_blocks as blocks
 
-VARIANTS = ("full", "shipped", "tiny", "paper")
+VARIANTS = ("full", "tiny", "paper", "shipped")
 _ENCODER = {"pairs_per_text": 0, "batch_size": 128, "eval_every": 100_000}  # alone: the token-count loss only
 _COSINE = {"optimizer.schedule": "cosine"}
 READER_PHASES = (

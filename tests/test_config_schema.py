@@ -66,7 +66,7 @@ def flipped(key: config_schema.Key):
   if key.kind.startswith("whole"):
     yield 1.0
   if key.kind.startswith("tuple"):
-    yield from ("a0.0", ({},), 5)
+    yield from ("a0.0", (5,) if key.kind == "tuple of dicts" else ({},), 5)
   if key.kind.startswith("text, or tuple"):
     yield from (5, (5,))
   if key.kind.startswith("one of"):

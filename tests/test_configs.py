@@ -46,7 +46,7 @@ def refusal(path, *overrides) -> str:
 
 def test_every_task_has_a_config_with_the_three_variants():
   assert [path.stem for path in FILES] == sorted(name for name in tasks.names() if not tasks.is_language(name))
-  assert all(module(path).VARIANTS == ("full", "tiny", "paper") for path in FILES)
+  assert all(module(path).VARIANTS[:3] == ("full", "tiny", "paper") for path in FILES)
 
 
 @EACH_VARIANT

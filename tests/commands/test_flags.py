@@ -30,6 +30,7 @@ def test_shared_flags_have_one_help_text():
     "--particles",  # of `plan`: per device
     "--method",  # of `scoreboard`: one of two
     "--pairs",  # to search with, or of each kind
+    "--circuit",  # of `study`: a folder where one may be found first
     "--budget",  # of `circuit`: runs of a search, without Monte Carlo
   }
   texts: dict[str, set[str]] = {}

@@ -62,6 +62,7 @@ def test_tokens_follow_the_model(task_target):
   assert abs(drawn.mean() - expected.mean()) < 4 * error < 0.2
 
 
+@pytest.mark.slow
 def test_a_reader_trains_without_texts_and_loads(folder, tmp_path, capsys):
   argv = ("train", "--config", "configs/text.py:tiny", "--target", str(folder), "--workdir", str(tmp_path / "W"))
   settings = ("--config.inputs.vocabulary=all", "--config.inputs.length=8", "--config.sites=('x0.pre',)")

@@ -79,6 +79,7 @@ def test_facts_are_studied_and_an_interrupted_study_goes_on(folder, tmp_path, ca
   assert code == 2 and "study differ" in output
 
 
+@pytest.mark.slow
 def test_a_single_head_has_the_figures_that_it_has_among_others(folder, tmp_path, capsys):
   common = ("--config", "configs/factual.py:smollm2", "--target", folder, *FACTS)
   run(capsys, *common, "--workdir", tmp_path / "all")

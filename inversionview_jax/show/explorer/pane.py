@@ -137,6 +137,7 @@ min-width:2.1rem;min-height:3rem;padding:.3rem .3rem .15rem;text-align:center;wh
 .inversionview .ex-token small{display:block;font:.68rem system-ui,sans-serif;color:var(--dim);margin-top:.15rem}
 .inversionview .ex-token[style] small{color:var(--fg)}
 .inversionview .ex-end{font-size:.78rem;color:var(--dim);padding-top:.55rem;border:1px solid transparent}
+.inversionview .ex-end[style]{color:var(--fg)}
 .inversionview .ex-unusual:not(.ex-end){border-style:dashed}
 .inversionview .ex-bare .iv-note,.inversionview.ex-bare .iv-note{margin:.5rem 0 0}
 .ex-layer{display:flex;gap:.5rem;align-items:center;margin:0 0 .3rem}
@@ -164,7 +165,7 @@ color:var(--fg);font-size:.9rem}
 .inversionview .ex-open b{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .inversionview .ex-open span{color:var(--dim);font-variant-numeric:tabular-nums}
 .ex-small ol{list-style:none;margin:0;padding:0;font-size:.86rem;line-height:1.55}
-.ex-small .ex-out{opacity:.65}
+.ex-small .ex-out{border-left:3px solid var(--out);padding-left:.35rem}
 .ex-attention{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,18rem),1fr));gap:1.2rem;margin-top:.6rem}
 .ex-thumbs{display:grid;grid-template-columns:repeat(4,1fr);gap:.4rem}
 .inversionview .ex-thumb{padding:.4rem;font-size:.75rem}

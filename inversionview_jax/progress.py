@@ -4,12 +4,12 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from inversionview_jax import terminal
 
 if TYPE_CHECKING:
-  from rich.progress import Progress
+  from rich.progress import Progress, TaskID
 
 _Item = TypeVar("_Item")
 _hidden = False
@@ -70,6 +70,25 @@ def bar_of(what: str) -> Iterator[Callable[[int, int], None]]:
       before = done
 
     yield report
+
+
+class StepBars:
+  """A bar for each step of a long command, within its context: a function (step, done so far, all of it), 0 in place of a total that is not known."""
+
+  def __enter__(self) -> "StepBars":
+    self._shown = bars()
+    self._shown.__enter__()
+    self._tasks: dict[str, TaskID] = {}
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self._shown.__exit__(*error)
+
+  def __call__(self, step: str, done: int, total: int) -> None:
+    if step not in self._tasks:
+      self._tasks[step] = self._shown.add_task(step, total=total or None)
+    words = step if total else f"{step}, {done:,} runs of the target"
+    self._shown.update(self._tasks[step], description=words, completed=done if total else None, total=total or None)
 
 
 @contextlib.contextmanager

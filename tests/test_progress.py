@@ -41,14 +41,12 @@ def test_quiet_and_pipes_are_clean(screen, capsys, monkeypatch):
   assert capsys.readouterr() == ("", "")  # no terminal here
 
 
-def test_the_bars_of_a_circuit_are_hidden_too(screen):
-  from inversionview_jax.commands import circuit
-
+def test_the_bars_of_steps_are_hidden_too(screen):
   shown = []
   for hidden in (False, True):
     progress.hide(hidden)
     before = len(screen.getvalue())
-    with circuit._Bars() as bars:
+    with progress.StepBars() as bars:
       bars("nodes", 7, 0)
       bars("edges", 1, 4)
     shown.append(screen.getvalue()[before:])

@@ -116,7 +116,7 @@ def _find(args: argparse.Namespace, out: pathlib.Path) -> "Circuit":
   contrast = None
   if args.contrast:
     contrast = pairs_file.read(args.contrast, target, (args.pairs or 512) + (args.test_pairs or 512))
-  with _Bars() as bars:
+  with progress.StepBars() as bars:
     found = circuit(
       target,
       task,
@@ -157,22 +157,3 @@ def _print_edges(found: "Circuit") -> None:
   shown = [f"{e.source} -> {e.target} ({e.through}) {100 * e.effect.mean:.0f} %" for e in found.edges[:8]]
   more = f", {len(found.edges) - 8} more" if len(found.edges) > 8 else ""
   terminal.print_text("edges: " + ", ".join(shown) + more)
-
-
-class _Bars:
-  """A bar for each step on a terminal, unless --quiet is given: how much of it is done, or how many runs it took so far."""
-
-  def __enter__(self) -> "_Bars":
-    self._shown = progress.bars()
-    self._tasks: dict[str, Any] = {}
-    self._shown.__enter__()
-    return self
-
-  def __exit__(self, *error: Any) -> None:
-    self._shown.__exit__(*error)
-
-  def __call__(self, step: str, done: int, total: int) -> None:
-    if step not in self._tasks:
-      self._tasks[step] = self._shown.add_task(step, total=total or None)
-    words = step if total else f"{step}, {done:,} runs of the target"
-    self._shown.update(self._tasks[step], description=words, completed=done if total else None, total=total or None)

@@ -7,7 +7,6 @@ import pathlib
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from inversionview_jax import config_schema, progress, terminal
@@ -93,7 +92,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     "heads": heads,
   }
   started, more, circuit = time.monotonic(), {}, None
-  with _Bars() as report:
+  with progress.StepBars() as report:
     if args.circuit:
       circuit = _circuit(args.circuit, config.task, target, task, report)
       more["besides"] = key["circuit"] = circuits.heads(circuit, ioi.POSITIONS)
@@ -115,7 +114,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   return 0
 
 
-def _circuit(given: str, name: str, target: "Target", task: "Task", report: "_Bars") -> dict[str, Any]:
+def _circuit(given: str, name: str, target: "Target", task: "Task", report: progress.StepBars) -> dict[str, Any]:
   """The circuit in a folder, found there first where there is none."""
   from inversionview_jax.commands import circuit as command
   from inversionview_jax.studies import circuit as circuits
@@ -186,24 +185,3 @@ def _print(content: Mapping[str, Any], folder: pathlib.Path) -> None:
   terminal.print_text(
     f"\n{verified} of {len(content['places'])} have a reading that patching confirms; {folder / 'report.html'}"
   )
-
-
-class _Bars:
-  """A bar for each step on a terminal; nothing elsewhere."""
-
-  def __enter__(self) -> "_Bars":
-    self._bars = progress.bars()
-    self._bars.__enter__()
-    self._tasks: dict[str, Any] = {}
-    return self
-
-  def __call__(self, step: str, done: int, total: int) -> None:
-    if step not in self._tasks:
-      self._tasks[step] = self._bars.add_task(step, total=total or None)
-    for name, task in self._tasks.items():
-      self._bars.update(task, total=(total or None) if name == step else None, completed=done if name == step else None)
-
-  def __exit__(
-    self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-  ) -> None:
-    self._bars.__exit__(kind, error, traceback)

@@ -1,4 +1,4 @@
-"""The circuit of a study's task: the nodes of one that `inversionview circuit` found, beside what the study knows of them. Needs no JAX."""
+"""The circuit of a study's task: the nodes of one that `inversionview circuit` found, beside what the study knows of them."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.files import path_of, read_json
 from inversionview_jax.show.circuit_picture import contents
+from inversionview_jax.studies.data import with_error
 
 FILE = "circuit.json"
 
@@ -59,9 +60,7 @@ def table(data: Mapping[str, Any], places: Sequence[Mapping[str, Any]]) -> list[
 
 def summary(data: Mapping[str, Any]) -> str:
   """The circuit in one line."""
-  faithfulness = data["faithfulness"]
-  error = "" if faithfulness["se"] is None else f" ± {faithfulness['se']:.2f}"
   return (
-    f"a circuit of {len(data['nodes'])} of {data['total_nodes']:,} nodes keeps {faithfulness['mean']:.2f}{error} of the logit difference "
+    f"a circuit of {len(data['nodes'])} of {data['total_nodes']:,} nodes keeps {with_error(data['faithfulness'])} of the logit difference "
     "while all others are resample-ablated"
   )

@@ -78,6 +78,20 @@ HEADINGS = (
 )
 
 
+ROLE_HEADINGS = ("role", "heads here", "GPT-2 small (Wang et al., 2022)")
+NODE_HEADINGS = ("node of the circuit", "its ablation takes", "role", "reading")
+
+
+def role_row(role: Mapping[str, str]) -> tuple[str, ...]:
+  """A role's row under `ROLE_HEADINGS`."""
+  return role["role"], role["heads"] or "none", role["published"]
+
+
+def node_row(node: Mapping[str, str]) -> tuple[str, ...]:
+  """The row of a circuit's node under `NODE_HEADINGS`."""
+  return node["node"], node["effect"], node["role"], node["reading"]
+
+
 def row(place: Mapping[str, Any]) -> tuple[str, ...]:
   """A place's row under `HEADINGS`."""
   found, direct = best(place), place["direct"]
@@ -92,15 +106,16 @@ def row(place: Mapping[str, Any]) -> tuple[str, ...]:
     place["site"],
     place["position"],
     *read,
-    "-" if direct is None else _with_error(direct["difference"]),
+    "-" if direct is None else with_error(direct["difference"]),
     "-" if direct is None else f"{direct['rank']:.0f}",
-    "-" if patch is None else _with_error(patch["only"]),
-    "-" if patch is None else _with_error(patch["rest"]),
+    "-" if patch is None else with_error(patch["only"]),
+    "-" if patch is None else with_error(patch["rest"]),
     place["verdict"],
   )
 
 
-def _with_error(value: Mapping[str, Any]) -> str:
+def with_error(value: Mapping[str, Any]) -> str:
+  """An estimate with its standard error, to two digits."""
   return f"{value['mean']:.2f}" + ("" if value["se"] is None else f" ± {value['se']:.2f}")
 
 
@@ -108,14 +123,9 @@ def markdown(study: Mapping[str, Any]) -> str:
   """The study's summary, its roles where it has some, and its table of places, under the command that made it."""
   lines = ["```bash", study["command"], "```", "", *(f"{line}." for line in study["summary"]), ""]
   if roles := study.get("roles"):
-    lines += _markdown_table(
-      ("role", "heads here", "GPT-2 small (Wang et al., 2022)"),
-      [(one["role"], one["heads"] or "none", one["published"]) for one in roles],
-    )
-    lines.append("")
+    lines += [*_markdown_table(ROLE_HEADINGS, list(map(role_row, roles))), ""]
   if nodes := study.get("circuit"):
-    rows = [(one["node"], one["effect"], one["role"], one["reading"]) for one in nodes]
-    lines += [*_markdown_table(("node of the circuit", "its ablation takes", "role", "reading"), rows), ""]
+    lines += [*_markdown_table(NODE_HEADINGS, list(map(node_row, nodes))), ""]
   lines += _markdown_table(HEADINGS, [row(place) for place in study["places"]])
   return "\n".join(lines) + "\n"
 

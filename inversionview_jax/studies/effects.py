@@ -77,7 +77,7 @@ class PatchEffect:
   def agrees(self) -> bool:
     """Whether the patch takes or adds something, by three standard errors, and that from the input with the same value at most half as much."""
     only = abs(self.only.mean)
-    return bool(self.only.se is not None and only > 3 * self.only.se and only > 0 and abs(self.rest.mean) <= only / 2)
+    return bool(only > 3 * self.only.se and abs(self.rest.mean) <= only / 2)
 
   def to_data(self) -> dict[str, Any]:
     """Plain data for JSON."""

@@ -80,18 +80,15 @@ def _roles(study: Mapping[str, Any]) -> str:
   """The table of roles, where the study has one."""
   if not (roles := study.get("roles")):
     return ""
-  rows = [(one["role"], one["heads"] or "none", one["published"], one["evidence"]) for one in roles]
-  return _table(("role", "heads here", "GPT-2 small (Wang et al., 2022)", "by what a head has it"), rows)
+  rows = [(*data.role_row(one), one["evidence"]) for one in roles]
+  return _table((*data.ROLE_HEADINGS, "by what a head has it"), rows)
 
 
 def _circuit(study: Mapping[str, Any], picture: str) -> str:
   """The circuit's picture and its nodes, where the study has one."""
   if not (nodes := study.get("circuit")):
     return ""
-  rows = [(one["node"], one["effect"], one["role"], one["reading"]) for one in nodes]
-  return f'<nav class="st-scroll">{picture}</nav>\n' + _table(
-    ("node of the circuit", "its ablation takes", "role", "reading"), rows
-  )
+  return f'<nav class="st-scroll">{picture}</nav>\n' + _table(data.NODE_HEADINGS, list(map(data.node_row, nodes)))
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -39,7 +39,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Questions:
-  """What is questions of every place.
+  """What a study finds out about every place.
 
   Attributes:
     queries: int64[Q], inputs of the task.

@@ -33,9 +33,8 @@ from inversionview_jax.targets import Target, load_target
 from inversionview_jax.tasks import Task
 
 SHARE, LEAK = 0.4, 0.025  # see above
-_INPUTS = (
-  32_768  # random ones, of which queries and base rates are taken, and preimages of tasks that can be enumerated
-)
+# Random ones, of which queries and base rates are taken, and preimages of tasks that can be enumerated.
+_INPUTS = 32_768
 _RUN = 1024  # of these, whose activations are read and probed
 # Activations of a part that are read: among the inputs, and by Monte Carlo, which takes seconds for each.
 _READ, _SAMPLED = 48, 6

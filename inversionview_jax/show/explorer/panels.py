@@ -199,8 +199,8 @@ def not_measured(message: str) -> str:
 
 def words(names: Iterable[str], about: Mapping[str, str]) -> str:
   """What the task says of some names, which touch and keyboard reach as well as the pointer; "" where it says nothing."""
-  words = [f"<b>{escape(name)}</b> {escape(about[name])}" for name in dict.fromkeys(names) if about.get(name)]
-  return f'<p class="ex-words">{" · ".join(words)}</p>' if words else ""
+  known = [f"<b>{escape(name)}</b> {escape(about[name])}" for name in dict.fromkeys(names) if about.get(name)]
+  return f'<p class="ex-words">{" · ".join(known)}</p>' if known else ""
 
 
 def carried(reading: "ActivationReading | None", about: Mapping[str, str], most: int = 2) -> str:

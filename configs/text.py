@@ -31,6 +31,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       "long": "cut",  # or "left" out
       "empty": "refuse",  # empty lines; or "skip"
       "positions": (),  # where queries are taken; (): everywhere
+      "count": 8192,  # texts that the target writes where there are no files; a GPU writes them in seconds, a CPU in minutes
     }
   )
   config.model = blocks.transformer(256)

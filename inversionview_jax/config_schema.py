@@ -151,6 +151,7 @@ INPUTS: dict[str, dict[str, Key]] = {
       "long": config_keys.choice(("cut", "left"), "texts of more tokens: cut into windows, or left out"),
       "empty": config_keys.choice(("refuse", "skip"), "empty lines"),
       "positions": config_keys.names("where queries are taken; (): everywhere", ("END",)),
+      "count": config_keys.whole(4, 2**31 - 1, "texts that the target writes; only without files"),
     }
   ),
   "factual": optional(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inversionview_jax import progress
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.targets import Target
@@ -55,7 +56,11 @@ def _written(target: Target, length: int, index: np.ndarray) -> np.ndarray:
       target.module, longest, target.params, jnp.asarray(allowed), part.astype(np.int32), tokenizer.bos_id
     )
 
-  drawn = parallel.in_chunks(program, index, min(_BATCH, max(len(index), 1))) if len(index) else np.zeros((0, longest))
+  if len(index):
+    with progress.following(f"texts that {target.name} writes", show=len(index) > _BATCH):
+      drawn = parallel.in_chunks(program, index, min(_BATCH, len(index)))
+  else:
+    drawn = np.zeros((0, longest), np.int32)
   rows = np.full((len(index), length), tokenizer.pad_id, np.int32)
   rows[:, 0], rows[:, 1:-1] = tokenizer.bos_id, drawn
   columns = np.arange(length)[None]

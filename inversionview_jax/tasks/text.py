@@ -18,7 +18,6 @@ from inversionview_jax.tasks.tokenizers import PartTokenizer, Tokenizer
 from inversionview_jax.terminal import print_message
 
 _CHUNK = 1024  # texts tokenized at a time
-WRITTEN = 1_000_000  # inputs of a task whose texts the target writes
 _DEFAULTS = {
   "files": (),
   "field": "text",
@@ -29,6 +28,7 @@ _DEFAULTS = {
   "long": "cut",
   "empty": "refuse",
   "positions": (),
+  "count": 8192,
 }
 
 
@@ -39,7 +39,7 @@ class Text(LanguageTask):
     tokenizer: of the model; or a reader's `PartTokenizer`, whose tokens the task then has, and no file is opened before an input is read.
     settings: "files", "field", "split", "data_dir", "empty": see `sources.texts`; "length": T, with BOS and EOS; "vocabulary": "all", or
       "data" for the tokens that occur in these texts (of files) only; "long": a text of more tokens is "cut" into windows of T - 2 or "left" out;
-      "positions": () for queries at every token, or ("END",).
+      "positions": () for queries at every token, or ("END",); "count": texts that the target writes where there are no files.
 
   Raises:
     InversionViewError: unknown settings, or (when they are read) files that are not there or not readable.
@@ -98,7 +98,7 @@ class Text(LanguageTask):
 
   @property
   def num_inputs(self) -> int:  # type: ignore[override]
-    return WRITTEN if self.writer is not None else len(self._read[0])
+    return self.settings["count"] if self.writer is not None else len(self._read[0])
 
   def split(self, name: str, seed: int = 0) -> np.ndarray:
     """Like `Task.split`, except that the windows of one text are all in the same split, if there are several texts."""
@@ -136,6 +136,10 @@ class Text(LanguageTask):
 def _checked(settings: Mapping) -> dict:
   config_schema.check_inputs("text", settings)
   made = _DEFAULTS | {name: value for name, value in settings.items() if value is not None}
+  if made["files"] and made["count"] != _DEFAULTS["count"]:
+    raise InversionViewError(
+      f"inputs.count is {made['count']:,}, but there are inputs.files: it is the number of texts that a target writes where there are none"
+    )
   return {**made, "files": sources.absolute(made["files"]), "positions": list(made["positions"])}
 
 

@@ -1,15 +1,18 @@
 """Texts that the target writes: functions of their index, from the model's own distribution, and a reader trained on them."""
 
+import json
+
 import numpy as np
 import pytest
 from small_models import gpt2_folder
 
-from inversionview_jax import reading, tasks
+from inversionview_jax import reading
 from inversionview_jax.cli import main
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sampling.written import SHORTEST, written_by
 from inversionview_jax.targets import task_and_target
 from inversionview_jax.tasks import Text
+from inversionview_jax.tasks.datasets import load_rows
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -65,12 +68,45 @@ def test_tokens_follow_the_model(task_target):
 @pytest.mark.slow
 def test_a_reader_trains_without_texts_and_loads(folder, tmp_path, capsys):
   argv = ("train", "--config", "configs/text.py:tiny", "--target", str(folder), "--workdir", str(tmp_path / "W"))
-  settings = ("--config.inputs.vocabulary=all", "--config.inputs.length=8", "--config.sites=('x0.pre',)")
+  settings = (
+    "--config.inputs.vocabulary=all",
+    "--config.inputs.length=8",
+    "--config.inputs.count=64",
+    "--config.sites=('x0.pre',)",
+  )
   assert main([*argv, *settings, "--config.optimizer.name=adamw"]) == 0
   capsys.readouterr()
   reader = reading.load_reader(tmp_path / "W")
-  assert isinstance(reader.task, Text) and reader.task.num_inputs == tasks.text.WRITTEN
+  assert isinstance(reader.task, Text) and reader.task.num_inputs == 64
   assert len(reader.preimage("Ann saw", "x0.pre", "END", num_samples=16).samples) == 16
+
+
+def test_there_are_as_many_texts_as_the_setting_has(folder):
+  """A training reads all of its inputs before the first step: a million texts would take a CPU a day, without a word."""
+  task, target = task_and_target("text", folder, settings={"length": 10, "count": 12})
+  task = written_by(task, target)
+  assert task.num_inputs == 12
+  assert load_rows(task, "train").shape == (9, 10) and load_rows(task, "test").shape == (3, 10)
+
+
+def test_a_number_of_texts_is_refused_beside_files(folder, tmp_path):
+  (tmp_path / "lines.txt").write_text("Ann saw 2 cats\n")
+  with pytest.raises(InversionViewError, match=r"inputs\.count is 12, but there are inputs\.files"):
+    task_and_target("text", folder, settings={"files": (str(tmp_path / "lines.txt"),), "count": 12})
+
+
+def test_the_command_writes_the_texts_that_a_training_has(folder, tmp_path, capsys):
+  path = tmp_path / "texts.jsonl"
+  assert main(["texts", "--target", str(folder), "--count", "70", "--tokens", "8", "--out", str(path)]) == 0
+  assert "70 texts in" in capsys.readouterr().out
+  task, target = task_and_target("text", folder, settings={"length": 10})
+  rows = written_by(task, target).tokens(np.arange(70))
+  texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+  assert texts == [task.tokenizer.text(row.tolist()) for row in rows]
+  assert main(["texts", "--target", str(folder), "--count", "2", "--tokens", "8"]) == 0
+  assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == texts[:2]
+  assert main(["texts", "--target", str(folder), "--out", str(tmp_path / "texts.txt")]) == 2
+  assert "give a file that is called .jsonl" in capsys.readouterr().err
 
 
 def test_files_stay_the_inputs_where_there_are_some(folder, tmp_path):

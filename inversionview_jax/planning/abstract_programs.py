@@ -23,7 +23,8 @@ from inversionview_jax.models.transformer import Transformer
 from inversionview_jax.sampling import Sampler
 from inversionview_jax.sampling.candidates import Queries, Rows
 from inversionview_jax.sampling.language_prior import LanguagePrior
-from inversionview_jax.sampling.sweeps import Nearness, TaskSweeps
+from inversionview_jax.sampling.nearness import Nearness
+from inversionview_jax.sampling.sweeps import TaskSweeps
 from inversionview_jax.sampling.text_sweeps import TextSettings, TextSweeps
 from inversionview_jax.targets import Target
 from inversionview_jax.tasks import Task

@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sampling.candidates import Queries
+from inversionview_jax.sampling.nearness import Nearness
 from inversionview_jax.sampling.particles import ISLANDS, Level, Population, Settings, disagreement
-from inversionview_jax.sampling.sweeps import Nearness, TaskSweeps
+from inversionview_jax.sampling.sweeps import TaskSweeps
 from inversionview_jax.sampling.text_sweeps import TextSweeps
 from inversionview_jax.sites import Site
 from inversionview_jax.targets import Target

@@ -21,7 +21,8 @@ from inversionview_jax.planning.planning import training_step
 from inversionview_jax.planning.scenario import scenario_of
 from inversionview_jax.sampling.candidates import Queries
 from inversionview_jax.sampling.language_prior import LanguagePrior
-from inversionview_jax.sampling.sweeps import Nearness, TaskSweeps
+from inversionview_jax.sampling.nearness import Nearness
+from inversionview_jax.sampling.sweeps import TaskSweeps
 from inversionview_jax.sampling.text_sweeps import TextSettings, TextSweeps
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

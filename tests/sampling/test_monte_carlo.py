@@ -12,8 +12,8 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.sampling import exact
 from inversionview_jax.sampling.candidates import Queries
 from inversionview_jax.sampling.monte_carlo import MonteCarlo
+from inversionview_jax.sampling.nearness import Nearness
 from inversionview_jax.sampling.particles import Settings, disagreement
-from inversionview_jax.sampling.sweeps import Nearness
 from inversionview_jax.targets import load_target
 from inversionview_jax.tasks.moves import Move, choice, symmetric
 

@@ -24,6 +24,7 @@ from inversionview_jax.pretrained import (
   phi3,
   tokenizer_files,
   transformer_lens,
+  transformer_lens_config,
 )
 from inversionview_jax.pretrained.attributes import UnhandledAttribute
 from inversionview_jax.pretrained.completion import Refused, completed
@@ -32,8 +33,8 @@ from inversionview_jax.pretrained.gguf_file import GgufFile
 from inversionview_jax.pretrained.parts import Parts, Renamed, has_own_unembedding, refuse_dropped_unembedding
 from inversionview_jax.pretrained.weights import Safetensors
 from inversionview_jax.tasks.extension import load_named
+from inversionview_jax.tasks.huggingface_tokenizer import HuggingFaceTokenizer
 from inversionview_jax.tasks.tokenizer_base import Tokenizer
-from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
 
 FAMILIES = (
   gpt2.FAMILY,
@@ -107,7 +108,7 @@ def open_checkpoint(
   if unknown := sorted(set(ignore_config_keys) - set(attributes)):
     raise InversionViewError(f"{where} has no attribute {unknown[0]} that could be ignored")
   attributes = {name: value for name, value in attributes.items() if name not in ignore_config_keys}
-  if family is None and transformer_lens.describes(attributes):
+  if family is None and transformer_lens_config.describes(attributes):
     return _of_transformer_lens(path, attributes, str(where))
   return _opened(attributes, str(where), lambda: Safetensors(path), FAMILIES if family is None else (family,))
 

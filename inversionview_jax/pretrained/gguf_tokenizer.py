@@ -11,7 +11,7 @@ from inversionview_jax import values
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.models.config import MOST_TOKENS
 from inversionview_jax.pretrained.gguf_file import GgufFile
-from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
+from inversionview_jax.tasks.huggingface_tokenizer import HuggingFaceTokenizer
 
 # Name in a GGUF file -> how text is split before merging: the published patterns of each model's tokenizer.json.
 _LLAMA3 = (

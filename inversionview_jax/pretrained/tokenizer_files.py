@@ -20,8 +20,9 @@ from inversionview_jax.files import check_is_file, read_json
 from inversionview_jax.pretrained.completion import quiet_transformers
 from inversionview_jax.pretrained.gguf_tokenizer import Unread
 from inversionview_jax.pretrained.python_tokenizer import PythonTokenizer
+from inversionview_jax.tasks.huggingface_tokenizer import HuggingFaceTokenizer
 from inversionview_jax.tasks.tokenizer_base import Tokenizer
-from inversionview_jax.tasks.tokenizers import CharTokenizer, HuggingFaceTokenizer, PartTokenizer
+from inversionview_jax.tasks.tokenizers import CharTokenizer, PartTokenizer
 
 _PARSED = ("tokenizer.json", "vocab.json")
 _OTHERS = (

@@ -6,12 +6,13 @@ from inversionview_jax.tasks.base import Mixture, Task
 from inversionview_jax.tasks.counting import Counting
 from inversionview_jax.tasks.extension import is_named, load_class
 from inversionview_jax.tasks.factual import Factual
+from inversionview_jax.tasks.huggingface_tokenizer import HuggingFaceTokenizer
 from inversionview_jax.tasks.ioi import IOI
 from inversionview_jax.tasks.language import LanguageTask
 from inversionview_jax.tasks.program_task import ProgramTask, program_task
 from inversionview_jax.tasks.programs import Program, is_program
 from inversionview_jax.tasks.text import Text
-from inversionview_jax.tasks.tokenizers import CharTokenizer, HuggingFaceTokenizer, PartTokenizer, Tokenizer
+from inversionview_jax.tasks.tokenizers import CharTokenizer, PartTokenizer, Tokenizer
 
 __all__ = [
   "IOI",

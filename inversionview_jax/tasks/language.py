@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.tasks.base import Array, Mixture, Task
-from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer, PartTokenizer, Tokenizer
+from inversionview_jax.tasks.huggingface_tokenizer import HuggingFaceTokenizer
+from inversionview_jax.tasks.tokenizers import PartTokenizer, Tokenizer
 
 # The paper's for IOI: 64 candidates each, four times.
 PAPER_MIXTURE = Mixture(((0.5, 0.0), (1.0, 0.0), (1.0, 0.1)), num_samples=768)

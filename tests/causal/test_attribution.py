@@ -12,7 +12,7 @@ import inversionview_jax as iv
 from inversionview_jax import tasks
 from inversionview_jax.causal import addresses, attribution
 from inversionview_jax.errors import InversionViewError
-from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
+from inversionview_jax.tasks.huggingface_tokenizer import HuggingFaceTokenizer
 
 TASK = tasks.get("addition")
 CLEAN = ["615+261=876", "302+140=442", "999+123=1122", "100+100=200", "577+422=999"]

@@ -13,6 +13,7 @@ from inversionview_jax.errors import InversionViewError
 from inversionview_jax.pretrained import tokenizer_files, tokenizer_from
 from inversionview_jax.targets import load_target
 from inversionview_jax.tasks import tokenizers
+from inversionview_jax.tasks.huggingface_tokenizer import HuggingFaceTokenizer
 
 GOLDEN = json.loads(
   (tokenizer_cases.pathlib.Path(tokenizer_cases.__file__).parent / "golden" / "tokenizers.json").read_text()
@@ -176,7 +177,7 @@ def test_transformers_is_imported_for_hugging_face_folders_only():
 def test_a_text_that_the_tokenizer_cannot_encode_is_refused_in_one_line():
   library = pytest.importorskip("tokenizers")
   made = library.Tokenizer(library.models.WordLevel({"a": 0, "b": 1}, unk_token="<unk>"))
-  tokenizer = tokenizers.HuggingFaceTokenizer(made.to_str(), 0, 1, 1)
+  tokenizer = HuggingFaceTokenizer(made.to_str(), 0, 1, 1)
   for encode in (
     tokenizer.encode,
     lambda text: tokenizer.encode_many([text]),

@@ -10,7 +10,8 @@ from small_models import gpt2_folder, prompts, tokenizer_json
 from inversionview_jax import pretrained, tasks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.tasks import ioi
-from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer, PartTokenizer, from_description
+from inversionview_jax.tasks.huggingface_tokenizer import HuggingFaceTokenizer
+from inversionview_jax.tasks.tokenizers import PartTokenizer, from_description
 
 
 @pytest.fixture(scope="module")

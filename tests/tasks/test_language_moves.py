@@ -15,8 +15,8 @@ from small_models import prompts, tokenizer_json
 from inversionview_jax import tasks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.tasks import listed_inputs
+from inversionview_jax.tasks.huggingface_tokenizer import HuggingFaceTokenizer
 from inversionview_jax.tasks.ioi_words import TEMPLATES
-from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
 
 NAMES, PLACES, OBJECTS = ("Mary", "John", "Tom", "James"), ("store", "school"), ("drink",)
 

@@ -11,7 +11,7 @@ from small_models import tokenizer_json
 from inversionview_jax import tasks
 from inversionview_jax.errors import InversionViewError
 from inversionview_jax.tasks import sources, tokenizers
-from inversionview_jax.tasks.tokenizers import HuggingFaceTokenizer
+from inversionview_jax.tasks.huggingface_tokenizer import HuggingFaceTokenizer
 
 LINES = [
   f"{who} saw {count} {what} by the river"

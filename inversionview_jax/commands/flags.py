@@ -146,7 +146,7 @@ FLAGS = {
   "method": Flag("how preimages are found: {}".format(", ".join(METHODS))),
   "particles": Flag("of Monte Carlo: how many; a multiple of twice the number of devices", count("particles"), unset="1024; 128 with --prior"),
   "budget": Flag("of Monte Carlo: runs of the target after which it ends, converged or not", count("budget"), unset="200000; 8000 with --prior"),
-  "prior": Flag('"model": in place of a task, any text, with the probability that the target gives it (a language model, without --reader)'),
+  "prior": Flag('"model": in place of a task, any text, with the probability that the target gives it (a language model); with --reader, its decoder writes the first texts'),
   "growth": Flag("with --prior: by how many tokens a text may be longer or shorter than the query", count("growth"), unset="0"),
   "start": Flag(
     'with --prior: "query" (copies of it, heated and cooled) or "prior" (texts that the model writes; gives bits)', unset="query"

@@ -97,12 +97,17 @@ def _has_prior(args: argparse.Namespace) -> bool:
     if unused := [name for name in ("growth", "start") if getattr(args, name) is not None]:
       raise InversionViewError(f"--{unused[0]} belongs to --prior model: give it, or leave --{unused[0]} out")
     return False
-  if not source.without_reader(args):
-    raise InversionViewError("--prior is for a language model without a reader: give --target, and no --reader")
+  if args.target is None:
+    raise InversionViewError("--prior is for a whole language model: give it with --target")
+  if args.reader and args.start is not None:
+    raise InversionViewError(
+      f"--start {args.start} and --reader do not go together: with a reader, its decoder writes the first texts"
+    )
   if args.task:
     raise InversionViewError("the inputs are those of a task, or texts of a prior: give --task or --prior, not both")
-  if args.method not in (None, "monte_carlo"):
-    raise InversionViewError(f"--prior and --method {args.method} do not go together: use --method monte_carlo")
+  method = "decoder+monte_carlo" if args.reader else "monte_carlo"
+  if args.method not in (None, method):
+    raise InversionViewError(f"--prior and --method {args.method} do not go together: use --method {method}")
   flags.check_used(args, "monte_carlo")
   return True
 
@@ -112,6 +117,10 @@ def _of_texts(args: argparse.Namespace) -> "Preimage":
   from inversionview_jax.targets import load_target
 
   chosen = {name: value for name in ("growth", "start") if (value := getattr(args, name)) is not None}
+  if args.reader:
+    from inversionview_jax.reading import load_reader
+
+    chosen["start"] = load_reader(args.reader, args.target)
   return _by_monte_carlo(args, load_target(args.target), prior=args.prior, **chosen)
 
 

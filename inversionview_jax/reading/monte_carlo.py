@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -29,6 +29,9 @@ from inversionview_jax.targets.loading import check_tokenizer
 from inversionview_jax.tasks import LanguageTask, Task
 from inversionview_jax.tasks.tokenizers import PartTokenizer
 
+if TYPE_CHECKING:
+  from inversionview_jax.reading.reader import Reader
+
 _SAMPLERS = 8  # compiled samplers that are kept
 _SHARED_SITES = 40  # a program serves all default sites of a target with no more of them; of a larger one, the query's
 
@@ -48,7 +51,7 @@ def preimage(
   directions: "str | os.PathLike | np.ndarray | None" = None,
   prior: str | None = None,
   growth: int = 0,
-  start: str = "query",
+  start: "str | Reader" = "query",
   particles: int | None = None,
   budget: int | None = None,
   seed: int = 0,
@@ -74,7 +77,8 @@ def preimage(
       special tokens, and whether a text ends there plays no part.
     growth: with `prior`, by how many tokens a text may be longer or shorter than the query.
     start: with `prior`, "query": copies of the text, changed at any distance and brought back inside epsilon; what lies far from it may be missed.
-      "prior": texts that the model writes, which gives bits, and which seldom come near the query where it is special.
+      "prior": texts that the model writes, which gives bits, and which seldom come near the query where it is special. A reader of the same model
+      on texts, such as those that the model itself writes: the query, and what the decoder writes for the activation.
     particles: a multiple of twice the number of devices; None: 1,024, and 128 with `prior`.
     budget: target runs after which sampling ends, converged or not; at least two for each particle are made. None: 200,000, and 8,000 with
       `prior`.
@@ -101,7 +105,11 @@ def preimage(
     requests = [
       resolve(Request(text, name, at, epsilon, metric, match), i, texts.task) for i, (name, at) in enumerate(pairs)
     ]
-    return _sample_texts(target, texts, tuple(resolved), requests, particles, budget, **common)
+    if not isinstance(start, str) and len(pairs) > 1:
+      raise InversionViewError(
+        "a decoder writes for one activation, and several were given: leave start out, or read one"
+      )
+    return _sample_texts(target, texts, tuple(resolved), requests, particles, budget, start, **common)
   if growth or start != "query":
     raise InversionViewError("growth and start belong to prior='model': give prior, or leave them out")
   target, resolved_task = _of_task(target, task)
@@ -128,12 +136,14 @@ def _sample_texts(
   requests: Sequence[ResolvedRequest],
   particles: int | None,
   budget: int | None,
+  start: "str | Reader",
   **common: Any,
 ) -> Preimage:
   """The preimage of activations of one text, with the target itself as the prior."""
   particles = text_prior.PARTICLES if particles is None else bounds.whole("particles", particles)
   sampler, row = text_prior.sampler(target, texts, sites, parallel.make_mesh(), particles), requests[0].tokens
   used = row[: int(np.argmax(row == texts.task.tokenizer.eos_id))]  # EOS is no token of the model
+  begin, method, runs = _start(target, texts, sites[0], requests[0], row, particles, start, common["seed"])
   return sample(
     target,
     texts.task,
@@ -141,11 +151,32 @@ def _sample_texts(
     [dataclasses.replace(request, tokens=used) for request in requests],
     particles=particles,
     budget=text_prior.BUDGET if budget is None else budget,
-    start=None if texts.start == "prior" else lambda _: row[None],
-    method="query+monte_carlo" if texts.start == "query" else "monte_carlo",
+    start=None if begin is None else lambda _: begin,
+    start_runs=runs,
+    method=method,
     sampler=sampler,
     **common,
   )
+
+
+def _start(
+  target: Target,
+  texts: text_prior.TextPrior,
+  site: Site,
+  request: ResolvedRequest,
+  row: np.ndarray,
+  particles: int,
+  start: "str | Reader",
+  seed: int,
+) -> tuple[np.ndarray | None, str, int]:
+  """Texts to begin with, int32[M, T], or None for draws from the prior; the name of the method; and the runs of the target that they took."""
+  if start == "prior":
+    return None, "monte_carlo", 0
+  if isinstance(start, str):
+    return row[None], "query+monte_carlo", 1
+  count = text_prior.CANDIDATES * particles
+  query = Request(request.text, site.short, request.position, request.epsilon, request.metric, request.match)
+  return text_prior.written_for(start, target, texts, query, count, seed), "decoder+monte_carlo", count
 
 
 def sample(
@@ -160,6 +191,7 @@ def sample(
   directions: Directions | None = None,
   progress: Progress | None = None,
   start: Callable[[Queries], np.ndarray] | None = None,
+  start_runs: int | None = None,
   reader: str = "",
   mesh: Mesh | None = None,
   method: str = "",
@@ -175,6 +207,7 @@ def sample(
     directions: what activations are projected on.
     start: from the query, texts to begin with, int32[M, T], such as a decoder's candidates, which the target has run on; None: draws from the
       prior.
+    start_runs: runs of the target that `start` took; None: one for each of its texts.
     reader: shown with the preimage; "": the name of the target.
     mesh: particles are divided over its data axis; all devices by default.
     method: as `Preimage` names it; "": by whether there is a `start`.
@@ -191,6 +224,7 @@ def sample(
     compared, [r.site for r in requests], [r.metric for r in requests], [r.compared_position for r in requests]
   )
   begin = None if start is None else np.asarray(start(query))
+  runs_before = start_runs if start_runs is not None else 0 if begin is None else len(begin)
 
   def answer(population: Population) -> Preimage:
     return answers.preimage_of(
@@ -204,7 +238,7 @@ def sample(
       method=method or ("monte_carlo" if begin is None else "decoder+monte_carlo"),
       others=tuple(queries[1:]),
       directions="" if directions is None else directions.name,
-      target_runs=population.target_runs + (0 if begin is None else len(begin)),
+      target_runs=population.target_runs + runs_before,
       bits=population.bits,
       bits_error=population.bits_error,
       converged=population.converged,

@@ -193,6 +193,25 @@ class Reader(ShowsTable):
   def _resolve(self, request: Request) -> ResolvedRequest:
     return resolve(request, self.site_index(request.site), self.task)
 
+  def candidates(self, request: Request | tuple | Mapping | Query, count: int, seed: int = 0) -> Candidates:
+    """Texts that the decoder writes for one activation, by the task's own mixture, as arrays.
+
+    Args:
+      request: see `Request.of`.
+      count: R, how many.
+      seed: the texts are a function of it.
+
+    Returns:
+      R candidates, with their distances.
+
+    Raises:
+      InversionViewError: as `check` does.
+    """
+    resolved = self._resolve(Request.of(request))
+    activation = self._run(resolved.tokens[None])[self.sites[resolved.site]][0, resolved.position]
+    queries = self._queries([resolved], [np.asarray(activation, np.float32)])
+    return self.draw_mixture(queries, resolve_mixture(self.task, None, None, None, count), seed)[0]
+
   def exact_preimage(
     self,
     text: str,

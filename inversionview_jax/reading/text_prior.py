@@ -5,6 +5,7 @@ Shapes: N particles, R activations of a query.
 
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jax.sharding import Mesh
@@ -13,6 +14,7 @@ from inversionview_jax import bounds
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.models.config import TransformerConfig
+from inversionview_jax.reading.requests import Request
 from inversionview_jax.sampling.language_prior import LanguagePrior
 from inversionview_jax.sampling.monte_carlo import MonteCarlo
 from inversionview_jax.sampling.particles import Settings
@@ -20,9 +22,15 @@ from inversionview_jax.sampling.text_sweeps import TextSettings, TextSweeps
 from inversionview_jax.sites import Site
 from inversionview_jax.targets import Target
 from inversionview_jax.tasks import CharTokenizer, Text
+from inversionview_jax.tasks.text import rows_of
+from inversionview_jax.tasks.tokenizers import PartTokenizer
+
+if TYPE_CHECKING:
+  from inversionview_jax.reading.reader import Reader
 
 PARTICLES, BUDGET = 128, 8_000  # defaults
 STARTS = ("query", "prior")
+CANDIDATES = 4  # that a decoder writes for each particle, of which the nearest are taken
 _PRIORS = ("model",)
 _SAMPLERS = 4  # compiled samplers that are kept
 _CACHE = 4 * 2**30  # bytes of keys and values on a device, at most; those of CPUs share their memory
@@ -35,7 +43,7 @@ class TextPrior:
   Attributes:
     task: of these texts, without files.
     lengths: fewest and most tokens of a text, BOS not counted.
-    start: "query" or "prior".
+    start: "query", "prior" or "decoder".
   """
 
   task: Text
@@ -43,7 +51,7 @@ class TextPrior:
   start: str
 
 
-def text_prior(target: Target, text: str, prior: str, growth: int = 0, start: str = "query") -> TextPrior:
+def text_prior(target: Target, text: str, prior: str, growth: int = 0, start: "str | Reader" = "query") -> TextPrior:
   """The prior of this name around a text.
 
   Args:
@@ -51,7 +59,8 @@ def text_prior(target: Target, text: str, prior: str, growth: int = 0, start: st
     text: the query's.
     prior: "model": the target's own probability of a text.
     growth: how many tokens fewer or more than the query's a text may have.
-    start: "query": copies of the text, heated and cooled; "prior": texts that the model writes, which gives bits.
+    start: "query": copies of the text, heated and cooled; "prior": texts that the model writes, which gives bits; a reader:
+      those that its decoder writes.
 
   Raises:
     InversionViewError: another prior or start, a target without logits or without a tokenizer of its own texts, or a text that is empty, too
@@ -59,7 +68,7 @@ def text_prior(target: Target, text: str, prior: str, growth: int = 0, start: st
   """
   if prior not in _PRIORS:
     raise one_of("prior", prior, _PRIORS)
-  if start not in STARTS:
+  if isinstance(start, str) and start not in STARTS:
     raise one_of("start", start, STARTS)
   if not target.has_logits:
     raise InversionViewError(
@@ -88,7 +97,11 @@ def text_prior(target: Target, text: str, prior: str, growth: int = 0, start: st
       f"a text of {longest} tokens is longer than the model's context of {target.config.n_ctx}, BOS included: shorten it"
       + (" or lower growth" if growth else "")
     )
-  return TextPrior(Text(tokenizer, {"length": longest + 2}), (max(1, len(ids) - growth), longest), start)
+  return TextPrior(
+    Text(tokenizer, {"length": longest + 2}),
+    (max(1, len(ids) - growth), longest),
+    start if isinstance(start, str) else "decoder",
+  )
 
 
 def sampler(
@@ -131,6 +144,40 @@ def _sampler(
   program = TextSweeps(LanguagePrior(target, sites, allowed_tokens(target)), task, mesh, TextSettings(lengths))
   settings = Settings(particles=particles, moves=0.1, final_moves=2.0, sweeps=12, cooling=0.4)
   return MonteCarlo(target, task, sites, mesh, settings, program=program)
+
+
+def written_for(
+  reader: "Reader", target: Target, prior: TextPrior, request: Request, count: int, seed: int
+) -> np.ndarray:
+  """int32[M, T]: the query's text, and up to `count` others that a reader's decoder writes for the activation, nearest first.
+
+  Those that are too short are left out; of those that are too long the end is, where the activation lies before it.
+
+  Args:
+    reader: of the same model, on texts of its own.
+    target: the whole model.
+    prior: which texts may be.
+    request: the query.
+    count: candidates.
+    seed: of the candidates.
+
+  Raises:
+    InversionViewError: a reader of another model, or one that does not have the query's text or site.
+  """
+  base, whole = reader.task.tokenizer, prior.task.tokenizer
+  if not isinstance(base, PartTokenizer) or base.base.describe() != whole.base.describe():
+    raise InversionViewError(
+      f"the reader {reader.name!r} is of another model than {target.name!r}: give the reader of this one"
+    )
+  written = reader.candidates(request, count, seed)
+  rows = [whole.encode(request.text)]
+  for i in np.argsort(written.distance, kind="stable"):
+    ordinary = [token for token in written.tokens[i] if token not in (base.bos_id, base.eos_id, base.pad_id)]
+    ids = base.to_base(ordinary)[: prior.lengths[1]]
+    compared = 0 <= written.position[i] <= len(ids)  # what comes behind it changes nothing
+    if compared and len(ids) >= prior.lengths[0] and not np.isin(ids, list(whole.special_ids)).any():
+      rows.append(ids.tolist())
+  return rows_of(whole, rows, prior.task.length)
 
 
 def allowed_tokens(target: Target) -> np.ndarray:

@@ -83,13 +83,14 @@ class TextSweeps:
     return jax.eval_shape(made)
 
   def begin(self, query: Queries, basis: Any, rng: np.random.Generator, start: np.ndarray | None, count: int) -> State:
-    """Draws from the model, or texts to begin with after heating; and their distances.
+    """Draws from the model, or texts to begin with, and their distances.
 
     Args:
       query: R activations.
       basis: float32[P, D] or None, as for `LanguagePrior.advance`.
       rng: of the draws.
-      start: int32[M, T], texts of allowed lengths, of which `count` particles are copies; they are swept at any distance then. None: draws.
+      start: int32[M, T], texts of allowed lengths, the first of which are particles, or all again and again where there are fewer. A single one is
+        swept at any distance then; several lie apart already. None: draws.
       count: N.
 
     Returns:
@@ -114,7 +115,7 @@ class TextSweeps:
     keys = jax.random.split(key)
     state, *_ = self._run(query, basis, keys[0], (np.inf, np.inf), (np.inf, 1), state, weights, 0)
     runs, heating = count, self._settings.heating
-    if start is not None and heating:
+    if start is not None and len(start) == 1 and heating:
       # In both islands alike.
       sweeps = (np.arange(count) * (heating + 1) // max(count // ISLANDS, 1) % (heating + 1)).astype(np.int32)
       until = (np.inf, heating)

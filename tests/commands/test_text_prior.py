@@ -18,9 +18,11 @@ def test_view_on_the_command_line(inversionview, refused, tmp_path):
   assert (code, error) == (0, "") and "from the query" in out
   assert Preimage.from_json(tmp_path / "p.json").method == "query+monte_carlo"
   assert "--growth belongs to --prior model" in refused(*argv, "--task", "text", "--growth", "1")
-  assert "give --target, and no --reader" in refused(
-    "view", TEXT, "--site", "m0", "--position", "END", "--prior", "model"
-  )
+  assert "give it with --target" in refused("view", TEXT, "--site", "m0", "--position", "END", "--prior", "model")
+  with_reader = (*argv, "--prior", "model", "--reader", "W")
+  assert "--start prior and --reader do not go together" in refused(*with_reader, "--start", "prior")
+  assert "use --method decoder+monte_carlo" in refused(*with_reader, "--method", "monte_carlo")
+  assert "no reader 'W'" in refused(*with_reader)
   assert "not both" in refused(*argv, "--prior", "model", "--task", "ioi")
   assert "use --method monte_carlo" in refused(*argv, "--prior", "model", "--method", "exact")
   assert "--noise has no effect" in refused(*argv, "--prior", "model", "--noise", "0.1")

@@ -1,15 +1,20 @@
 """Preimages of a language model among the texts that it writes itself: what they hold, that the target confirms them, and what is refused."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from refusals import refusal
 from small_models import gpt2_folder
 
 import inversionview_jax as iv
+from inversionview_jax.models import decoder
+from inversionview_jax.models.decoder import Decoder, DecoderConfig
+from inversionview_jax.models.transformer import TransformerConfig
 from inversionview_jax.preimage import Preimage
-from inversionview_jax.reading import text_prior
-from inversionview_jax.targets import load_target
+from inversionview_jax.reading import Reader, text_prior
+from inversionview_jax.reading.requests import Request
+from inversionview_jax.targets import load_target, task_and_target
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -64,6 +69,63 @@ def test_texts_that_the_model_writes_give_bits(target):
   assert preimage.method == "monte_carlo" and preimage.bits is not None and preimage.bits_error is not None
   length = len(target.tokenizer.encode(TEXT))
   assert {len(sample.tokens) for sample in preimage.samples} <= {length - 1, length, length + 1}
+
+
+@pytest.fixture(scope="module")
+def reader(folder, random_variables):
+  """A reader with a random decoder of the same model, over its own texts of at most ten tokens."""
+  task, target = task_and_target("text", folder, settings={"length": 12})
+  t, shape = task.tokenizer, {"n_ctx": 12, "n_layers": 1, "n_heads": 2, "d_model": 16, "d_mlp": 32}
+  config = DecoderConfig(
+    TransformerConfig(vocab_size=t.vocab_size, **shape),
+    ("x0.mid", "a1.0"),
+    target.config.d_model,
+    encoder_blocks=1,
+    encoder_width=20,
+    n_slots=2,
+    forbidden=(t.bos_id, t.pad_id),
+  )
+  blank = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, config.d_activation)), jnp.zeros(1, jnp.int32)
+  params = random_variables(0.1, 0, Decoder(config), *blank)["params"]
+  activations, site = np.random.default_rng(0).normal(size=(64, config.d_activation)), np.arange(64) % 2
+  stats = {"encoder": decoder.statistics(activations, site, 2, config.normalize)}
+  return Reader(target, task, config, jax.tree.map(jnp.asarray, {"params": params, "stats": stats}), "random")
+
+
+def test_a_decoder_writes_the_texts_to_begin_with(target, reader):
+  few = {**FEW, "epsilon": 0.6, "growth": 2}
+  preimage = iv.preimage(target, TEXT, "x0.mid", "END", start=reader, **few)
+  assert preimage.method == "decoder+monte_carlo" and preimage.bits is None
+  assert preimage.rate == 1 and len(preimage.particles) == N
+  assert preimage.target_runs >= text_prior.CANDIDATES * N
+  z = np.array(preimage.query.activation)
+  for sample in preimage.samples:
+    here = np.asarray(target.run(np.array([[preimage.query.tokens[0], *sample.tokens]]), ["x0.mid"])["x0.mid"])[
+      0, sample.position
+    ]
+    assert sample.distance == pytest.approx(1 - here @ z / np.linalg.norm(here) / np.linalg.norm(z), abs=1e-5)
+
+
+def test_texts_to_begin_with_are_the_query_and_others_of_allowed_lengths_by_distance(target, reader):
+  prior = text_prior.text_prior(target, TEXT, "model", 1, reader)
+  rows = text_prior.written_for(reader, target, prior, Request(TEXT, "x0.mid", "END", 0.6), 64, 0)
+  t = prior.task.tokenizer
+  lengths = (rows == t.eos_id).argmax(axis=1) - 1
+  assert t.text(rows[0].tolist()) == TEXT and len(rows) > 10
+  assert set(lengths) <= set(range(prior.lengths[0], prior.lengths[1] + 1))
+  z = np.asarray(target.run(rows[:1, : lengths[0] + 1], ["x0.mid"])["x0.mid"])[0, -1]
+  distances = []
+  for row, length in zip(rows[1:], lengths[1:], strict=True):
+    here = np.asarray(target.run(row[None, : length + 1], ["x0.mid"])["x0.mid"])[0, 1:]
+    distances.append((1 - here @ z / np.linalg.norm(here, axis=-1) / np.linalg.norm(z)).min())
+  assert (np.diff(distances) > -1e-5).all() and distances[0] < distances[-1]
+
+
+def test_a_reader_of_another_model_or_for_several_activations_is_refused(target, reader, small_target, small_decoder):
+  other = Reader(small_target, small_target.resolve_task(), *small_decoder, "other")
+  assert "is of another model than" in refusal(iv.preimage, target, TEXT, "x0.mid", "END", start=other, **FEW)
+  several = refusal(iv.preimage, target, TEXT, ["x0.mid", "a1.0"], "END", start=reader, **FEW)
+  assert "writes for one activation" in several
 
 
 @pytest.mark.slow

@@ -17,9 +17,9 @@ import numpy as np
 
 from inversionview_jax import config_schema
 from inversionview_jax.errors import InversionViewError, one_of
-from inversionview_jax.tasks import fact_files, fact_wordings, hashing, sources
+from inversionview_jax.tasks import fact_files, fact_pairs, fact_wordings, hashing, sources
 from inversionview_jax.tasks.base import Array, Mixture
-from inversionview_jax.tasks.contrast import VARY, Pairs, redraw
+from inversionview_jax.tasks.contrast import VARY, Pairs
 from inversionview_jax.tasks.grammar import holds
 from inversionview_jax.tasks.language import LanguageTask, base_of
 from inversionview_jax.tasks.moves import Move
@@ -43,23 +43,6 @@ _DEFAULTS = {
 _DIRECTIONS = ((1.0, 0.9), (1.0, 0.85), (1.0, 0.8), (1.0, 0.75))
 _CHUNK = 1024  # texts tokenized at a time
 FEATURES = ("subject", "relation", "answer", "kind", "language", "wording", "opening")
-# (feature, kind of pairs) -> what a pair has in common, and what must differ; "token": the first token of the answer.
-_CONTRASTS = {
-  ("subject", "only"): (("relation", "wording", "opening"), ("subject", "token")),
-  ("subject", "rest"): (("subject",), ("relation", "wording", "opening")),
-  ("relation", "only"): (("subject", "opening"), ("relation", "token")),
-  ("relation", "rest"): (("relation",), ("subject", "answer", "wording", "opening")),
-  ("answer", "only"): (("relation", "wording", "opening"), ("answer", "token")),
-  ("answer", "rest"): (("answer",), ("wording", "opening")),
-  ("kind", "only"): (("subject", "opening"), ("kind", "token")),
-  ("kind", "rest"): (("kind",), ("subject", "answer", "wording", "opening")),
-  ("language", "only"): (("relation", "wording", "opening"), ("language", "token")),
-  ("language", "rest"): (("language",), ("subject", "wording", "opening")),
-  ("wording", "only"): (("subject", "relation", "opening"), ("wording",)),
-  ("wording", "rest"): (("wording",), ("subject", "opening")),
-  ("opening", "only"): (("subject", "relation", "wording"), ("opening",)),
-  ("opening", "rest"): (("opening",), ("subject", "relation", "wording")),
-}
 
 
 class Factual(LanguageTask):
@@ -338,32 +321,7 @@ class Factual(LanguageTask):
     rows, end, index = self._rows, self._read[1][:, 1], np.asarray(index, np.int64)
     if where.strip() and len(index):
       index = index[holds(where, self.features_of(index), len(index))]
-    token = np.where(end >= 0, rows[np.arange(len(rows)), np.minimum(end + 1, rows.shape[1] - 1)], -1)
-    values = self._valued[0] | {"token": token}
-    same, differ = _CONTRASTS[feature, vary]
-    # What is equal in all inputs, as in files that have one wording of each relation, cannot differ.
-    differ = tuple(name for name in differ if name == feature or len(np.unique(values[name][end >= 0])) > 1)
-    usable = (end >= 0) & np.all([values[name] >= 0 for name in {*same, *differ}], axis=0)
-    numbers, index = np.flatnonzero(usable), index[usable[index]]
-    group = np.full(len(rows), -1)
-    if len(numbers):
-      keys = np.stack([values[name][numbers] for name in same], axis=1)
-      group[numbers] = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
-    members = numbers[np.argsort(group[numbers], kind="stable")]
-    sizes = np.bincount(group[numbers], minlength=1)
-    starts = np.cumsum(sizes) - sizes
-
-    def propose(chosen, attempt):
-      of = group[index[chosen]]
-      drawn = hashing.uniform(sizes[of], seed, index[chosen], attempt)
-      return members[starts[of] + drawn] if len(chosen) else np.zeros(0, np.int64)
-
-    def accept(chosen, drawn):
-      return np.all([values[name][drawn] != values[name][index[chosen]] for name in differ], axis=0)
-
-    other, made = redraw(len(index), propose, accept)
-    index, other = index[made], other[made]
-    return Pairs(index, rows[index], rows[other], end[index].astype(np.int32), end[other].astype(np.int32))
+    return fact_pairs.draw(feature, vary, index, seed, rows=rows, end=end, values=self._valued[0])
 
   def query_mask(self, tokens: Array) -> Array:
     """The positions in `settings` of a fact, all positions of a sentence."""

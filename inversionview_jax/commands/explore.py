@@ -82,12 +82,12 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
   for path in args.target or ():
     check_target(path)
   if circuit is not None and _is_target(circuit.circuit.target):
-    readers.add_target(circuit.circuit.target, circuit.circuit.task)
+    readers.sources.add_target(circuit.circuit.target, circuit.circuit.task)
   url = _url(args.address, port)
   print_text(f"the explorer is at {url} (Ctrl-C ends it)", flush=True)
   try:
     names_of_host = server.host_names(args.address, args.host)
-    loading = f"loading {next(iter(readers.names))} …"
+    loading = f"loading {next(iter(readers.sources.names))} …"
     server.serve(args.address, port, names_of_host, url, not args.no_browser, readers.preload, loading)
   except KeyboardInterrupt:
     pass

@@ -65,11 +65,11 @@ def test_monte_carlo_and_its_bits(target, right, metric):
 @pytest.mark.parametrize("metric", METRICS)
 def test_explorer(right, metric):
   service = Service([], [NAME])
-  name = next(iter(service.names))
+  name = next(iter(service.sources.names))
   view = View(name, TEXT, SITE, LABEL, metric=metric, match="position", particles=256, budget=20_000)
   assert {sample.text for sample in service.preimage(view).inside} <= right
   source = service.source(name)
-  assert service.start(name)["site"] == "x0.pre" and source.sites[-1] == "x1.post"
+  assert service.start(name)["site"] == "x0.post" and source.sites[-1] == "x1.post"
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -461,7 +461,7 @@ def test_errors_are_shown_in_place_and_the_page_goes_on(page, params, message):
 
 def test_a_reader_that_cannot_be_loaded_is_reported_and_another_can_be_chosen(page, shared, monkeypatch):
   monkeypatch.setattr(Service, "method", lambda self, view, samples=None: "decoder")  # takes no time
-  broken = next(name for name in shared.names if not name.startswith("small"))
+  broken = next(name for name in shared.sources.names if not name.startswith("small"))
   app = page(reader=broken, text=None, site=None, position=None)
   assert any("model.json" in text for text in alerts(app))
   checked(app.selectbox(key="control reader").select("small").run())
@@ -622,13 +622,13 @@ def test_a_drawing_that_was_stopped_waits_until_it_is_asked_for(page, drawn):
 
 def test_a_target_is_opened_by_its_folder_once_and_read(folder, shared):
   opening = Service([str(folder)], may_open=True)
-  label = opening.open_target(str(folder), "addition")
-  assert label == "small (addition)" and opening.open_target(str(folder), "addition") == label
+  label = opening.sources.open_target(str(folder), "addition")
+  assert label == "small (addition)" and opening.sources.open_target(str(folder), "addition") == label
   assert opening.source(label).reader is None and opening.source(label).task.name == "addition"
-  other = opening.open_target(str(folder))
-  assert other not in ("small", label) and set(opening.names) == {"small", label, other}
+  other = opening.sources.open_target(str(folder))
+  assert other not in ("small", label) and set(opening.sources.names) == {"small", label, other}
   with pytest.raises(InversionViewError, match="opens no other targets"):
-    shared.open_target(str(folder))
+    shared.sources.open_target(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -647,8 +647,8 @@ def test_a_target_that_cannot_be_opened_leaves_nothing_behind(given, message, mo
   monkeypatch.setenv("HF_HOME", str(tmp_path))
   opening = Service(["addition"], may_open=True)
   with pytest.raises(InversionViewError, match=message):
-    opening.open_target(*given)
-  assert list(opening.names) == ["addition"]
+    opening.sources.open_target(*given)
+  assert list(opening.sources.names) == ["addition"]
 
 
 # The circuit.

@@ -68,7 +68,7 @@ def _from_address(readers: service.Service) -> None:
   params = {name: st.query_params.get_all(name) for name in st.query_params}
   if "view" in st.session_state and params == st.session_state.address:
     return
-  name = params.get("reader", [next(iter(readers.names))])[-1]
+  name = params.get("reader", [next(iter(readers.sources.names))])[-1]
   start: dict[str, Any] = {"reader": name}
   try:
     with st.spinner("loading the reader"):
@@ -324,7 +324,7 @@ def _circuit(readers: service.Service, view: View, encoded: service.Input) -> No
   if node is None:
     pane("circuit", circuits.overview(opened), _on_click)
     return
-  reader = readers.reader_of(opened.circuit.target)
+  reader = readers.sources.reader_of(opened.circuit.target)
   pane("circuit", circuits.node_panel(opened, node, opened.preimages(node), reader), _on_click)
 
 

@@ -65,11 +65,11 @@ def sidebar(readers: service.Service) -> None:
   """The controls in the sidebar."""
   view: View = st.session_state.view
   with st.sidebar:
-    known = list(readers.names)
+    known = list(readers.sources.names)
     names = known if view.reader in known else [view.reader, *known]
-    label = "Reader or target" if readers.has_targets else "Reader"
+    label = "Reader or target" if readers.sources.has_targets else "Reader"
     control(st.selectbox, "reader", label, names, change=lambda name: _other_reader(readers, name))
-    if readers.may_open:
+    if readers.sources.may_open:
       _open_target(readers)
     try:
       source = readers.source(view.reader)
@@ -123,7 +123,7 @@ def _opened(readers: service.Service) -> None:
   name, task, texts = (st.session_state[f"target {part}"] for part in ("name", "task", "texts"))
   try:
     with st.spinner(f"loading {name}"):
-      label = readers.open_target(name, task, texts)
+      label = readers.sources.open_target(name, task, texts)
       set_view(**_other_reader(readers, label))
   except InversionViewError as error:
     st.session_state.errors = [str(error)]

@@ -13,12 +13,11 @@ from jax.sharding import Mesh
 
 from inversionview_jax import bounds
 from inversionview_jax.devices import parallel, sharding
-from inversionview_jax.distance import METRICS
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.models import site_shapes
 from inversionview_jax.models.decoder import Decoder, DecoderConfig
 from inversionview_jax.preimage import Preimage, Query
-from inversionview_jax.reading import answers, log_prob, monte_carlo
+from inversionview_jax.reading import answers, log_prob, monte_carlo, overview
 from inversionview_jax.reading.requests import Request, ResolvedRequest, resolve, resolve_mixture
 from inversionview_jax.sampling import exact, mixtures, sampler
 from inversionview_jax.sampling.candidates import Candidates, Queries, Rows
@@ -358,45 +357,7 @@ class Reader(ShowsTable):
     )
 
   def _table(self) -> Table:
-    config, t = self.config.transformer, self.target.config
-    parameters = sum(x.size for x in jax.tree.leaves(self.variables.get("params", self.variables)))
-    default, *others = self.task.mixtures
-    rows = [
-      (
-        "target",
-        f"{self.target.name}: {t.n_layers} layers, {t.n_heads} heads, width {t.d_model}, {self.target.convention}",
-      ),
-      ("task", " · ".join(filter(None, (self.task.name, self._example)))),
-      ("sites", " ".join(self.config.sites)),
-      ("positions", self._positions),
-      ("epsilon", f"{self.task.epsilon:g}, {METRICS[self.task.metric]}"),
-      ("mixture", f"{default} ({self.task.mixture.num_samples:,} candidates)" + "".join(f", or {o}" for o in others)),
-      (
-        "decoder",
-        f"{parameters / 1e6:.2f} M parameters: {self.config.encoder_blocks} encoder blocks, then {config.n_layers} layers, "
-        f"{config.n_heads} heads, width {config.d_model}",
-      ),
-    ]
-    return Table(f"Reader {self.name!r}", (), tuple(row for row in rows if row[1]))
-
-  @functools.cached_property
-  def _first_input(self) -> list[int]:
-    """Tokens of one input without padding, as an example; [] where the task's data cannot be read."""
-    try:
-      row = self.task.tokens(np.zeros(1, np.int64))[0]
-    except (InversionViewError, OSError):
-      return []
-    return [int(token) for token in row if token != self.task.tokenizer.pad_id]
-
-  @property
-  def _example(self) -> str:
-    return f"such as {self.task.tokenizer.text(self._first_input)!r}" if self._first_input else ""
-
-  @property
-  def _positions(self) -> str:
-    """The labels of the first input's positions."""
-    labels = self.task.labels(self._first_input) if self._first_input else []
-    return " ".join(label for label in labels if label)
+    return overview.table_of(self)
 
 
 class _Counter:

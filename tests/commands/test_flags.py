@@ -23,6 +23,7 @@ def test_shared_flags_have_one_help_text():
   own_meaning = {
     "--help",
     "--queries",  # held-out inputs to evaluate or measure; queries in a prompt
+    "--count",  # prompts at most, or texts
     "--inputs",  # random inputs for completeness, or for the bits
     "--temperature",  # of the decoder, or of a language model
     "--feature",  # one of the task's, or an expression

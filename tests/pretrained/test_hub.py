@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 import tokenizers
 from checkpoints import GOLDEN, tensors_of
+from huggingface_hub import constants
 from small_models import gpt2_folder
 
 from inversionview_jax.errors import InversionViewError
@@ -52,6 +53,8 @@ def cache(tmp_path, monkeypatch):
   monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
   for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
     monkeypatch.delenv(name, raising=False)
+  # The library reads its environment when it is imported, which another test may have changed for itself.
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
   return tmp_path / "home" / "hub"
 
 

@@ -125,7 +125,8 @@ class Task(abc.ABC):
     return self.listed.index(tokens)
 
   def may_be_input(self, tokens: Sequence[int]) -> bool:
-    """Whether a text is an input of the task or the beginning of one; True where the inputs are not enumerated, so that it is not known.
+    """Whether a text is an input of the task or the beginning of one; True where the inputs are not enumerated, so that it is not known, unless a
+    task has a rule of its own.
 
     Args:
       tokens: int[T], the text with BOS; EOS and padding do not count.

@@ -3,6 +3,7 @@
 Three different letters of 26 (2,600 triples) x 200 triples of counts (each 1 to 9) x 3 query letters = 1.56 million inputs.
 """
 
+import collections
 import functools
 import itertools
 import math
@@ -94,6 +95,15 @@ class Counting(Task):
     if not self.inputs_of(Counting):
       return super().log_prior(tokens)
     return self._moves.log_prior(tokens, math.log(_TRIPLES * 9**3 * _QUERIES))
+
+  def may_be_input(self, tokens: Sequence[int]) -> bool:
+    if not self.inputs_of(Counting):
+      return super().may_be_input(tokens)
+    letters, bar, behind = self.tokenizer.text(tokens).partition("|")
+    counts = collections.Counter(letters)
+    if len(counts) > 3 or max(counts.values(), default=0) > 9 or not set(letters) <= set(string.ascii_lowercase):
+      return False
+    return not bar or len(counts) == 3 and any(f"{letter}:{n}".startswith(behind) for letter, n in counts.items())
 
   def loss_mask(self, tokens: Array) -> Array:
     return self.answer_mask(tokens)

@@ -172,6 +172,16 @@ class IOI(LanguageTask):
     held = np.where(columns < end, np.take_along_axis(rows, columns, axis=1), -1)
     return template, columns, np.where(template[:, None] >= 0, held, -1)
 
+  def may_be_input(self, tokens: Sequence[int]) -> bool:
+    if not self.inputs_of(IOI):
+      return super().may_be_input(tokens)
+    used = [token for token in map(int, tokens) if token not in (self.tokenizer.eos_id, self.tokenizer.pad_id)]
+    template, _, held = self._parsed(np.array([used]))
+    first, second, giver, _, _, answer = held[0].tolist()  # -1: not there yet
+    if len(used) >= self.length or template[0] < 0 or first == second >= 0:
+      return False
+    return giver in (-1, first, second) and answer in (-1, second if giver == first else first)
+
   def labels(self, tokens: Sequence[int]) -> list[str]:
     template, columns, held = (x[0] for x in self._parsed(np.asarray(tokens)[None]))
     labels = [""] * len(tokens)

@@ -208,3 +208,23 @@ def test_a_token_outside_the_part_is_named(task):
 def test_a_part_that_is_none_is_refused(base, kept):
   with pytest.raises(InversionViewError, match="a part of a vocabulary needs increasing token ids"):
     PartTokenizer(base, kept)
+
+
+def test_prompts_that_are_no_input_are_known(task, rows):
+  t = task.tokenizer
+  for row in rows[::150]:
+    ids = [int(token) for token in row if token not in (t.eos_id, t.pad_id)]
+    names = [i for i, token in enumerate(ids) if t.strings([token])[0].strip() in task.names]
+    first, second, giver, answer = names
+    other = next(token for token in t.encode(" Mary John Anna") if token not in (ids[first], ids[second]))
+    assert all(task.may_be_input(ids[:end]) for end in range(1, len(ids) + 1))
+    assert task.may_be_input(row)
+
+    def changed(place, token, end=None, ids=ids):
+      return task.may_be_input([*ids[:place], token, *ids[place + 1 :]][:end])
+
+    assert changed(first, other, giver) and not changed(first, other if ids[giver] == ids[first] else ids[second])
+    assert not changed(second, ids[first], second + 1)
+    assert not changed(giver, other, giver + 1) and not changed(giver, ids[second + 1], giver + 1)
+    assert not changed(answer, ids[giver]) and not changed(answer, other)
+    assert not task.may_be_input([*ids, ids[-1]])

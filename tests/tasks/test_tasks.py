@@ -251,6 +251,23 @@ class TestFeatures:
     ("615+861=15", False), ("100+100=2000", False), ("615+861=14761476", False),
   ],
 )  # fmt: skip
-def test_texts_that_are_no_input_are_known(text, expected):
+def test_sums_that_are_no_input_are_known(text, expected):
   t = ADDITION.tokenizer
   assert ADDITION.may_be_input([t.bos_id, *t.encode(text)]) is expected
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("vvzccvczvvvzvcvc|v:8", True), ("vvzccvczvvvzvcvc|v:", True), ("vvzccvczvvvzvcvc|", True), ("vvz", True), ("", True), ("zzz", True),
+    ("vvzccvczvvvzvcvc|v:7", False), ("vvzccvczvvvzvcvc|x", False), ("vvzvvz|v:4", False), ("abcd", False), ("a" * 10, False),
+    ("vvz|c", False), ("vzc||", False), ("vzc|v:1:", False), ("v:z", False), ("vzc|v:11", False),
+  ],
+)  # fmt: skip
+def test_strings_that_are_no_input_are_known(text, expected):
+  t = COUNTING.tokenizer
+  assert COUNTING.may_be_input([t.bos_id, *t.encode(text)]) is expected
+  row = np.full((1, COUNTING.length), t.pad_id, np.int32)
+  row[0, : len(text) + 2] = [t.bos_id, *t.encode(text), t.eos_id]
+  if text[-1:].isdigit():
+    assert np.isfinite(COUNTING.log_prior(row))[0] == expected

@@ -105,9 +105,9 @@ def preimage(
     requests = [
       resolve(Request(text, name, at, epsilon, metric, match), i, texts.task) for i, (name, at) in enumerate(pairs)
     ]
-    if not isinstance(start, str) and len(pairs) > 1:
+    if not isinstance(start, str) and (len(pairs) > 1 or along is not None):
       raise InversionViewError(
-        "a decoder writes for one activation, and several were given: leave start out, or read one"
+        "a decoder writes for one whole activation: give one site and position and no directions, or no reader to start from"
       )
     return _sample_texts(target, texts, tuple(resolved), requests, particles, budget, start, **common)
   if growth or start != "query":
@@ -143,7 +143,7 @@ def _sample_texts(
   particles = text_prior.PARTICLES if particles is None else bounds.whole("particles", particles)
   sampler, row = text_prior.sampler(target, texts, sites, parallel.make_mesh(), particles), requests[0].tokens
   used = row[: int(np.argmax(row == texts.task.tokenizer.eos_id))]  # EOS is no token of the model
-  begin, method, runs = _start(target, texts, sites[0], requests[0], row, particles, start, common["seed"])
+  begin, method, runs = _start(texts, sites[0], requests[0], row, particles, start, common["seed"])
   return sample(
     target,
     texts.task,
@@ -151,7 +151,7 @@ def _sample_texts(
     [dataclasses.replace(request, tokens=used) for request in requests],
     particles=particles,
     budget=text_prior.BUDGET if budget is None else budget,
-    start=None if begin is None else lambda _: begin,
+    start=begin,
     start_runs=runs,
     method=method,
     sampler=sampler,
@@ -160,7 +160,6 @@ def _sample_texts(
 
 
 def _start(
-  target: Target,
   texts: text_prior.TextPrior,
   site: Site,
   request: ResolvedRequest,
@@ -168,15 +167,18 @@ def _start(
   particles: int,
   start: "str | Reader",
   seed: int,
-) -> tuple[np.ndarray | None, str, int]:
-  """Texts to begin with, int32[M, T], or None for draws from the prior; the name of the method; and the runs of the target that they took."""
+) -> tuple[Callable[[Queries], np.ndarray] | None, str, int]:
+  """The argument `start` of `sample`, the name of the method, and the runs of the target that the start takes."""
   if start == "prior":
     return None, "monte_carlo", 0
   if isinstance(start, str):
-    return row[None], "query+monte_carlo", 1
-  count = text_prior.CANDIDATES * particles
-  query = Request(request.text, site.short, request.position, request.epsilon, request.metric, request.match)
-  return text_prior.written_for(start, target, texts, query, count, seed), "decoder+monte_carlo", count
+    return lambda _: row[None], "query+monte_carlo", 1
+  count, reader = text_prior.CANDIDATES * particles, start
+
+  def written(query: Queries) -> np.ndarray:
+    return text_prior.written_for(reader, np.asarray(query.activation)[0], texts, site, request, count, seed)
+
+  return written, "decoder+monte_carlo", count
 
 
 def sample(

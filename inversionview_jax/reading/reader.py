@@ -20,7 +20,7 @@ from inversionview_jax.preimage import Preimage, Query
 from inversionview_jax.reading import answers, log_prob, monte_carlo, overview
 from inversionview_jax.reading.requests import Request, ResolvedRequest, resolve, resolve_mixture
 from inversionview_jax.sampling import exact, mixtures, sampler
-from inversionview_jax.sampling.candidates import Candidates, Queries, Rows
+from inversionview_jax.sampling.candidates import ANYWHERE, Candidates, Queries, Rows
 from inversionview_jax.tables import ShowsTable, Table
 from inversionview_jax.targets import Run, Target
 from inversionview_jax.tasks import Mixture, Task
@@ -192,23 +192,34 @@ class Reader(ShowsTable):
   def _resolve(self, request: Request) -> ResolvedRequest:
     return resolve(request, self.site_index(request.site), self.task)
 
-  def candidates(self, request: Request | tuple | Mapping | Query, count: int, seed: int = 0) -> Candidates:
-    """Texts that the decoder writes for one activation, by the task's own mixture, as arrays.
+  def candidates(
+    self,
+    activation: np.ndarray | jax.Array,
+    site: str,
+    count: int,
+    *,
+    metric: str | None = None,
+    position: int = ANYWHERE,
+    seed: int = 0,
+  ) -> Candidates:
+    """Texts that the decoder writes for an activation, wherever it is from, by the task's own mixture, as arrays.
 
     Args:
-      request: see `Request.of`.
+      activation: float[D], such as that of a text that the reader's own vocabulary does not have.
+      site: of the reader.
       count: R, how many.
+      metric: of the distances; None: the task's.
+      position: at which texts are compared; -1: the nearest one.
       seed: the texts are a function of it.
 
     Returns:
       R candidates, with their distances.
 
     Raises:
-      InversionViewError: as `check` does.
+      InversionViewError: a site that the reader was not trained on, or an unknown metric.
     """
-    resolved = self._resolve(Request.of(request))
-    activation = self._run(resolved.tokens[None])[self.sites[resolved.site]][0, resolved.position]
-    queries = self._queries([resolved], [np.asarray(activation, np.float32)])
+    padded = site_shapes.padded(np.asarray(activation, np.float32), self.config.d_activation)
+    queries = Queries.of(padded[None], self.site_index(site), metric or self.task.metric, position)
     return self.draw_mixture(queries, resolve_mixture(self.task, None, None, None, count), seed)[0]
 
   def exact_preimage(

@@ -5,7 +5,7 @@ Shapes: N particles, R activations of a query.
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -14,7 +14,7 @@ from inversionview_jax import bounds
 from inversionview_jax.devices import parallel
 from inversionview_jax.errors import InversionViewError, one_of
 from inversionview_jax.models.config import TransformerConfig
-from inversionview_jax.reading.requests import Request
+from inversionview_jax.reading.requests import ResolvedRequest
 from inversionview_jax.sampling.language_prior import LanguagePrior
 from inversionview_jax.sampling.monte_carlo import MonteCarlo
 from inversionview_jax.sampling.particles import Settings
@@ -147,7 +147,13 @@ def _sampler(
 
 
 def written_for(
-  reader: "Reader", target: Target, prior: TextPrior, request: Request, count: int, seed: int
+  reader: "Reader",
+  activation: np.ndarray,
+  prior: TextPrior,
+  site: Site,
+  request: ResolvedRequest,
+  count: int,
+  seed: int,
 ) -> np.ndarray:
   """int32[M, T]: the query's text, and up to `count` others that a reader's decoder writes for the activation, nearest first.
 
@@ -155,21 +161,23 @@ def written_for(
 
   Args:
     reader: of the same model, on texts of its own.
-    target: the whole model.
+    activation: float[D], that of the whole model at the query.
     prior: which texts may be.
-    request: the query.
+    site: of the query.
+    request: the query; its text may have tokens that the reader does not write.
     count: candidates.
     seed: of the candidates.
 
   Raises:
-    InversionViewError: a reader of another model, or one that does not have the query's text or site.
+    InversionViewError: a reader of another model, or one that does not have the site.
   """
   base, whole = reader.task.tokenizer, prior.task.tokenizer
   if not isinstance(base, PartTokenizer) or base.base.describe() != whole.base.describe():
     raise InversionViewError(
-      f"the reader {reader.name!r} is of another model than {target.name!r}: give the reader of this one"
+      f"the reader {reader.name!r} is of another model, with another tokenizer: give one of the model that is read"
     )
-  written = reader.candidates(request, count, seed)
+  settings: dict[str, Any] = {"metric": request.metric, "position": request.compared_position, "seed": seed}
+  written = reader.candidates(activation, site.short, count, **settings)
   rows = [whole.encode(request.text)]
   for i in np.argsort(written.distance, kind="stable"):
     ordinary = [token for token in written.tokens[i] if token not in (base.bos_id, base.eos_id, base.pad_id)]

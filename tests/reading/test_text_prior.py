@@ -13,7 +13,7 @@ from inversionview_jax.models.decoder import Decoder, DecoderConfig
 from inversionview_jax.models.transformer import TransformerConfig
 from inversionview_jax.preimage import Preimage
 from inversionview_jax.reading import Reader, text_prior
-from inversionview_jax.reading.requests import Request
+from inversionview_jax.reading.requests import Request, resolve
 from inversionview_jax.targets import load_target, task_and_target
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -108,12 +108,12 @@ def test_a_decoder_writes_the_texts_to_begin_with(target, reader):
 
 def test_texts_to_begin_with_are_the_query_and_others_of_allowed_lengths_by_distance(target, reader):
   prior = text_prior.text_prior(target, TEXT, "model", 1, reader)
-  rows = text_prior.written_for(reader, target, prior, Request(TEXT, "x0.mid", "END", 0.6), 64, 0)
-  t = prior.task.tokenizer
+  t, request = prior.task.tokenizer, resolve(Request(TEXT, "x0.mid", "END", 0.6), 0, prior.task)
+  z = np.asarray(target.run([TEXT], ["x0.mid"])["x0.mid"])[0, request.position]
+  rows = text_prior.written_for(reader, z, prior, target.site("x0.mid"), request, 64, 0)
   lengths = (rows == t.eos_id).argmax(axis=1) - 1
   assert t.text(rows[0].tolist()) == TEXT and len(rows) > 10
   assert set(lengths) <= set(range(prior.lengths[0], prior.lengths[1] + 1))
-  z = np.asarray(target.run(rows[:1, : lengths[0] + 1], ["x0.mid"])["x0.mid"])[0, -1]
   distances = []
   for row, length in zip(rows[1:], lengths[1:], strict=True):
     here = np.asarray(target.run(row[None, : length + 1], ["x0.mid"])["x0.mid"])[0, 1:]
@@ -123,9 +123,11 @@ def test_texts_to_begin_with_are_the_query_and_others_of_allowed_lengths_by_dist
 
 def test_a_reader_of_another_model_or_for_several_activations_is_refused(target, reader, small_target, small_decoder):
   other = Reader(small_target, small_target.resolve_task(), *small_decoder, "other")
-  assert "is of another model than" in refusal(iv.preimage, target, TEXT, "x0.mid", "END", start=other, **FEW)
+  assert "is of another model, with another tokenizer" in refusal(
+    iv.preimage, target, TEXT, "x0.mid", "END", start=other, **FEW
+  )
   several = refusal(iv.preimage, target, TEXT, ["x0.mid", "a1.0"], "END", start=reader, **FEW)
-  assert "writes for one activation" in several
+  assert "writes for one whole activation" in several
 
 
 @pytest.mark.slow

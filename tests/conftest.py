@@ -9,10 +9,8 @@ import sys
 if sys.dont_write_bytecode:
   # Where Python may write no bytecode, pip has written none either, and every process that a test starts would compile JAX's sources anew, for
   # seconds. It goes into a folder of the tests' own.
-  sys.dont_write_bytecode, sys.pycache_prefix = (
-    False,
-    str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "bytecode"),
-  )
+  sys.dont_write_bytecode = False
+  sys.pycache_prefix = str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
   os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
   os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 

@@ -38,17 +38,15 @@ _CACHE = 4 * 2**30  # bytes of keys and values on a device, at most; those of CP
 
 @dataclasses.dataclass(frozen=True)
 class TextPrior:
-  """The texts of a target that lie near a query: what they may be, and where sampling starts.
+  """The texts of a target that lie near a query: what they may be.
 
   Attributes:
     task: of these texts, without files.
     lengths: fewest and most tokens of a text, BOS not counted.
-    start: "query", "prior" or "decoder".
   """
 
   task: Text
   lengths: tuple[int, int]
-  start: str
 
 
 def text_prior(target: Target, text: str, prior: str, growth: int = 0, start: "str | Reader" = "query") -> TextPrior:
@@ -97,11 +95,7 @@ def text_prior(target: Target, text: str, prior: str, growth: int = 0, start: "s
       f"a text of {longest} tokens is longer than the model's context of {target.config.n_ctx}, BOS included: shorten it"
       + (" or lower growth" if growth else "")
     )
-  return TextPrior(
-    Text(tokenizer, {"length": longest + 2}),
-    (max(1, len(ids) - growth), longest),
-    start if isinstance(start, str) else "decoder",
-  )
+  return TextPrior(Text(tokenizer, {"length": longest + 2}), (max(1, len(ids) - growth), longest))
 
 
 def sampler(
